@@ -1,0 +1,327 @@
+"""Configurations of Ming-Lite-Omni: one class per component, released values as defaults.
+
+The JSON layout is the released one (`llm_config`, `vision_config`, `audio_config`, `whisper_config`,
+`talker_config`), so that released and newly saved `config.json` files are interchangeable.
+"""
+
+import os
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+
+# Code and components that make a weights directory self-contained; sub-folders stay flat (see `save_pretrained`).
+TRAVELS_WITH_WEIGHTS = ("*.py", "audio_detokenizer/*", "image_gen/*")
+
+# `transformers serve` looks a served architecture up in this table; without the entry it rejects remote code.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("bailingmm", "BailingMMNativeForConditionalGeneration")
+
+
+class BailingMoeConfig(PreTrainedConfig):
+    """The Ling mixture-of-experts decoder.
+
+    `multi_gate` adds an image and an audio router beside the text router of every layer. The released file carries
+    `sliding_window` and `intermediate_size`, which the model never used: the first is cleared unless
+    `use_sliding_window`, the second only sizes the leading `first_k_dense_replace` dense layers (0 as released).
+    `rope_theta` of released files becomes `rope_parameters`.
+    """
+
+    model_type = "bailing_moe"
+    base_config_key = "llm_config"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
+        "layers.*.mlp.experts.down_proj": "rowwise",
+        "layers.*.mlp.experts": "moe_tp_experts",
+        "layers.*.mlp.shared_experts.gate_proj": "colwise",
+        "layers.*.mlp.shared_experts.up_proj": "colwise",
+        "layers.*.mlp.shared_experts.down_proj": "rowwise",
+    }
+    base_model_ep_plan = {
+        "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
+        "layers.*.mlp.experts.down_proj": "grouped_gemm",
+        "layers.*.mlp.experts": "ep_dispatch_experts",
+    }
+    base_model_pp_plan = {
+        "word_embeddings": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 126464
+    hidden_size: int = 2048
+    intermediate_size: int = 5632
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 4
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 32768
+    initializer_range: float = 0.006
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: dict | None = None
+    use_sliding_window: bool = False
+    sliding_window: int | None = None
+    attention_dropout: float | int = 0.0
+    moe_intermediate_size: int = 1408
+    num_experts: int = 64
+    num_experts_per_tok: int = 6
+    num_shared_experts: int = 2
+    norm_topk_prob: bool = True
+    multi_gate: bool = True
+    first_k_dense_replace: int = 0
+    output_router_logits: bool = False
+    router_aux_loss_coef: float = 0.001
+    router_z_loss_coef: float = 0.001
+    image_patch_token: int = 126346
+    pad_token_id: int | None = 126081
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 126081
+
+    def __post_init__(self, **kwargs):
+        if kwargs.pop("use_bias", False) or kwargs.pop("use_qkv_bias", False):
+            raise ValueError("use_bias / use_qkv_bias: released Ling decoders have no biases; set both to false")
+        for unused in ("norm_head", "norm_softmax"):
+            if kwargs.pop(unused, False):
+                raise ValueError(f"{unused}=true is not part of Ming-Lite-Omni; set it to false")
+        self.sliding_window = self.sliding_window if self.use_sliding_window else None
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if not kwargs.get("rope_theta") and self.rope_parameters is None:
+            kwargs["rope_theta"] = 600000.0
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})"
+            )
+        if not 0 < self.num_experts_per_tok <= self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok ({self.num_experts_per_tok}) must lie between 1 and num_experts "
+                f"({self.num_experts})"
+            )
+        super().__post_init__(**kwargs)
+
+
+class BailingMMVisionConfig(Qwen2_5_VLVisionConfig):
+    """The Qwen2.5-VL vision tower at Ming's sizes."""
+
+    model_type = "qwen2_5_vit"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 1280
+    intermediate_size: int = 3456
+    out_hidden_size: int = 8192
+
+
+class BailingMMAudioConfig(PreTrainedConfig):
+    """The SANM encoder (SenseVoice) behind `audio=`, and its projector.
+
+    `audio_encoder_config_sanm` keeps the released dictionary as the only home of the encoder's sizes; the properties
+    below are what the library's SANM layers read from a config. `norm_query_embeds` governs both audio encoders.
+    """
+
+    model_type = "bailingmm_sanm"
+    base_config_key = "audio_config"
+
+    audio_encoder_config_sanm: dict | None = None
+    ds_kernel_size: int = 1
+    ds_stride: int = 1
+    norm_query_embeds: bool = True
+    initializer_range: float = 0.02
+
+    layer_norm_eps = 1e-12
+    hidden_act = "relu"
+
+    def __post_init__(self, **kwargs):
+        sanm = {
+            "input_size": 560,
+            "output_size": 512,
+            "attention_heads": 4,
+            "linear_units": 2048,
+            "num_blocks": 50,
+            "kernel_size": 11,
+            "sanm_shfit": 0,
+            "dropout_rate": 0.1,
+            "attention_dropout_rate": 0.1,
+        }
+        sanm.update(self.audio_encoder_config_sanm or {})
+        if sanm["sanm_shfit"] != 0:
+            raise ValueError(
+                f"sanm_shfit={sanm['sanm_shfit']}: only centred FSMN kernels (0, as released) are supported"
+            )
+        self.audio_encoder_config_sanm = sanm
+        super().__post_init__(**kwargs)
+
+    @property
+    def input_size(self) -> int:
+        return self.audio_encoder_config_sanm["input_size"]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.audio_encoder_config_sanm["output_size"]
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.audio_encoder_config_sanm["linear_units"]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.audio_encoder_config_sanm["num_blocks"]
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.audio_encoder_config_sanm["attention_heads"]
+
+    @property
+    def fsmn_kernel_size(self) -> int:
+        return self.audio_encoder_config_sanm["kernel_size"]
+
+    @property
+    def hidden_dropout(self) -> float:
+        return self.audio_encoder_config_sanm["dropout_rate"]
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.audio_encoder_config_sanm["attention_dropout_rate"]
+
+
+class BailingMMWhisperConfig(PreTrainedConfig):
+    """The Whisper large-v3 encoder with a 300 s position table, and its down-sampling projector.
+
+    `mask_padding` keeps segments of a batch apart. The released code lets every frame attend to the zero padding of
+    its batch; `mask_padding=False` reproduces that.
+    """
+
+    model_type = "bailingmm_whisper"
+    base_config_key = "whisper_config"
+
+    whisper_encoder_config: dict | None = None
+    ds_kernel_size: int = 3
+    ds_stride: int = 2
+    mask_padding: bool = True
+    initializer_range: float = 0.02
+
+    attention_dropout = 0.0
+    dropout = 0.0
+    activation_dropout = 0.0
+    activation_function = "gelu"
+
+    def __post_init__(self, **kwargs):
+        whisper = {"n_ctx": 15000, "n_head": 20, "n_layer": 32, "n_mels": 128, "n_state": 1280}
+        whisper.update(self.whisper_encoder_config or {})
+        self.whisper_encoder_config = whisper
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_mel_bins(self) -> int:
+        return self.whisper_encoder_config["n_mels"]
+
+    @property
+    def max_source_positions(self) -> int:
+        return self.whisper_encoder_config["n_ctx"]
+
+    @property
+    def d_model(self) -> int:
+        return self.whisper_encoder_config["n_state"]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.d_model
+
+    @property
+    def encoder_layers(self) -> int:
+        return self.whisper_encoder_config["n_layer"]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.encoder_layers
+
+    @property
+    def encoder_attention_heads(self) -> int:
+        return self.whisper_encoder_config["n_head"]
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.encoder_attention_heads
+
+    @property
+    def encoder_ffn_dim(self) -> int:
+        return 4 * self.d_model
+
+
+class BailingMMConfig(PreTrainedConfig):
+    """Ming-Lite-Omni: the thinker with its vision tower and two audio encoders.
+
+    `load_vision`, `load_audio` (SANM) and `load_whisper` leave a tower out: pass them to `from_pretrained` to save
+    its memory. `mlp_depth` counts the linear layers of each projector (released: 2).
+    `talker_config` is kept as released data; the talker is not part of this version.
+    """
+
+    model_type = "bailingmm"
+    sub_configs_defaults = {
+        "llm_config": BailingMoeConfig,
+        "vision_config": BailingMMVisionConfig,
+        "audio_config": BailingMMAudioConfig,
+        "whisper_config": BailingMMWhisperConfig,
+    }
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    llm_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    whisper_config: dict | PreTrainedConfig | None = None
+    talker_config: dict | None = None
+    mlp_depth: int = 2
+    load_vision: bool = True
+    load_audio: bool = True
+    load_whisper: bool = True
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
+        """The decoder's configuration: what generation, caches and quantisers ask for."""
+        return self.llm_config
+
+    @property
+    def image_token_id(self) -> int:
+        return self.llm_config.image_patch_token
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Save `config.json` and the code it names, so that the directory loads with `trust_remote_code=True`.
+
+        The code is copied here and not by the model: `PreTrainedModel.save_pretrained` takes the time stamps of the
+        directory, then saves the config, then uploads what is newer.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        if self._name_or_path:
+            copy_repository_files(self._name_or_path, save_directory)
+
+
+def copy_repository_files(source: str, destination: str | os.PathLike) -> None:
+    """Copy what `TRAVELS_WITH_WEIGHTS` names from a directory or a Hub id into `destination` (itself: nothing)."""
+    root = (
+        Path(source) if os.path.isdir(source) else Path(snapshot_download(source, allow_patterns=TRAVELS_WITH_WEIGHTS))
+    )
+    destination = Path(destination)
+    if root.resolve() == destination.resolve():
+        return
+    for path in (path for pattern in TRAVELS_WITH_WEIGHTS for path in root.glob(pattern)):
+        if path.is_file() and not fnmatch(path.name, "*.pyc"):
+            target = destination / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+
+
+__all__ = [
+    "BailingMMAudioConfig",
+    "BailingMMConfig",
+    "BailingMMVisionConfig",
+    "BailingMMWhisperConfig",
+    "BailingMoeConfig",
+]
