@@ -1,0 +1,87 @@
+"""Balance between modalities (M2-omni, arXiv 2502.18778, which Ming-Omni follows).
+
+Step-wise balance (pre-training): one optimiser step is one forward pass per modality; the losses are summed with
+fixed weights. Dynamic adaptive balance (instruction tuning): the weights follow each modality's convergence.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+
+def weighted_sum(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
+    """Step-wise balance: the sum of the modalities' losses times their weights (1 where none is given)."""
+    return sum(weights.get(name, 1.0) * loss for name, loss in losses.items())
+
+
+def relative_slope(losses: list[float]) -> float:
+    """Slope of the least-squares line through equally spaced losses, per observation, relative to the mean loss."""
+    values = np.asarray(losses, dtype=np.float64)
+    slope, _ = np.polyfit(np.arange(len(values)), values, deg=1)
+    return float(slope / max(values.mean(), 1e-8))
+
+
+class DynamicBalance:
+    """Weights from the convergence of recent validation losses.
+
+    The paper fits a line to each modality's recent validation losses and lets the weights follow the convergence
+    rates, so that the modalities finish together; the map from slopes to weights is left open. Our choice: with
+    p = -relative slope (progress per observation; negative when the loss rises, that is when a modality over-fits),
+    the weight is proportional to exp(-(p - mean p) / temperature) while a modality still falls, so that slower ones
+    get more; one that rises is finished and gets `min_weight`. Weights are clipped to [min_weight, max_weight] and
+    normalised to mean 1 before the clip.
+
+    Args:
+        names: modalities.
+        window: validation losses per fit; until each has that many, all weights are 1.
+        temperature: progress difference that changes the ratio of two weights by e.
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        window: int = 5,
+        temperature: float = 0.05,
+        min_weight: float = 0.5,
+        max_weight: float = 2.0,
+    ):
+        if window < 2:
+            raise ValueError(f"window must be at least 2 to fit a line, got {window}")
+        self.history = {name: deque(maxlen=window) for name in names}
+        self.window, self.temperature = window, temperature
+        self.min_weight, self.max_weight = min_weight, max_weight
+
+    def observe(self, losses: Mapping[str, float]) -> None:
+        """Record one validation loss per modality."""
+        for name, loss in losses.items():
+            if name not in self.history:
+                raise ValueError(f"unknown modality {name!r}; this balance follows {sorted(self.history)}")
+            if not np.isfinite(loss):
+                raise ValueError(f"validation loss of {name!r} is {loss}; training has diverged")
+            self.history[name].append(float(loss))
+
+    def weights(self) -> dict[str, float]:
+        """The current weight of each modality."""
+        if any(len(values) < self.window for values in self.history.values()):
+            return dict.fromkeys(self.history, 1.0)
+        progress = {name: -relative_slope(list(values)) for name, values in self.history.items()}
+        mean = float(np.mean(list(progress.values())))
+        raw = {name: float(np.exp(-(p - mean) / self.temperature)) for name, p in progress.items()}
+        scale = float(np.mean(list(raw.values())))
+        return {
+            name: self.min_weight
+            if progress[name] < 0
+            else float(np.clip(value / scale, self.min_weight, self.max_weight))
+            for name, value in raw.items()
+        }
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The recorded losses, for a checkpoint."""
+        return {name: list(values) for name, values in self.history.items()}
+
+    def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
+        """Restore what `state_dict` gave."""
+        for name, values in state.items():
+            self.history[name] = deque(values, maxlen=self.window)

@@ -1,0 +1,115 @@
+"""Train Ming-Tiny stage by stage: `python -m training.tiny STAGE`, see `--help`."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import set_seed
+
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from processing_bailingmm import BailingMMProcessor
+
+from ..balance import DynamicBalance
+from ..chats import BalanceCallback, StepwiseObjective
+from ..loop import fit
+from .architecture import tiny_config
+from .perception import MIX, PerceptionData
+from .speech import SpeechPool
+from .warmup import SpeechWarmUp, SpeechWarmUpData, VisionWarmUp, VisionWarmUpData
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = 2506
+# Parts of the model that each warm-up trains and hands over.
+PARTS = {
+    "vision": ("vision", "linear_proj"),
+    "sanm": ("audio", "linear_proj_audio"),
+    "whisper": ("whisper_encoder", "linear_proj_whisper"),
+}
+AUTO_MAP = {
+    "AutoConfig": "configuration_bailingmm.BailingMMConfig",
+    **dict.fromkeys(
+        ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+        "modeling_bailingmm.BailingMMNativeForConditionalGeneration",
+    ),
+}
+
+
+def part_parameters(model: torch.nn.Module, names: tuple[str, ...]) -> dict[str, torch.nn.Parameter]:
+    """Parameters of the named sub-modules."""
+    return {name: value for name, value in model.named_parameters() if name.split(".")[0] in names}
+
+
+def new_model() -> BailingMMNativeForConditionalGeneration:
+    """Ming-Tiny with the random weights every run starts from."""
+    set_seed(SEED)
+    return BailingMMNativeForConditionalGeneration(tiny_config())
+
+
+def warm_up(stage: str, args: argparse.Namespace) -> None:
+    """Train one encoder by dense labels and write its weights to RUNS/STAGE.safetensors."""
+    model, processor = new_model(), BailingMMProcessor.from_pretrained(ROOT)
+    if stage == "vision":
+        task = VisionWarmUp(model)
+        data = VisionWarmUpData(processor.image_processor, args.steps or 2400, args.batch_size or 48, SEED, "train")
+    else:
+        task = SpeechWarmUp(model)
+        pool = SpeechPool(args.speech)
+        data = SpeechWarmUpData(
+            pool, processor, args.steps or 3000, args.batch_size or 32, SEED, whisper=stage == "whisper"
+        )
+    part = part_parameters(model, PARTS[stage])
+    heads = [value for name, value in task.named_parameters() if not name.startswith("model.")]
+    fit(task, data, args.runs / stage, args.learning_rate or 1e-3, SEED, parameters=[*part.values(), *heads])
+    save_file({name: value.detach() for name, value in part.items()}, args.runs / f"{stage}.safetensors")
+
+
+def train_chats(args: argparse.Namespace) -> None:
+    """Perception proper: all modalities through the decoder, from warmed-up encoders; writes RUNS/model."""
+    model, processor = new_model(), BailingMMProcessor.from_pretrained(ROOT)
+    for stage in PARTS:
+        weights = load_file(args.runs / f"{stage}.safetensors")
+        if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
+            raise ValueError(f"{stage}.safetensors does not fit the model: {unexpected[:4]}")
+    objective = StepwiseObjective(model)
+    pool = SpeechPool(args.speech)
+    data = PerceptionData(processor, pool, args.steps or 3000, SEED)
+    validation = PerceptionData(processor, pool, 1, SEED + 1, scale=0.5)[0]
+    balance = BalanceCallback(objective, DynamicBalance(list(MIX)), validation, every=100)
+    trainer = fit(
+        objective, data, args.runs / "chat", args.learning_rate or 1e-3, SEED, callbacks=(balance,), save_steps=100
+    )
+    export(trainer.model.model, processor, args.runs / "model")
+
+
+def export(model: BailingMMNativeForConditionalGeneration, processor: BailingMMProcessor, directory: Path) -> None:
+    """Write model and processor as a loadable directory in bfloat16."""
+    model.config.auto_map = AUTO_MAP
+    model.config.name_or_path = str(ROOT)
+    model.to(torch.bfloat16).save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=(*PARTS, "chat"))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
+    parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
+    parser.add_argument("--steps", type=int, help="number of optimiser steps")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    if args.stage == "chat":
+        train_chats(args)
+    else:
+        warm_up(args.stage, args)
+
+
+if __name__ == "__main__":
+    main()

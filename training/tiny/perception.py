@@ -1,0 +1,42 @@
+"""Stage 1 of Ming-Tiny: chats about the world in all modalities, one forward per modality and step."""
+
+import numpy as np
+import torch
+
+from ..chats import chat_batch
+from .scenes import choose
+from .speech import SpeechPool
+from .world import sample_chat
+
+# Per step and modality: which abilities are drawn, and how many chats. Rows repeat to weigh them.
+MIX: dict[str, tuple[tuple[str, ...], int]] = {
+    "text": (("text_only",), 10),
+    "image": (("image_qa", "image_qa", "image_count_describe", "image_count_describe", "multi_turn"), 20),
+    "pair": (("two_images",), 4),
+    "video": (("video_qa",), 5),
+    "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 14),
+    "spoken": (("spoken_question",), 6),
+    "mixed": (("mixed",), 3),
+}
+
+
+class PerceptionData(torch.utils.data.Dataset):
+    """Item `step` is {modality: batch}. SANM and Whisper take turns: even steps are heard by SANM."""
+
+    def __init__(self, processor, pool: SpeechPool, steps: int, seed: int, scale: float = 1.0, max_side: int = 192):
+        self.processor, self.pool, self.steps, self.seed = processor, pool, steps, seed
+        self.scale, self.max_side = scale, max_side
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, dict[str, torch.Tensor]]:
+        rng = np.random.default_rng((self.seed, step))
+        batches = {}
+        for modality, (rows, count) in MIX.items():
+            chats = [
+                sample_chat(choose(rng, rows), rng, "train", self.pool, dense=True, max_side=self.max_side).messages
+                for _ in range(max(1, round(self.scale * count)))
+            ]
+            batches[modality] = chat_batch(self.processor, chats, use_whisper_encoder=step % 2 == 1)
+        return batches

@@ -1,0 +1,359 @@
+"""Ming-Tiny's world as chats: pictures, clips, speech and text with questions and their exact answers.
+
+`sample_chat` makes one conversation of one of `ROWS`, the abilities the checkpoint is measured by. Everything is drawn
+from the generator that is passed in; there is no global state, and the same seed gives the same sample.
+
+Split: see `scenes` for pictures and clips, `sentences` for text and spoken words, `speech` for voices.
+Grammar of the answers: see `questions`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .drawing import render, render_clip
+from .questions import (
+    COUNT_KINDS,
+    FOLLOW_UPS,
+    QA_KINDS,
+    Fact,
+    Question,
+    clip_facts,
+    describe_clip,
+    describe_scene,
+    pair_facts,
+    pronoun_facts,
+    sample_clip_fact,
+    sample_count_by,
+    sample_fact,
+    sample_yes_no,
+    scene_facts,
+    unique_by,
+    word,
+)
+from .scenes import COLOURS, MAX_SIDE, Clip, Scene, check_split, choose, sample_canvas, sample_clip, sample_scene
+from .sentences import sample_text_question, spoken_forms
+from .speech import SAMPLE_RATE, Speaker, Utterance, augment
+
+NOISY_SNR = 15.0  # dB
+MAX_CLIP_SIDE = 160  # pixels; a clip has up to 16 frames
+NUM_DENSE_TURNS = 5  # questions before the description
+TRANSCRIBE = (
+    "Please recognize the language of this speech and transcribe it. Format: oral.",
+    "Transcribe this recording.",
+    "What is said in the audio?",
+    "Write down the words.",
+    "What does the speaker say?",
+)
+ASK_AGAIN = ("What did the speaker ask?", "What was the spoken question?", "Write down the spoken question.")
+ANSWER_SPOKEN = ("", "", "Answer the spoken question.", "Listen and answer.")
+ANSWER_ABOUT = (
+    "Answer the spoken question about the {medium}.",
+    "Listen and answer the question about the {medium}.",
+    "The speaker asks about the {medium}. Answer.",
+)
+IN_MEDIUM = ("In the {medium}, {question}", "Look at the {medium}. {Question}", "About the {medium}: {question}")
+MEDIA_OF_MIXED = (("image", "audio", "video"),) * 3 + (("image", "audio"), ("image", "video"), ("audio", "video"))
+
+Content = dict[str, Any]
+Turn = tuple[str, str]  # question, answer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation of an ability.
+
+    `messages` alternate {"role": "user", "content": [...]} and {"role": "assistant", "content": [...]} and end with an
+    assistant turn. Items of the content: {"type": "image", "image": PIL image}, {"type": "video", "video": [PIL image,
+    ...]}, {"type": "audio", "audio": (float32 waveform [N], rate in Hz)}, {"type": "text", "text": words}.
+    """
+
+    messages: list[dict[str, Any]]
+    row: str
+
+    @property
+    def answer(self) -> str:
+        """The expected last answer."""
+        return self.messages[-1]["content"][0]["text"]
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What a row needs to make a sample: randomness, split, voices, density, the largest side of a picture."""
+
+    rng: np.random.Generator
+    split: str
+    speaker: Speaker | None
+    dense: bool
+    max_side: int
+
+    def picture(self, scene: Scene) -> Content:
+        """The rendered scene as a content item."""
+        width, height = sample_canvas(self.rng, self.max_side)
+        return {"type": "image", "image": render(scene, width, height, self.rng)}
+
+    def video(self, clip: Clip) -> Content:
+        """The rendered clip as a content item."""
+        width, height = sample_canvas(self.rng, min(self.max_side, MAX_CLIP_SIDE))
+        return {"type": "video", "video": render_clip(clip, width, height, self.rng)}
+
+    def recording(self, utterance: Utterance, snr: float | None = None) -> Content:
+        """The utterance, with the changes of `augment`, as a content item."""
+        return {"type": "audio", "audio": (augment(utterance.waveform, self.rng, snr), SAMPLE_RATE)}
+
+    def sentence(self) -> Utterance:
+        """A spoken sentence of the split."""
+        return self._speaker().sentence(self.rng)
+
+    def question(self, facts: list[Fact]) -> tuple[Utterance, str] | None:
+        """One of the facts as a spoken question with its answer; None if none of them can be spoken."""
+        rng = self.rng
+        for index in rng.permutation(len(facts)):
+            utterance = self._speaker().question(rng, spoken_forms(facts[index]))
+            if utterance is not None:
+                return utterance, facts[index].answer
+        return None
+
+    def _speaker(self) -> Speaker:
+        if self.speaker is None:
+            raise ValueError("this row needs a speaker; pass speaker=SpeechPool(directory) or LiveSpeaker(split)")
+        return self.speaker
+
+
+def sample_chat(
+    row: str,
+    rng: np.random.Generator,
+    split: str,
+    speaker: Speaker | None = None,
+    dense: bool = False,
+    max_side: int = MAX_SIDE,
+) -> Sample:
+    """One random conversation.
+
+    Args:
+        row: a key of `ROWS`.
+        rng: source of all randomness.
+        split: "train" or "test".
+        speaker: a `SpeechPool` or `LiveSpeaker` of the same split; rows without audio do not need it.
+        dense: for training, 5 questions and a description about the same medium (text_only: 6 questions; speech rows:
+            as many as there is to ask). Otherwise one question (multi_turn: one chain), for evaluation.
+        max_side: largest side of a picture in pixels, 64 to 256.
+
+    Raises:
+        ValueError: unknown row or split, a missing speaker, or one of the other split.
+    """
+    if row not in ROWS:
+        raise ValueError(f"row must be one of {tuple(ROWS)}, got {row!r}")
+    check_split(split)
+    if speaker is not None and speaker.split != split:
+        raise ValueError(f"the speaker belongs to split {speaker.split!r}, the sample to {split!r}; use one split")
+    media, turns = ROWS[row](Studio(rng, split, speaker, dense, max_side))
+    return Sample(to_messages(media, turns), row)
+
+
+def to_messages(media: list[Content], turns: list[Turn]) -> list[dict[str, Any]]:
+    """Messages of a chat: the media and the first question, its answer, further questions and answers."""
+    messages = []
+    for question, answer in turns:
+        content = [*(media if not messages else []), *([{"type": "text", "text": question}] if question else [])]
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
+def _turn(question: Question) -> Turn:
+    return question.text, question.answer
+
+
+def _distinct(draw: Callable[[], Fact], count: int) -> list[Fact]:
+    """Up to `count` different facts; a poor scene may not have as many."""
+    facts: list[Fact] = []
+    for _ in range(4 * count):
+        fact = draw()
+        if fact not in facts:
+            facts.append(fact)
+        if len(facts) == count:
+            break
+    return facts
+
+
+def _scene_turns(studio: Studio, scene: Scene, kinds: tuple[str, ...]) -> list[Turn]:
+    """Turns about one picture: one of `kinds`, or when dense of all kinds and a description."""
+    rng = studio.rng
+    if not studio.dense:
+        return [_turn(word(sample_fact(scene, rng, kinds), rng))]
+    kinds = (*QA_KINDS, "count", "count_by", "yes_no", "yes_no")
+    facts = _distinct(lambda: sample_fact(scene, rng, kinds), NUM_DENSE_TURNS)
+    # The description comes first at times: it makes the model look at everything before any hint from a question.
+    facts.insert(int(rng.choice((0, len(facts)))), Fact("describe", describe_scene(scene)))
+    return [_turn(word(fact, rng)) for fact in facts]
+
+
+def _clip_turns(studio: Studio, clip: Clip) -> list[Turn]:
+    """Turns about one clip: one, or when dense all kinds."""
+    rng = studio.rng
+    if not studio.dense:
+        return [_turn(word(sample_clip_fact(clip, rng), rng))]
+    facts = list(clip_facts(clip, rng).values())
+    return [_turn(word(facts[index], rng)) for index in rng.permutation(len(facts))]
+
+
+def _image_qa(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    scene = sample_scene(studio.rng, studio.split)
+    return [studio.picture(scene)], _scene_turns(studio, scene, QA_KINDS)
+
+
+def _image_count_describe(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    scene = sample_scene(studio.rng, studio.split)
+    return [studio.picture(scene)], _scene_turns(studio, scene, COUNT_KINDS)
+
+
+def _two_images(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    rng = studio.rng
+    first = sample_scene(rng, studio.split)
+    # Half of the pairs share the background, so that "the same?" is answered yes as often as no.
+    others = [colour for colour in COLOURS if colour != first.background]
+    background = first.background if rng.random() < 0.5 else choose(rng, others)
+    second = sample_scene(rng, studio.split, background=background)
+    facts = pair_facts(first, second, rng)
+    questions = [word(facts[index], rng) for index in rng.permutation(len(facts))]
+    for name, scene in (("first", first), ("second", second)):
+        inner = word(sample_fact(scene, rng, (*QA_KINDS, "count", "yes_no")), rng)
+        questions.append(replace(inner, text=_about(f"{name} picture", inner.text, rng)))
+    if not studio.dense:
+        questions = [choose(rng, questions) if rng.random() < 0.4 else questions[0]]
+    else:
+        questions += [
+            Question("describe", f"Describe the {name} picture.", describe_scene(scene))
+            for name, scene in (("first", first), ("second", second))
+        ]
+    return [studio.picture(first), studio.picture(second)], [_turn(question) for question in questions]
+
+
+def _about(medium: str, question: str, rng: np.random.Generator) -> str:
+    """A question that says which medium it is about."""
+    lowered = question[0].lower() + question[1:]
+    return choose(rng, IN_MEDIUM).format(medium=medium, question=lowered, Question=question)
+
+
+def _multi_turn(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    """A chain about "it" in a picture of one shape, about a named shape among several, or a free sequence."""
+    rng = studio.rng
+    chain = choose(rng, ("single", "named", "free"))
+    scene = sample_scene(rng, studio.split, 1 if chain == "single" else None)
+    named = unique_by(scene.shapes, "kind")
+    if chain == "free" or (chain == "named" and not named):
+        kinds = (*QA_KINDS, "count", "count_by", "yes_no")
+        facts = _distinct(lambda: sample_fact(scene, rng, kinds), NUM_DENSE_TURNS if studio.dense else 3)
+        return [studio.picture(scene)], [_turn(word(fact, rng)) for fact in facts]
+    if chain == "single":
+        facts = [*pronoun_facts(scene.shapes[0]), *scene_facts(scene)["background"]]
+        order = rng.permutation(len(facts))
+        facts = [facts[index] for index in order]
+        first = word(facts.pop(0), rng)
+    else:
+        shape = choose(rng, named)
+        facts = [fact for fact in pronoun_facts(shape) if fact.kind != "it_shape"]
+        facts = [facts[index] for index in rng.permutation(len(facts))]
+        kind = {"it_colour": "colour_of_shape", "it_where": "position_of_shape", "it_size": "size_of_shape"}
+        asked = facts.pop(0)
+        first = word(Fact(kind[asked.kind], asked.answer, {"shape": shape.kind}), rng)
+    count = len(facts) if studio.dense else int(rng.integers(1, len(facts) + 1))
+    turns = [_turn(first)] + [_turn(word(fact, rng, FOLLOW_UPS[fact.kind])) for fact in facts[:count]]
+    if studio.dense:
+        turns.append(_turn(word(Fact("describe", describe_scene(scene)), rng)))
+    return [studio.picture(scene)], turns
+
+
+def _video_qa(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    clip = sample_clip(studio.rng, studio.split)
+    return [studio.video(clip)], _clip_turns(studio, clip)
+
+
+def _asr(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    utterance = studio.sentence()
+    return [studio.recording(utterance)], [(choose(studio.rng, TRANSCRIBE), utterance.text)]
+
+
+def _asr_noisy(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    utterance = studio.sentence()
+    return [studio.recording(utterance, NOISY_SNR)], [(choose(studio.rng, TRANSCRIBE), utterance.text)]
+
+
+def _spoken_facts(scene: Scene, rng: np.random.Generator) -> list[Fact]:
+    """Facts about a scene to be asked aloud: one of each of some kinds, so that no kind crowds out the others."""
+    facts = [choose(rng, facts) for facts in scene_facts(scene).values()]
+    return [*facts, sample_yes_no(scene, rng), sample_yes_no(scene, rng), sample_count_by(scene, rng)]
+
+
+def _spoken_question(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    rng = studio.rng
+    asked = None
+    while asked is None:  # a small pool may lack every question about a scene
+        scene = sample_scene(rng, studio.split)
+        asked = studio.question(_spoken_facts(scene, rng))
+    utterance, answer = asked
+    media = [studio.picture(scene), studio.recording(utterance)]
+    turns = [(choose(rng, ANSWER_SPOKEN), answer)]
+    if studio.dense:
+        turns += [(choose(rng, ASK_AGAIN), utterance.text), *_scene_turns(studio, scene, QA_KINDS)]
+    return [media[index] for index in rng.permutation(2)], turns
+
+
+def _mixed(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    """Several media in one prompt; the question says which of them it is about, or is itself spoken."""
+    rng = studio.rng
+    names = choose(rng, MEDIA_OF_MIXED)
+    scene, clip = sample_scene(rng, studio.split), sample_clip(rng, studio.split)
+    media, turns, spoken = {}, [], None
+    if "audio" in names:
+        medium = choose(rng, [name for name in names if name != "audio"])
+        facts = _spoken_facts(scene, rng) if medium == "image" else list(clip_facts(clip, rng).values())
+        spoken = studio.question(facts) if rng.random() < 0.5 else None
+        utterance = studio.sentence() if spoken is None else spoken[0]
+        media["audio"] = studio.recording(utterance)
+        if spoken is not None:
+            name = "picture" if medium == "image" else "video"
+            turns.append((choose(rng, ANSWER_ABOUT).format(medium=name), spoken[1]))
+        turns.append((choose(rng, TRANSCRIBE) if spoken is None else choose(rng, ASK_AGAIN), utterance.text))
+    if "image" in names:
+        media["image"] = studio.picture(scene)
+        for fact in _distinct(lambda: sample_fact(scene, rng, (*QA_KINDS, "count", "count_by", "yes_no")), 2):
+            question = word(fact, rng)
+            turns.append((_about("picture", question.text, rng), question.answer))
+        turns.append(("Describe the picture.", describe_scene(scene)))
+    if "video" in names:
+        media["video"] = studio.video(clip)
+        for fact in _distinct(lambda: sample_clip_fact(clip, rng), 2):
+            question = word(fact, rng)
+            turns.append((_about("video", question.text, rng), question.answer))
+        turns.append(("Describe the video.", describe_clip(clip)))
+    order = rng.permutation(len(turns))
+    # Asked alone, a spoken question is answered, not repeated; a third of the single questions are spoken ones.
+    if not studio.dense:
+        order = [0 if spoken is not None and rng.random() < 0.6 else order[0]]
+    shown = [media[names[index]] for index in rng.permutation(len(names))]
+    return shown, [turns[index] for index in order]
+
+
+def _text_only(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    count = NUM_DENSE_TURNS + 1 if studio.dense else 1
+    return [], [_turn(sample_text_question(studio.rng, studio.split)) for _ in range(count)]
+
+
+ROWS: dict[str, Callable[[Studio], tuple[list[Content], list[Turn]]]] = {
+    "image_qa": _image_qa,
+    "image_count_describe": _image_count_describe,
+    "two_images": _two_images,
+    "multi_turn": _multi_turn,
+    "video_qa": _video_qa,
+    # The two encoders hear the same; the caller picks the encoder.
+    "asr_sanm": _asr,
+    "asr_whisper": _asr,
+    "asr_noisy": _asr_noisy,
+    "spoken_question": _spoken_question,
+    "mixed": _mixed,
+    "text_only": _text_only,
+}
