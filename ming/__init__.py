@@ -1,0 +1,32 @@
+"""Ming-Lite-Omni as an installed package: importing it registers the classes with transformers' Auto classes.
+
+After `import ming`, a directory that holds only config and weights loads by `AutoModel...from_pretrained` without
+`trust_remote_code`.
+"""
+
+from configuration_bailingmm import BailingMMConfig
+from feature_extraction_bailingmm import BailingMMFeatureExtractor
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from processing_bailingmm import BailingMMProcessor
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+
+AutoConfig.register("bailingmm", BailingMMConfig, exist_ok=True)
+AutoFeatureExtractor.register(BailingMMConfig, BailingMMFeatureExtractor, exist_ok=True)
+AutoProcessor.register(BailingMMConfig, BailingMMProcessor, exist_ok=True)
+for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto_class.register(BailingMMConfig, BailingMMNativeForConditionalGeneration, exist_ok=True)
+
+__all__ = [
+    "BailingMMConfig",
+    "BailingMMFeatureExtractor",
+    "BailingMMNativeForConditionalGeneration",
+    "BailingMMProcessor",
+]

@@ -1,0 +1,183 @@
+"""Measure Ming-Tiny: `python -m training.tiny.evaluate`, one table row per ability.
+
+Samples come from the test split (unseen combinations, voices and sentences), greedy decoding, one question per
+sample. Speech rows need espeak-ng or a speech pool (`--speech`).
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from .speech import LiveSpeaker, SpeechPool
+from .world import sample_chat
+
+ROOT = Path(__file__).resolve().parents[2]
+EVALUATION_SEED = 7_000_000  # training seeds are far below
+
+
+@dataclass(frozen=True)
+class Row:
+    """An ability and its bar: exact answers in percent (higher is better) or word error rate (lower is better)."""
+
+    name: str
+    title: str
+    bar: float
+    metric: str = "exact"
+    whisper: bool = False
+    world_row: str | None = None
+
+
+ROWS = (
+    Row("image_qa", "image QA: colour, shape, position", 97),
+    Row("image_count_describe", "counting, yes/no, describe", 93),
+    Row("two_images", "two images in one prompt", 93),
+    Row("multi_turn", "multi-turn", 95),
+    Row("video_qa", "video QA", 97),
+    Row("asr_sanm", "speech recognition, SANM, clean", 3, "wer"),
+    Row("asr_whisper", "speech recognition, Whisper, clean", 3, "wer", whisper=True),
+    Row("asr_noisy", "speech recognition, SANM, 15 dB SNR", 8, "wer"),
+    Row("asr_noisy_whisper", "speech recognition, Whisper, 15 dB SNR", 8, "wer", True, "asr_noisy"),
+    Row("spoken_question", "spoken question about a picture", 93),
+    Row("mixed", "image + audio + video + text in one prompt", 90),
+    Row("text_only", "language only", 95),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table; `value` in percent."""
+
+    row: str
+    title: str
+    metric: str
+    value: float
+    bar: float
+    samples: int
+    questions: int
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.bar if self.metric == "wer" else self.value >= self.bar
+
+
+def word_errors(reference: str, hypothesis: str) -> int:
+    """Word edit distance (insertions, deletions, substitutions)."""
+    target, said = reference.split(), hypothesis.split()
+    distances = list(range(len(said) + 1))
+    for i, word in enumerate(target, start=1):
+        diagonal, distances[0] = distances[0], i
+        for j, other in enumerate(said, start=1):
+            substituted = diagonal + (word != other)
+            diagonal, distances[j] = distances[j], min(substituted, distances[j] + 1, distances[j - 1] + 1)
+    return distances[-1]
+
+
+def questions_of(messages: list[dict]) -> Iterator[tuple[list[dict], str]]:
+    """Every prompt of a chat with its expected answer; earlier answers in the prompt are the expected ones."""
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            yield messages[:index], message["content"][0]["text"]
+
+
+@torch.no_grad()
+def answer(model, processor, prompts: list[list[dict]], whisper: bool, max_new_tokens: int = 64) -> list[str]:
+    """Greedy answers to a batch of chats."""
+    inputs = processor.apply_chat_template(
+        prompts,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        use_whisper_encoder=whisper,
+    ).to(model.device, model.dtype)
+    sequences = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def evaluate_row(
+    row: Row, model, processor, speaker, samples: int, seed: int, batch_size: int, report: Callable[[dict], None]
+) -> Result:
+    """Run one ability and return its line; `report` gets every wrong answer."""
+    asked = []
+    for index in range(samples):
+        rng = np.random.default_rng((seed, ROWS.index(row), index))
+        chat = sample_chat(row.world_row or row.name, rng, "test", speaker)
+        asked += list(questions_of(chat.messages))
+    errors = total = 0
+    for start in tqdm(range(0, len(asked), batch_size), desc=row.name, leave=False):
+        batch = asked[start : start + batch_size]
+        replies = answer(model, processor, [prompt for prompt, _ in batch], row.whisper)
+        for (prompt, expected), reply in zip(batch, replies, strict=True):
+            wrong = word_errors(expected, reply) if row.metric == "wer" else int(reply.strip() != expected)
+            errors += wrong
+            total += len(expected.split()) if row.metric == "wer" else 1
+            if wrong:
+                texts = [item["text"] for item in prompt[-1]["content"] if item["type"] == "text"]
+                report({"row": row.name, "question": " ".join(texts), "expected": expected, "reply": reply})
+    value = 100 * errors / total
+    return Result(
+        row.name,
+        row.title,
+        row.metric,
+        round(value if row.metric == "wer" else 100 - value, 2),
+        row.bar,
+        samples,
+        len(asked),
+    )
+
+
+def table(results: list[Result]) -> str:
+    """Markdown table."""
+    lines = ["| ability | measured | bar | | samples |", "|---|---|---|---|---|"]
+    for result in results:
+        unit, sign = ("% WER", "<=") if result.metric == "wer" else ("% exact", ">=")
+        mark = "reached" if result.passed else "**not reached**"
+        lines.append(
+            f"| {result.title} | {result.value:.1f} {unit} | {sign} {result.bar:g} % | {mark} | {result.samples} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=str(ROOT), help="checkpoint directory or Hub id")
+    parser.add_argument("--speech", type=Path, help="speech pool of the test split; default: espeak-ng speaks live")
+    parser.add_argument("--rows", nargs="*", choices=[row.name for row in ROWS], help="only these rows")
+    parser.add_argument("--samples", type=int, default=200, help="samples per row")
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--json", type=Path, help="write the results here too")
+    parser.add_argument("--errors", type=Path, help="write wrong answers here, one JSON object a line")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
+    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=args.dtype).eval()
+    speaker = SpeechPool(args.speech) if args.speech else LiveSpeaker("test")
+    wrong: list[dict] = []
+    started = time.monotonic()
+    results = [
+        evaluate_row(row, model, processor, speaker, args.samples, args.seed, args.batch_size, wrong.append)
+        for row in ROWS
+        if not args.rows or row.name in args.rows
+    ]
+    sys.stdout.write(f"{table(results)}\n\nseed {args.seed}, {time.monotonic() - started:.0f} s, {args.dtype}\n")
+    if args.json:
+        args.json.write_text(json.dumps([{**asdict(r), "passed": r.passed} for r in results], indent=1) + "\n")
+    if args.errors:
+        args.errors.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in wrong))
+
+
+if __name__ == "__main__":
+    main()
