@@ -10,6 +10,8 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from .optimizer import MuonAdamW
+
 logger = logging.getLogger(__name__)
 
 
@@ -84,7 +86,6 @@ def fit(
         "lr_scheduler_type": "cosine",
         "warmup_steps": 100,
         "weight_decay": 0.01,
-        "adam_beta2": 0.98,
         "max_grad_norm": 1.0,
         "logging_steps": 25,
         "save_steps": 200,
@@ -98,7 +99,11 @@ def fit(
         output_dir=str(output_dir), learning_rate=learning_rate, seed=seed, **{**defaults, **arguments}
     )
     trainer = trainer_class(
-        model=module, args=args, train_dataset=dataset, callbacks=[JsonLog(), *callbacks], processing_class=None
+        model=module,
+        args=args,
+        train_dataset=dataset,
+        callbacks=[JsonLog(), *callbacks],
+        optimizers=(MuonAdamW(module, learning_rate, args.weight_decay), None),
     )
     last = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
     if last is not None:

@@ -60,6 +60,8 @@ def warm_up(stage: str, args: argparse.Namespace) -> None:
             pool, processor, args.steps or 3000, args.batch_size or 32, SEED, whisper=stage == "whisper"
         )
     part = part_parameters(model, PARTS[stage])
+    if args.start_from:
+        task.load_state_dict(load_file(args.start_from))
     heads = [value for name, value in task.named_parameters() if not name.startswith("model.")]
     fit(task, data, args.runs / stage, args.learning_rate or 1e-3, SEED, parameters=[*part.values(), *heads])
     save_file({name: value.detach() for name, value in part.items()}, args.runs / f"{stage}.safetensors")
@@ -100,6 +102,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="number of optimiser steps")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--start-from", type=Path, help="weights of an earlier run of this stage (safetensors)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -38,7 +38,7 @@ def tiny_config() -> BailingMMConfig:
             "num_heads": 4,
             "intermediate_size": 320,
             "out_hidden_size": 192,
-            "fullatt_block_indexes": [1, 3],
+            "fullatt_block_indexes": [1, 2, 3],
         },
         audio_config={
             "audio_encoder_config_sanm": {

@@ -1,0 +1,241 @@
+"""Conversations: their checking, the media in them, and literal special tokens in their text.
+
+A checked conversation is a list of `Message`s whose content is a list of `TextItem`s and `MediaItem`s. Control tokens
+written in a message are text: each gets one private-use character behind its first character (`mark_literals`), so it
+is no control token in the rendered prompt, and loses it again when the text is encoded (`unmark_literals`).
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+LITERAL_MARK = "\ue000"
+
+ROLES = {
+    "HUMAN": "HUMAN",
+    "user": "HUMAN",
+    "ASSISTANT": "ASSISTANT",
+    "assistant": "ASSISTANT",
+    "SYSTEM": "SYSTEM",
+    "system": "SYSTEM",
+}
+CONTENT_TYPES = {
+    "text": "text",
+    "image": "image",
+    "image_url": "image",
+    "video": "video",
+    "video_url": "video",
+    "audio": "audio",
+    "audio_url": "audio",
+    "input_audio": "audio",
+}
+COMMON_KEYS = ("url", "path", "base64")
+RATE_KEYS = ("sample_rate", "sampling_rate")
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """Text as the user wrote it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """Media of one content item: `sources` are several for a list-valued item, `item` is what the user wrote."""
+
+    modality: str
+    sources: tuple
+    item: Mapping
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn; `role` is HUMAN, ASSISTANT or SYSTEM."""
+
+    role: str
+    content: tuple
+
+
+def literal_pattern(tokens: Iterable[str]) -> re.Pattern:
+    """Matches each token with any number of marks behind its first character."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(f"{re.escape(t[0])}{LITERAL_MARK}*{re.escape(t[1:])}" for t in longest_first))
+
+
+def mark_literals(text: str, pattern: re.Pattern) -> str:
+    """Add one mark to every literal token. One more than is there already, so that every text survives."""
+    return pattern.sub(lambda match: match[0][0] + LITERAL_MARK + match[0][1:], text)
+
+
+def unmark_literals(text: str, pattern: re.Pattern) -> str:
+    """Take one mark from every marked token: the inverse of `mark_literals`."""
+    return pattern.sub(lambda match: match[0].replace(LITERAL_MARK, "", 1), text)
+
+
+def _decode_base64(value: str, kind: str) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise ValueError(f"the base64 data of this {kind} item cannot be decoded: {error}") from error
+
+
+def _media_source(item: Mapping, kind: str, modality: str) -> Any:
+    """What a media item points to: the value of the first key that holds something, or None."""
+    for key in (kind, modality, *COMMON_KEYS):
+        value = item.get(key)
+        if value is None:
+            continue
+        if isinstance(value, Mapping) and "data" in value:  # {"data": base64, "format": ...}
+            return _decode_base64(value["data"], kind)
+        if isinstance(value, Mapping) and "url" in value:  # {"url": ..., "detail": ...}
+            value = value["url"]
+        value = _decode_base64(value, kind) if key == "base64" else value
+        rate = next((item[key] for key in RATE_KEYS if item.get(key) is not None), None)
+        plain = rate is None or isinstance(value, (list, tuple, Mapping))
+        return value if plain else {"array": value, "sampling_rate": rate}
+    return None
+
+
+def _is_listed(value: Any, modality: str) -> bool:
+    """Whether the value of a media item is several media; a list under video is the frames of one video."""
+    if modality == "video" or not isinstance(value, list):
+        return False
+    return not all(isinstance(part, (int, float, np.number)) for part in value) or not value
+
+
+def _check_media(item: Mapping, kind: str, follows_video: bool) -> MediaItem:
+    modality = CONTENT_TYPES[kind]
+    value = _media_source(item, kind, modality)
+    if value is None:
+        if modality == "audio" and follows_video:  # stands for the sound track of the video before it
+            return MediaItem(modality, (), item)
+        keys = dict.fromkeys((kind, modality, *COMMON_KEYS))
+        raise ValueError(f"content item of type {kind!r} has no {modality}; give one under {', '.join(keys)}")
+    if not _is_listed(value, modality):
+        return MediaItem(modality, (value,), item)
+    if not value:
+        raise ValueError(f"content item of type {kind!r} has an empty list; leave the item out")
+    rate = {key: item[key] for key in RATE_KEYS if key in item}
+    sources = [
+        _media_source({**rate, modality: part} if not _is_item(part) else part, kind, modality) for part in value
+    ]
+    if any(source is None for source in sources):
+        raise ValueError(f"the list of the {kind!r} item has an entry without {modality}")
+    return MediaItem(modality, tuple(sources), item)
+
+
+def _is_item(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(key in value for key in (*CONTENT_TYPES, "url"))
+
+
+def _check_content(content: Any, role: str) -> list:
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [TextItem(content)]
+    if not isinstance(content, (list, tuple)):
+        raise ValueError(
+            f"content of a {role} message is a {type(content).__name__}; give a string or a list of items"
+        )
+    checked = []
+    for item in content:
+        kind = item.get("type") if isinstance(item, Mapping) else None
+        if kind not in CONTENT_TYPES:
+            raise ValueError(
+                f"content type {kind!r} of an item {_shorten(item)} is unknown; accepted types are "
+                f"{', '.join(CONTENT_TYPES)}"
+            )
+        if kind == "text":
+            if not isinstance(item.get("text"), str):
+                raise ValueError(f"content item of type 'text' holds {_shorten(item.get('text'))}, not a string")
+            checked.append(TextItem(item["text"]))
+        elif role != "HUMAN":
+            raise ValueError(f"a message of role {role} holds an item of type {kind!r}; only 'text' is accepted there")
+        else:
+            follows_video = bool(checked) and isinstance(checked[-1], MediaItem) and checked[-1].modality == "video"
+            checked.append(_check_media(item, kind, follows_video))
+    return checked
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value) if isinstance(value, (str, int, float, type(None))) else str(type(value).__name__)
+    if isinstance(value, Mapping):
+        text = "with the keys " + ", ".join(map(str, value))
+    return text[:80]
+
+
+def _join_texts(content: list) -> tuple:
+    """Neighbouring texts become one, so that no control token can be put together from two of them."""
+    joined: list = []
+    for item in content:
+        if joined and isinstance(item, TextItem) and isinstance(joined[-1], TextItem):
+            joined[-1] = TextItem(joined[-1].text + item.text)
+        else:
+            joined.append(item)
+    return tuple(joined)
+
+
+def check_conversation(messages: Any) -> list[Message]:
+    """Check one conversation; neighbouring human messages run together, as they do in the prompt.
+
+    Args:
+        messages: list of dicts with `role` (HUMAN, ASSISTANT, SYSTEM, user, assistant, system) and `content` (string
+            or list of items with a `type`).
+
+    Raises:
+        ValueError: naming the unknown role or content type, or the item without its medium.
+    """
+    checked: list[Message] = []
+    for message in messages:
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            found = message.get("role") if isinstance(message, Mapping) else message
+            raise ValueError(f"role {_shorten(found)} is unknown; accepted roles are {', '.join(ROLES)}")
+        role = ROLES[message["role"]]
+        content = _check_content(message.get("content"), message["role"] if role != "HUMAN" else role)
+        if role == "HUMAN" and checked and checked[-1].role == role:
+            content = [*checked.pop().content, *content]
+        checked.append(Message(role, _join_texts(content)))
+    return checked
+
+
+def split_batch(conversation: Any) -> tuple[list, bool]:
+    """One conversation or a batch of them -> (list of conversations, whether it was a batch)."""
+    if not isinstance(conversation, (list, tuple)):
+        kind = type(conversation).__name__
+        raise ValueError(f"a conversation is a list of messages (or a list of such lists), got {kind}")
+    batched = len(conversation) > 0 and all(isinstance(chat, (list, tuple)) for chat in conversation)
+    return (list(conversation), True) if batched else ([conversation], False)
+
+
+def add_sound_tracks(messages: list[Message]) -> list[Message]:
+    """Let every video be followed by an audio item without sources, which stands for its sound track."""
+    result = []
+    for message in messages:
+        content: list = []
+        for item, after in zip(message.content, [*message.content[1:], None], strict=True):
+            content.append(item)
+            stated = isinstance(after, MediaItem) and after.modality == "audio" and not after.sources
+            if isinstance(item, MediaItem) and item.modality == "video" and not stated:
+                content.append(MediaItem("audio", (), {}))
+        result.append(Message(message.role, tuple(content)))
+    return result
+
+
+def template_messages(messages: list[Message], pattern: re.Pattern) -> list[dict]:
+    """Checked messages in the form that the chat template takes: marked text, and the number of media of an item."""
+    rendered = []
+    for message in messages:
+        content = [
+            {"type": "text", "text": mark_literals(item.text, pattern)}
+            if isinstance(item, TextItem)
+            else {"type": item.modality, "count": max(1, len(item.sources))}
+            for item in message.content
+        ]
+        rendered.append({"role": message.role, "content": content})
+    return rendered
