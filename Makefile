@@ -16,7 +16,7 @@ $(READY): requirements.txt requirements-dev.txt
 
 # make demo IMAGE=my.jpg AUDIO=my.wav VIDEO=my.mp4 asks about your own files too.
 demo: $(READY)
-	$(BIN)/python demo.py $(if $(IMAGE),--image "$(IMAGE)") $(if $(AUDIO),--audio "$(AUDIO)") $(if $(VIDEO),--video "$(VIDEO)")
+	$(BIN)/python -m demo $(if $(IMAGE),--image "$(IMAGE)") $(if $(AUDIO),--audio "$(AUDIO)") $(if $(VIDEO),--video "$(VIDEO)")
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -54,9 +54,7 @@ class StepwiseObjective(nn.Module):
         self.weights: dict[str, float] = {}
 
     def forward(self, **batches: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        losses = {
-            name: next_token_loss(self.model, batch) for name, batch in batches.items()
-        }
+        losses = {name: next_token_loss(self.model, batch) for name, batch in batches.items()}
         return {"loss": weighted_sum(losses, self.weights), **losses}
 
 
@@ -69,9 +67,7 @@ class BalanceCallback(TrainerCallback):
         validation: one batch per modality, never trained on.
     """
 
-    def __init__(
-        self, objective: StepwiseObjective, balance: DynamicBalance, validation: dict[str, dict], every: int
-    ):
+    def __init__(self, objective: StepwiseObjective, balance: DynamicBalance, validation: dict[str, dict], every: int):
         self.objective, self.balance, self.validation, self.every = objective, balance, validation, every
 
     @torch.no_grad()

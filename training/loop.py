@@ -65,6 +65,7 @@ def fit(
     callbacks: tuple[TrainerCallback, ...] = (),
     trainer_class: type[BatchTrainer] = BatchTrainer,
     parameters: list[nn.Parameter] | None = None,
+    scales: dict[str, float] | None = None,
     **arguments,
 ) -> BatchTrainer:
     """Train a module over a data set of batches; go on from the last checkpoint in `output_dir` if there is one.
@@ -73,6 +74,7 @@ def fit(
         module: maps a batch to {"loss": ...}.
         dataset: item `step` is the batch of step `step`; its length is the number of steps.
         parameters: what to train; None trains everything that requires a gradient.
+        scales: see `MuonAdamW`.
         arguments: further `transformers.TrainingArguments`.
     """
     if parameters is not None:
@@ -103,7 +105,7 @@ def fit(
         args=args,
         train_dataset=dataset,
         callbacks=[JsonLog(), *callbacks],
-        optimizers=(MuonAdamW(module, learning_rate, args.weight_decay), None),
+        optimizers=(MuonAdamW(module, learning_rate, args.weight_decay, scales=scales), None),
     )
     last = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
     if last is not None:

@@ -14,6 +14,7 @@ class MuonAdamW(torch.optim.Optimizer):
         learning_rate: of AdamW. Muon's updates are scaled to AdamW's root mean square ("match_rms_adamw"), so that
             one value serves both.
         head_names: parts of parameter names that stay with AdamW.
+        scales: part of a parameter name -> factor on its learning rate, for parts that were trained before.
     """
 
     def __init__(
@@ -23,25 +24,26 @@ class MuonAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.98),
         head_names: tuple[str, ...] = ("word_embeddings", "lm_head", "heads.", "gate.weight"),
+        scales: dict[str, float] | None = None,
     ):
-        trainable = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
-        is_matrix = {
-            name: value.ndim == 2 and not any(part in name for part in head_names) for name, value in trainable
-        }
-        self.muon = torch.optim.Muon(
-            [value for name, value in trainable if is_matrix[name]],
-            lr=learning_rate,
-            weight_decay=weight_decay,
-            momentum=0.95,
-            adjust_lr_fn="match_rms_adamw",
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, value in module.named_parameters():
+            if value.requires_grad:
+                is_matrix = value.ndim == 2 and not any(part in name for part in head_names)
+                scale = next((factor for part, factor in (scales or {}).items() if part in name), 1.0)
+                groups.setdefault((is_matrix, scale), []).append(value)
+        matrices, others = (
+            [
+                {"params": values, "lr": scale * learning_rate}
+                for (is_matrix, scale), values in groups.items()
+                if is_matrix == wanted
+            ]
+            for wanted in (True, False)
         )
-        self.adamw = torch.optim.AdamW(
-            [value for name, value in trainable if not is_matrix[name]],
-            lr=learning_rate,
-            weight_decay=weight_decay,
-            betas=betas,
-        )
-        super().__init__([value for _, value in trainable], {"lr": learning_rate})
+        options = {"lr": learning_rate, "weight_decay": weight_decay}
+        self.muon = torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw", **options)
+        self.adamw = torch.optim.AdamW(others, betas=betas, **options)
+        super().__init__([value for values in groups.values() for value in values], {"lr": learning_rate})
         self.param_groups = self.muon.param_groups + self.adamw.param_groups
 
     @torch.no_grad()

@@ -61,7 +61,7 @@ def warm_up(stage: str, args: argparse.Namespace) -> None:
         )
     part = part_parameters(model, PARTS[stage])
     if args.start_from:
-        task.load_state_dict(load_file(args.start_from))
+        task.load_state_dict(load_file(args.start_from), strict=False)  # heads may differ
     heads = [value for name, value in task.named_parameters() if not name.startswith("model.")]
     fit(task, data, args.runs / stage, args.learning_rate or 1e-3, SEED, parameters=[*part.values(), *heads])
     save_file({name: value.detach() for name, value in part.items()}, args.runs / f"{stage}.safetensors")
@@ -79,8 +79,17 @@ def train_chats(args: argparse.Namespace) -> None:
     data = PerceptionData(processor, pool, args.steps or 3000, SEED)
     validation = PerceptionData(processor, pool, 1, SEED + 1, scale=0.5)[0]
     balance = BalanceCallback(objective, DynamicBalance(list(MIX)), validation, every=100)
+    # The encoders and their projectors know their job by now; they follow slowly.
+    scales = dict.fromkeys((f"model.{name}." for part in PARTS.values() for name in part), 0.3)
     trainer = fit(
-        objective, data, args.runs / "chat", args.learning_rate or 1e-3, SEED, callbacks=(balance,), save_steps=100
+        objective,
+        data,
+        args.runs / "chat",
+        args.learning_rate or 2e-3,
+        SEED,
+        callbacks=(balance,),
+        scales=scales,
+        save_steps=100,
     )
     export(trainer.model.model, processor, args.runs / "model")
 

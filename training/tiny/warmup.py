@@ -1,13 +1,16 @@
 """Warm-up of Ming-Tiny's encoders by dense labels, before they meet the decoder.
 
 A decoder learns little from an encoder that says nothing yet: each encoder, with its projector, first learns to say
-per token what is there. Vision tokens name the shape they see, its colour, size and position, the background and the
-number of shapes; audio tokens spell the transcript by CTC. The small heads are thrown away afterwards.
+per token what is there. Vision tokens draw the silhouette of what they see, name its kind, colour, size and position,
+the background and the number of shapes; audio tokens spell the transcript by CTC. The small heads are thrown away afterwards.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from transformers import Qwen2VLImageProcessorPil
 
@@ -18,6 +21,8 @@ from .speech import SpeechPool, augment
 
 NOTHING = 0  # label of a token that sees no shape
 CELL = 28  # pixels a side of one vision token
+MASK_WEIGHT = 4.0
+MASK = 7  # silhouette values a side of one token
 REACH = 0.35  # of a cell: how far beyond a shape's edge a cell's centre may lie and still see it
 ASPECTS = {
     "kind": ("nothing", *KINDS),
@@ -46,6 +51,20 @@ def cell_labels(scene: Scene, width: int, height: int, rows: int, columns: int) 
     return labels
 
 
+def silhouettes(
+    scene: Scene, width: int, height: int, rng: np.random.Generator, rows: int, columns: int
+) -> np.ndarray:
+    """How much of each of MASK x MASK parts of every token is covered by shapes: float32 [rows * columns, MASK**2].
+
+    `rng` must be in the state it was in when the picture was rendered, so that the jitter is the same.
+    """
+    shapes = tuple(replace(shape, colour="white") for shape in scene.shapes)
+    drawn = render(Scene("black", shapes), width, height, rng, clean=True)
+    drawn = drawn.convert("L").resize((columns * MASK, rows * MASK), Image.Resampling.BOX)
+    cells = np.asarray(drawn, dtype=np.float32).reshape(rows, MASK, columns, MASK).transpose(0, 2, 1, 3) / 255
+    return cells.reshape(rows * columns, MASK**2)
+
+
 class VisionWarmUpData(torch.utils.data.Dataset):
     """Item `step` is a batch of pictures with their cell labels, the same for the same seed."""
 
@@ -60,7 +79,11 @@ class VisionWarmUpData(torch.utils.data.Dataset):
         rng = np.random.default_rng((self.seed, step))
         scenes = [sample_scene(rng, self.split) for _ in range(self.batch_size)]
         sizes = [sample_canvas(rng) for _ in scenes]
-        pictures = [render(scene, *size, rng) for scene, size in zip(scenes, sizes, strict=True)]
+        seeds = rng.integers(2**32, size=len(scenes))
+        pictures = [
+            render(scene, *size, np.random.default_rng(seed))
+            for scene, size, seed in zip(scenes, sizes, seeds, strict=True)
+        ]
         inputs = self.image_processor(pictures, return_tensors="pt")
         grids = inputs["image_grid_thw"].tolist()
         labels = [
@@ -68,7 +91,16 @@ class VisionWarmUpData(torch.utils.data.Dataset):
             for scene, size, (_, rows, columns) in zip(scenes, sizes, grids, strict=True)
         ]
         joined = {aspect: torch.from_numpy(np.concatenate([item[aspect] for item in labels])) for aspect in ASPECTS}
-        return {"pixel_values": inputs["pixel_values"], "image_grid_thw": inputs["image_grid_thw"], **joined}
+        masks = [
+            silhouettes(scene, *size, np.random.default_rng(seed), rows // 2, columns // 2)
+            for scene, size, seed, (_, rows, columns) in zip(scenes, sizes, seeds, grids, strict=True)
+        ]
+        return {
+            "pixel_values": inputs["pixel_values"],
+            "image_grid_thw": inputs["image_grid_thw"],
+            "mask": torch.from_numpy(np.concatenate(masks)),
+            **joined,
+        }
 
 
 class VisionWarmUp(nn.Module):
@@ -81,15 +113,17 @@ class VisionWarmUp(nn.Module):
         self.heads = nn.ModuleDict(
             {aspect: nn.Linear(self.hidden_size, len(classes)) for aspect, classes in ASPECTS.items()}
         )
+        self.heads["mask"] = nn.Linear(self.hidden_size, MASK**2)
 
     def forward(
-        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **labels: torch.Tensor
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, mask: torch.Tensor, **labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Scalar `loss`, and per aspect the share of tokens named right."""
         features = self.model.get_image_features(pixel_values, image_grid_thw) * self.hidden_size**0.5
-        loss, output = 0.0, {}
-        for aspect, head in self.heads.items():
-            logits = head(features)
+        mask_loss = F.binary_cross_entropy_with_logits(self.heads["mask"](features), mask)
+        loss, output = MASK_WEIGHT * mask_loss, {"mask_loss": mask_loss.detach()}
+        for aspect in ASPECTS:
+            logits = self.heads[aspect](features)
             loss = loss + F.cross_entropy(logits, labels[aspect])
             output[aspect] = (logits.argmax(dim=-1) == labels[aspect]).float().mean().detach()
         return {"loss": loss, **output}

@@ -1,0 +1,84 @@
+"""Time and peak memory of loading a checkpoint, against reading and casting the same file.
+
+Writes a random checkpoint of about the asked size, then loads it in a fresh process and reads the resident memory.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from configuration_bailingmm import BailingMMConfig
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+
+ROOT = Path(__file__).resolve().parents[1]
+# Anonymous memory is what a process holds; mapped pages of the checkpoint file can be dropped at any time.
+PROBE = """
+import json, sys, threading, time
+sys.path.insert(0, {root!r})
+import torch
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+def anonymous():
+    status = open("/proc/self/status").read()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+peak = before = anonymous()
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous())
+        time.sleep(0.005)
+threading.Thread(target=watch, daemon=True).start()
+started = time.perf_counter()
+model = BailingMMNativeForConditionalGeneration.from_pretrained({path!r}, dtype=torch.{dtype})
+seconds = time.perf_counter() - started
+size = sum(p.numel() * p.element_size() for p in model.parameters())
+sys.stdout.write(json.dumps({{"seconds": seconds, "peak": peak - before, "size": size}}))
+"""
+
+
+def random_checkpoint(directory: Path, layers: int) -> None:
+    """A checkpoint of released depth and proportions at half the width, in float32 shards of 200 MB."""
+    torch.manual_seed(0)
+    config = BailingMMConfig(
+        llm_config={
+            "hidden_size": 1024,
+            "num_attention_heads": 8,
+            "num_hidden_layers": layers,
+            "moe_intermediate_size": 704,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "vocab_size": 8192,
+            "image_patch_token": 8000,
+            "pad_token_id": 0,
+            "eos_token_id": 0,
+        },
+        vision_config={"depth": 2, "fullatt_block_indexes": [1]},
+        audio_config={"audio_encoder_config_sanm": {"num_blocks": 2}},
+        whisper_config={"whisper_encoder_config": {"n_layer": 2, "n_ctx": 1500}},
+    )
+    BailingMMNativeForConditionalGeneration(config).save_pretrained(directory, max_shard_size="200MB")
+
+
+def measure(layers: int = 28, dtype: str = "bfloat16") -> dict[str, float]:
+    """Ratios of loading to reading, and of peak memory to the loaded size."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        random_checkpoint(directory, layers)
+        started = time.perf_counter()
+        for shard in directory.glob("*.safetensors"):
+            for tensor in load_file(shard).values():
+                tensor.to(getattr(torch, dtype))
+        reading = time.perf_counter() - started
+        probe = PROBE.format(root=str(ROOT), path=str(directory), dtype=dtype)
+        output = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stdout
+        result = json.loads(output)
+    return {
+        "parameters (MB)": result["size"] / 1e6,
+        "loading / reading and casting": result["seconds"] / reading,
+        "peak memory / parameters": result["peak"] / result["size"],
+    }

@@ -1,0 +1,86 @@
+"""Ask the bundled Ming-Tiny about a picture, a recording and a clip, and about files of your own.
+
+python -m demo [--image FILE] [--audio FILE] [--video FILE] [--question TEXT] [--model DIRECTORY_OR_ID]
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForMultimodalLM, AutoProcessor, TextStreamer
+
+HERE = Path(__file__).parent
+TRANSCRIBE = "Please recognize the language of this speech and transcribe it. Format: oral."
+QUESTIONS = {
+    "image": ("Describe the picture.", "How many shapes are there?", "What colour is the background?"),
+    "audio": (TRANSCRIBE,),
+    "video": ("Which way does it move?", "Describe the video."),
+}
+
+
+def say(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
+def ask(model, processor, medium: str, path: str, question: str, whisper: bool = False) -> str:
+    """Print question and streamed answer; return the answer."""
+    item = {"type": medium, medium: path}
+    text = {"type": "text", "text": question}
+    # As in the released examples: what to do with a recording stands before it, questions about pictures after them.
+    content = [text, item] if medium == "audio" else [item, text]
+    say(f"  {question}{' (Whisper encoder)' if whisper else ''}\n    -> ", end="")
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        use_whisper_encoder=whisper,
+    ).to(model.device, model.dtype)
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    sequences = model.generate(**inputs, max_new_tokens=64, streamer=streamer)
+    return processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", default=str(HERE.parent), help="directory or Hub id; default: the bundled Ming-Tiny"
+    )
+    parser.add_argument("--image", help="a picture of yours")
+    parser.add_argument("--audio", help="a recording of yours")
+    parser.add_argument("--video", help="a clip of yours")
+    parser.add_argument("--question", help="what to ask about your files instead of the usual questions")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for answers.json")
+    args = parser.parse_args()
+
+    started = time.monotonic()
+    say(f"Loading {args.model} ...")
+    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
+    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32).eval()
+    say(f"{model.num_parameters() / 1e6:.1f} M parameters on {model.device}, {time.monotonic() - started:.1f} s\n")
+
+    bundled = {"image": "picture.jpg", "audio": "recording.wav", "video": "clip.mp4"}
+    files = [(medium, str(HERE / name), QUESTIONS[medium]) for medium, name in bundled.items()]
+    for medium in bundled:
+        if path := getattr(args, medium):
+            files.append((medium, path, (args.question,) if args.question else QUESTIONS[medium]))
+    answers = []
+    for number, (medium, path, questions) in enumerate(files, start=1):
+        say(f"[{number}/{len(files)}] {medium}: {path}")
+        for question in questions:
+            for whisper in (False, True) if medium == "audio" else (False,):
+                reply = ask(model, processor, medium, path, question, whisper)
+                answers.append({"file": path, "question": question, "whisper": whisper, "answer": reply})
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "answers.json").write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
+    say(f"\nAnswers written to {args.output / 'answers.json'} after {time.monotonic() - started:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Make the demo's picture, recording and clip from the test split of Ming-Tiny's world (needs espeak-ng).
+
+The files are part of the repository; run this only to make others: `python -m demo.make_media --seed 7`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import soundfile
+from PIL import Image, ImageFilter
+
+from training.tiny.drawing import render, render_clip
+from training.tiny.questions import describe_clip, describe_scene
+from training.tiny.scenes import Clip, Scene, sample_clip, sample_scene
+from training.tiny.speech import SAMPLE_RATE, LiveSpeaker, augment
+
+HERE = Path(__file__).parent
+FRAMES_PER_SECOND = 8
+
+
+def write_picture(scene: Scene, rng: np.random.Generator, path: Path) -> None:
+    """A picture as a camera would see it: slight blur, sensor noise, JPEG."""
+    image = render(scene, 220, 180, rng).filter(ImageFilter.GaussianBlur(0.6))
+    noisy = np.asarray(image, dtype=np.float32) + rng.normal(0.0, 4.0, (180, 220, 1))
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=88)
+
+
+def write_clip(clip: Clip, rng: np.random.Generator, path: Path) -> None:
+    """The clip as H.264."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
+        stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
+        for image in render_clip(clip, 160, 128, rng):
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=7)
+    args = parser.parse_args()
+    rng = np.random.default_rng(args.seed)
+    scene, clip = sample_scene(rng, "test", num_shapes=2), sample_clip(rng, "test", num_frames=12)
+    utterance = LiveSpeaker("test").sentence(rng)
+    write_picture(scene, rng, HERE / "picture.jpg")
+    write_clip(clip, rng, HERE / "clip.mp4")
+    soundfile.write(HERE / "recording.wav", augment(utterance.waveform, rng), SAMPLE_RATE)
+    expected = {
+        "picture": describe_scene(scene),
+        "recording": utterance.text,
+        "clip": describe_clip(clip),
+    }
+    (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
