@@ -4,10 +4,6 @@ After `import ming`, a directory that holds only config and weights loads by `Au
 `trust_remote_code`.
 """
 
-from configuration_bailingmm import BailingMMConfig
-from feature_extraction_bailingmm import BailingMMFeatureExtractor
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -17,6 +13,11 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
 )
+
+from configuration_bailingmm import BailingMMConfig
+from feature_extraction_bailingmm import BailingMMFeatureExtractor
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from processing_bailingmm import BailingMMProcessor
 
 AutoConfig.register("bailingmm", BailingMMConfig, exist_ok=True)
 AutoFeatureExtractor.register(BailingMMConfig, BailingMMFeatureExtractor, exist_ok=True)

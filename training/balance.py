@@ -28,10 +28,10 @@ class DynamicBalance:
 
     The paper fits a line to each modality's recent validation losses and lets the weights follow the convergence
     rates, so that the modalities finish together; the map from slopes to weights is left open. Our choice: with
-    p = -relative slope (progress per observation; negative when the loss rises, that is when a modality over-fits),
-    the weight is proportional to exp(-(p - mean p) / temperature) while a modality still falls, so that slower ones
-    get more; one that rises is finished and gets `min_weight`. Weights are clipped to [min_weight, max_weight] and
-    normalised to mean 1 before the clip.
+    p = -relative slope (progress per observation), a modality whose loss still falls gets a weight proportional to
+    exp(-(p - mean p) / temperature), so that slower ones get more; one whose loss rises is finished or over-fits and
+    gets `min_weight`. The weights of the falling ones have mean 1 before they are clipped to
+    [min_weight, max_weight].
 
     Args:
         names: modalities.
@@ -67,15 +67,17 @@ class DynamicBalance:
         if any(len(values) < self.window for values in self.history.values()):
             return dict.fromkeys(self.history, 1.0)
         progress = {name: -relative_slope(list(values)) for name, values in self.history.items()}
-        mean = float(np.mean(list(progress.values())))
-        raw = {name: float(np.exp(-(p - mean) / self.temperature)) for name, p in progress.items()}
+        falling = {name: p for name, p in progress.items() if p >= 0}
+        if not falling:
+            return dict.fromkeys(self.history, self.min_weight)
+        mean = float(np.mean(list(falling.values())))
+        raw = {name: float(np.exp(-(p - mean) / self.temperature)) for name, p in falling.items()}
         scale = float(np.mean(list(raw.values())))
-        return {
-            name: self.min_weight
-            if progress[name] < 0
-            else float(np.clip(value / scale, self.min_weight, self.max_weight))
-            for name, value in raw.items()
-        }
+        weights = dict.fromkeys(self.history, self.min_weight)
+        weights.update(
+            {name: float(np.clip(value / scale, self.min_weight, self.max_weight)) for name, value in raw.items()}
+        )
+        return weights
 
     def state_dict(self) -> dict[str, list[float]]:
         """The recorded losses, for a checkpoint."""

@@ -2,7 +2,8 @@
 
 A decoder learns little from an encoder that says nothing yet: each encoder, with its projector, first learns to say
 per token what is there. Vision tokens draw the silhouette of what they see, name its kind, colour, size and position,
-the background and the number of shapes; audio tokens spell the transcript by CTC. The small heads are thrown away afterwards.
+the background and the number of shapes; audio tokens spell the transcript by CTC. The small heads are thrown away
+afterwards.
 """
 
 from dataclasses import replace
