@@ -70,6 +70,10 @@ class BalanceCallback(TrainerCallback):
     def __init__(self, objective: StepwiseObjective, balance: DynamicBalance, validation: dict[str, dict], every: int):
         self.objective, self.balance, self.validation, self.every = objective, balance, validation, every
 
+    @staticmethod
+    def _path(args, state) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "balance.pt"
+
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.every:
@@ -82,10 +86,11 @@ class BalanceCallback(TrainerCallback):
         state.log_history.append({"step": state.global_step, "balance_weights": dict(self.objective.weights)})
 
     def on_save(self, args, state, control, **kwargs):
-        torch.save(self.balance.state_dict(), Path(args.output_dir) / f"checkpoint-{state.global_step}" / "balance.pt")
+        if state.is_world_process_zero:
+            torch.save(self.balance.state_dict(), self._path(args, state))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        saved = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "balance.pt"
+        saved = self._path(args, state)
         if saved.is_file():
             self.balance.load_state_dict(torch.load(saved, weights_only=True))
             self.objective.weights = self.balance.weights()

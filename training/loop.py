@@ -24,7 +24,8 @@ class BatchTrainer(Trainer):
     """Trainer for a module that maps a batch to {"loss": scalar, name: scalar, ...}.
 
     Item `step` of the data set is the batch of step `step`, so that resuming needs no replay of random numbers. The
-    module's other scalars are averaged over the logging interval and logged beside the loss.
+    module's other scalars are averaged over the logging interval and logged beside the loss. Under `torchrun` the
+    processes take the items of the data set in turn: item 0 and 1 make step 0 of two processes.
     """
 
     def __init__(self, *args, **kwargs):
@@ -95,6 +96,9 @@ def fit(
         "dataloader_num_workers": 1,
         "dataloader_prefetch_factor": 4,
         "remove_unused_columns": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "ddp_backend": None if torch.cuda.is_available() else "gloo",
+        "ddp_find_unused_parameters": True,  # a batch may leave a whole encoder out
         "report_to": "none",
     }
     args = TrainingArguments(

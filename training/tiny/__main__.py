@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -76,11 +77,12 @@ def train_chats(args: argparse.Namespace) -> None:
             raise ValueError(f"{stage}.safetensors does not fit the model: {unexpected[:4]}")
     objective = StepwiseObjective(model)
     pool = SpeechPool(args.speech)
-    data = PerceptionData(processor, pool, args.steps or 3000, SEED)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    data = PerceptionData(processor, pool, processes * (args.steps or 3000), SEED, scale=args.scale)
     validation = PerceptionData(processor, pool, 1, SEED + 1, scale=0.5)[0]
     balance = BalanceCallback(objective, DynamicBalance(list(MIX)), validation, every=100)
-    # The encoders and their projectors know their job by now; they follow slowly.
-    scales = dict.fromkeys((f"model.{name}." for part in PARTS.values() for name in part), 0.3)
+    # Encoders that know their job by now follow slowly; Whisper's warm-up was the shortest for its frame rate.
+    scales = {f"model.{name}.": 0.3 for stage in ("vision", "sanm") for name in PARTS[stage]}
     trainer = fit(
         objective,
         data,
@@ -91,7 +93,8 @@ def train_chats(args: argparse.Namespace) -> None:
         scales=scales,
         save_steps=100,
     )
-    export(trainer.model.model, processor, args.runs / "model")
+    if trainer.is_world_process_zero():
+        export(objective.model, processor, args.runs / "model")
 
 
 def export(model: BailingMMNativeForConditionalGeneration, processor: BailingMMProcessor, directory: Path) -> None:
@@ -111,6 +114,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="number of optimiser steps")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="stage chat: factor on the chats per step and process"
+    )
     parser.add_argument("--start-from", type=Path, help="weights of an earlier run of this stage (safetensors)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()

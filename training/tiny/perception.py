@@ -21,7 +21,7 @@ MIX: dict[str, tuple[tuple[str, ...], int]] = {
 
 
 class PerceptionData(torch.utils.data.Dataset):
-    """Item `step` is {modality: batch}. SANM and Whisper take turns: even steps are heard by SANM."""
+    """Item `step` is {modality: batch}. SANM and Whisper take turns: SANM hears even items."""
 
     def __init__(self, processor, pool: SpeechPool, steps: int, seed: int, scale: float = 1.0, max_side: int = 192):
         self.processor, self.pool, self.steps, self.seed = processor, pool, steps, seed
