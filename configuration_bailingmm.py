@@ -13,6 +13,9 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 # Code and components that make a weights directory self-contained; sub-folders stay flat (see `save_pretrained`).
 TRAVELS_WITH_WEIGHTS = ("*.py", "audio_detokenizer/*", "image_gen/*")
@@ -304,10 +307,17 @@ class BailingMMConfig(PreTrainedConfig):
 
 
 def copy_repository_files(source: str, destination: str | os.PathLike) -> None:
-    """Copy what `TRAVELS_WITH_WEIGHTS` names from a directory or a Hub id into `destination` (itself: nothing)."""
-    root = (
-        Path(source) if os.path.isdir(source) else Path(snapshot_download(source, allow_patterns=TRAVELS_WITH_WEIGHTS))
-    )
+    """Copy what `TRAVELS_WITH_WEIGHTS` names from a directory or a Hub id into `destination` (itself: nothing).
+
+    A source that is gone is only a warning: the weights, perhaps days of training, are saved after this.
+    """
+    try:
+        root = Path(
+            source if os.path.isdir(source) else snapshot_download(source, allow_patterns=TRAVELS_WITH_WEIGHTS)
+        )
+    except (OSError, ValueError) as error:
+        logger.warning(f"{destination} is saved without code: {source} cannot be read any more ({error})")
+        return
     destination = Path(destination)
     if root.resolve() == destination.resolve():
         return

@@ -170,18 +170,18 @@ class BailingMoeExperts(nn.Module):
     ) -> torch.Tensor:
         """hidden_states [T, H], top_k_index and top_k_weights [T, K] -> [T, H]. Visits only experts that were hit.
 
+        Experts are summed in the weights' precision (float32), as in the library's other implementations.
         Indexes equal to `num_experts` are the empty slots of expert parallelism and are passed over.
         """
-        output = torch.zeros_like(hidden_states)
+        output = torch.zeros_like(hidden_states, dtype=top_k_weights.dtype)
         for expert in top_k_index.unique().tolist():
             if expert == self.num_experts:
                 continue
             token, slot = torch.where(top_k_index == expert)
             gate, up = F.linear(hidden_states[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
             expert_output = F.linear(self.act_fn(gate) * up, self.down_proj[expert])
-            weighted = expert_output * top_k_weights[token, slot, None]
-            output.index_add_(0, token, weighted.to(output.dtype))
-        return output
+            output.index_add_(0, token, expert_output * top_k_weights[token, slot, None])
+        return output.to(hidden_states.dtype)
 
 
 class BailingMoeSparseMoeBlock(nn.Module):
@@ -360,7 +360,6 @@ class BailingMoeForCausalLM(BailingMoePreTrainedModel, GenerationMixin):
     def __init__(self, config: BailingMoeConfig):
         super().__init__(config)
         self.model = BailingMoeModel(config)
-        self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -400,7 +399,7 @@ class BailingMoeForCausalLM(BailingMoePreTrainedModel, GenerationMixin):
 
         loss = load_balancing = router_z = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
+            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         if output_router_logits:
             load_balancing, router_z = router_losses(
                 outputs.router_logits, self.config.num_experts_per_tok, mm_token_type_ids, attention_mask

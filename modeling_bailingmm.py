@@ -9,6 +9,10 @@ tokens are text.
 Shape letters: B batch, L tokens, N images, videos or audio segments, P patches, T frames, H decoder hidden size.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -62,6 +66,23 @@ MEDIA_INPUTS = (
     "audio_placeholder_loc_lens",
     "use_whisper_encoder",
 )
+
+
+@contextmanager
+def sequential_loading() -> Iterator[None]:
+    """Read weights one after another unless the user decided about `HF_DEACTIVATE_ASYNC_LOAD`.
+
+    The library's loading threads run ahead of the fusing of experts and hold up to half a checkpoint on top of the
+    model (`python -m benchmarks load`).
+    """
+    if "HF_DEACTIVATE_ASYNC_LOAD" in os.environ:
+        yield
+        return
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
 
 
 class BailingMMPreTrainedModel(PreTrainedModel):
@@ -122,21 +143,37 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs,
+    ):
         """Library `from_pretrained` that refuses incomplete checkpoints instead of leaving layers random.
 
         `load_vision=False`, `load_audio=False` (SANM) or `load_whisper=False` leave a tower out.
 
         Raises:
-            ValueError: a weight of the model is missing from the checkpoint, or the checkpoint holds weights that
-                the model does not know.
+            ValueError: a weight of the model is missing from the checkpoint or has another shape there (unless
+                `ignore_mismatched_sizes`), or the checkpoint holds weights that the model does not know.
         """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        for problem in ("missing_keys", "unexpected_keys"):
-            if keys := sorted(info[problem]):
+        with sequential_loading():
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        shapes = [f"{name} {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]]
+        problems = {
+            "missing keys": info["missing_keys"],
+            "unexpected keys": info["unexpected_keys"],
+            "wrong shapes": [] if ignore_mismatched_sizes else shapes,
+        }
+        for problem, found in problems.items():
+            if keys := sorted(found):
                 shown = ", ".join(keys[:8]) + (f", ... ({len(keys)} in all)" if len(keys) > 8 else "")
                 raise ValueError(
-                    f"{pretrained_model_name_or_path}: {problem.replace('_', ' ')}: {shown}. "
+                    f"{pretrained_model_name_or_path}: {problem}: {shown}. "
                     "The checkpoint and its config.json do not belong together."
                 )
         generation_config, text_config = model.generation_config, model.config.llm_config
@@ -168,11 +205,20 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         """
         if not self.config.load_vision:
             raise ValueError("this model was loaded with load_vision=False; load it with load_vision=True for images")
-        expected = int(image_grid_thw.prod(dim=-1).sum())
-        if pixel_values.ndim != 2 or pixel_values.shape[0] != expected:
+        vision, size = self.config.vision_config, self.config.vision_config.spatial_merge_size
+        if image_grid_thw is None or image_grid_thw.ndim != 2 or (image_grid_thw[:, 1:] % size).any():
             raise ValueError(
-                f"pixel_values must be [patches, values] with {expected} patches for image_grid_thw "
-                f"{image_grid_thw.tolist()}, got shape {tuple(pixel_values.shape)}"
+                f"image_grid_thw (video_grid_thw) must be [N, 3] with heights and widths in multiples of {size} "
+                f"patches, got {None if image_grid_thw is None else image_grid_thw.tolist()}"
+            )
+        expected = (
+            int(image_grid_thw.prod(dim=-1).sum()),
+            vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        )
+        if pixel_values.shape != expected or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be floats of shape {expected} for image_grid_thw {image_grid_thw.tolist()}, "
+                f"got {pixel_values.dtype} {tuple(pixel_values.shape)}"
             )
         vision_output = self.vision(pixel_values.to(self.vision.dtype), grid_thw=image_grid_thw)
         return F.normalize(self.linear_proj(vision_output.pooler_output), dim=-1)
@@ -216,8 +262,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         if width != widths[use_whisper_encoder]:
             name = "Whisper" if use_whisper_encoder else "SANM"
             raise ValueError(
-                f"audio_feats of width {width} do not fit the {name} encoder ({widths[use_whisper_encoder]}); pass the "
-                "same use_whisper_encoder to the processor (audio_kwargs) and to the model"
+                f"audio_feats of width {width} do not fit the {name} encoder ({widths[use_whisper_encoder]}); "
+                "pass the same use_whisper_encoder to the processor (audio_kwargs) and to the model"
             )
         flag = "load_whisper" if use_whisper_encoder else "load_audio"
         if not getattr(self.config, flag):
@@ -277,6 +323,11 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if mm_token_type_ids is None:
             return inputs_embeds, None
+        if mm_token_type_ids.shape != input_ids.shape:
+            raise ValueError(
+                f"mm_token_type_ids {tuple(mm_token_type_ids.shape)} must have the shape of input_ids "
+                f"{tuple(input_ids.shape)}"
+            )
         features = {"image": None, "video": None, "audio": None}
         if pixel_values is not None:
             features["image"] = self.get_image_features(pixel_values, image_grid_thw)
@@ -333,6 +384,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         Returns:
             logits [B, L, vocab] float32, loss and router losses as in `BailingMoeForCausalLM`.
         """
+        if inputs_embeds is not None and any(x is not None for x in (pixel_values, pixel_values_videos, audio_feats)):
+            raise ValueError("inputs_embeds already hold the media: pass either them or input_ids with media")
         if inputs_embeds is None:
             inputs_embeds, mm_token_type_ids = self.embed(
                 input_ids,
@@ -377,33 +430,47 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 f"generation_mode={generation_mode!r} is not available; this model answers in: "
                 + ", ".join(self.output_modalities)
             )
-        media = {name: kwargs.pop(name) for name in MEDIA_INPUTS if name in kwargs}
         input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if input_ids is not None:
             limit = self.config.llm_config.max_position_embeddings
             if input_ids.shape[1] > limit:
                 raise ValueError(f"the prompt has {input_ids.shape[1]} tokens; the model's context is {limit}")
-            token_types = kwargs.pop("mm_token_type_ids", None)
-            if "inputs_embeds" in kwargs:
-                kwargs["mm_token_type_ids"] = token_types
-            elif token_types is not None or any(value is not None for value in media.values()):
-                embeds, token_types = self.embed(input_ids, token_types, **media)
-                kwargs.update(inputs_embeds=embeds, mm_token_type_ids=token_types)
             kwargs["input_ids"] = input_ids
-        return super().generate(*args, **kwargs)
+            if kwargs.get("inputs_embeds") is None:
+                media = {name: kwargs.pop(name) for name in MEDIA_INPUTS if name in kwargs}
+                token_types = kwargs.pop("mm_token_type_ids", None)
+                if token_types is not None or any(value is not None for value in media.values()):
+                    embeds, token_types = self.embed(input_ids, token_types, **media)
+                    kwargs.update(inputs_embeds=embeds, mm_token_type_ids=token_types)
+        return super().generate(None, *args, **kwargs)
 
     def prepare_inputs_for_generation(
-        self, input_ids, inputs_embeds=None, is_first_iteration=False, use_cache=True, **kwargs
+        self,
+        input_ids,
+        next_sequence_length=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        mm_token_type_ids=None,
+        is_first_iteration=False,
+        **kwargs,
     ):
-        if inputs_embeds is not None and not is_first_iteration and not use_cache:
-            # Without a cache every step sees the prompt again, media included.
-            new_embeds = self.get_input_embeddings()(input_ids[:, inputs_embeds.shape[1] :])
-            inputs_embeds, is_first_iteration = torch.cat([inputs_embeds, new_embeds], dim=1), True
+        if inputs_embeds is not None and is_first_iteration and next_sequence_length is None:
+            # `input_ids` are a chunk of the prompt, or all of it and guesses after it (assisted decoding).
+            start = past_key_values.get_seq_length()
+            stop = start + input_ids.shape[1]
+            if (num_guesses := stop - inputs_embeds.shape[1]) > 0:
+                guesses = self.get_input_embeddings()(input_ids[:, -num_guesses:])
+                inputs_embeds = torch.cat([inputs_embeds, guesses], dim=1)
+                if mm_token_type_ids is not None:
+                    mm_token_type_ids = F.pad(mm_token_type_ids, (0, num_guesses))
+            inputs_embeds = inputs_embeds[:, start:stop]
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            mm_token_type_ids=mm_token_type_ids,
             is_first_iteration=is_first_iteration,
-            use_cache=use_cache,
             **kwargs,
         )
         if not is_first_iteration:
@@ -416,11 +483,15 @@ def split_audio_segments(
     audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[B, L1 + ... + LN, D] and lengths [B, N] -> segments [S, max length, D] padded with 0, lengths [S]."""
-    if audio_feats.ndim != 3 or audio_feats_lengths.ndim != 2 or len(audio_feats) != len(audio_feats_lengths):
+    shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (audio_feats, audio_feats_lengths)]
+    if None in shapes or [len(shape) for shape in shapes] != [3, 2] or shapes[0][0] != shapes[1][0]:
         raise ValueError(
-            f"audio_feats must be [B, frames, width] and audio_feats_lengths [B, N], got {tuple(audio_feats.shape)} "
-            f"and {tuple(audio_feats_lengths.shape)}"
+            f"audio_feats must be [B, frames, width] and audio_feats_lengths [B, N], got {shapes[0]} and {shapes[1]}"
         )
+    if not audio_feats.is_floating_point():
+        raise ValueError(f"audio_feats must be floats, got {audio_feats.dtype}")
+    if audio_feats_lengths.is_floating_point() or (audio_feats_lengths < 0).any():
+        raise ValueError(f"audio_feats_lengths must be counts of frames, got {audio_feats_lengths.tolist()}")
     if not audio_feats_lengths.any():
         raise ValueError("audio_feats was given but every length in audio_feats_lengths is 0")
     segments = []

@@ -136,6 +136,11 @@ class BailingMMVisionTransformer(Qwen2_5_VisionTransformerPretrainedModel):
             block.attn = BailingMMVisionAttention(config)
         self.post_init()
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # The whole model's choice is handed to every part; one without experts has nothing against it.
+        return True
+
 
 class BailingMMAudioPreTrainedModel(PreTrainedModel):
     main_input_name = "input_features"
@@ -145,6 +150,11 @@ class BailingMMAudioPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # The whole model's choice is handed to every part; one without experts has nothing against it.
+        return True
 
 
 class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):

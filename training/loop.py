@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def fit(
         "dataloader_prefetch_factor": 4,
         "remove_unused_columns": False,
         "use_cpu": not torch.cuda.is_available(),
-        "ddp_backend": None if torch.cuda.is_available() else "gloo",
+        "ddp_backend": "gloo" if "WORLD_SIZE" in os.environ and not torch.cuda.is_available() else None,
         "ddp_find_unused_parameters": True,  # a batch may leave a whole encoder out
         "report_to": "none",
     }

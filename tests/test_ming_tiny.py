@@ -1,0 +1,96 @@
+"""The bundled checkpoint, used as its users do: demo, README, answers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from training.tiny.evaluate import answer, questions_of
+from training.tiny.world import sample_chat
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_BYTES = 48_000_000
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForMultimodalLM.from_pretrained(ROOT, trust_remote_code=True, dtype=torch.float32).eval()
+
+
+def test_weights_are_small_and_complete(model):
+    assert (ROOT / "model.safetensors").stat().st_size <= MAX_BYTES
+    llm = model.config.llm_config
+    assert llm.multi_gate and llm.num_shared_experts == 2 and llm.num_experts >= 8 and llm.num_experts_per_tok >= 2
+
+
+def exact_share(model, processor, row: str, samples: int) -> float:
+    """Share of right greedy answers to unseen samples of a row that needs no voices."""
+    asked = []
+    for index in range(samples):
+        asked += list(questions_of(sample_chat(row, np.random.default_rng((99, index)), "test").messages))
+    replies = answer(model, processor, [prompt for prompt, _ in asked], whisper=False)
+    return float(np.mean([reply == expected for reply, (_, expected) in zip(replies, asked, strict=True)]))
+
+
+@pytest.mark.parametrize("row", ["image_qa", "image_count_describe", "multi_turn", "video_qa", "text_only"])
+def test_most_answers_to_unseen_samples_are_right(model, processor, row):
+    assert exact_share(model, processor, row, 32) >= FLOORS[row]
+
+
+# Well below the measured values in the README: this guards the checkpoint, the table measures it.
+FLOORS = {"image_qa": 0.7, "image_count_describe": 0.5, "multi_turn": 0.7, "video_qa": 0.7, "text_only": 0.7}
+
+
+def test_a_batch_of_mixed_chats_answers_as_each_alone(model, processor):
+    picture = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
+    recording = {"type": "audio", "audio": str(ROOT / "demo" / "recording.wav")}
+    clip = {"type": "video", "video": str(ROOT / "demo" / "clip.mp4")}
+    contents = [
+        "What comes after three?",
+        [picture, {"type": "text", "text": "Describe the picture."}],
+        [{"type": "text", "text": "Transcribe this recording."}, recording],
+        [clip, {"type": "text", "text": "Which way does it move?"}],
+        [picture, picture, {"type": "text", "text": "Do both pictures have the same background colour?"}],
+        [clip, recording, picture, {"type": "text", "text": "In the picture, how many shapes are there?"}],
+    ]
+    chats = [[{"role": "user", "content": content}] for content in contents]
+    together = answer(model, processor, chats, whisper=False)
+    assert together == [answer(model, processor, [chat], whisper=False)[0] for chat in chats]
+    assert all(together)
+
+
+def test_demo_answers_right(tmp_path):
+    command = [sys.executable, "-m", "demo", "--output", str(tmp_path), "--image", "demo/picture.jpg"]
+    result = subprocess.run(command, cwd=ROOT, env=OFFLINE, capture_output=True, text=True, check=True)
+    assert "[1/4]" in result.stdout and "parameters" in result.stdout
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    expected = json.loads((ROOT / "demo" / "expected.json").read_text())
+    replies = {(Path(item["file"]).stem, item["question"], item["whisper"]): item["answer"] for item in answers}
+    assert replies["picture", "Describe the picture.", False] == expected["picture"]
+    assert replies["clip", "Describe the video.", False] == expected["clip"]
+    for whisper in (False, True):
+        question = next(key[1] for key in replies if key[0] == "recording")
+        assert replies["recording", question, whisper] == expected["recording"]
+
+
+def test_readme_code_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) >= 2
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(blocks), encoding="utf-8")
+    result = subprocess.run([sys.executable, script], cwd=ROOT, env=OFFLINE, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((ROOT / "demo" / "expected.json").read_text())["picture"] in result.stdout

@@ -1,0 +1,423 @@
+"""The thinker's promises about itself, on a tiny random model: batches, caches, kernels, precision, training."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from thinker_helpers import IMAGE_TYPE, PAD, Chat, batch, mixed_chats, tiny_model, valid_tokens
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from modeling_bailing_moe import router_losses
+
+EXPERTS = ("eager", "grouped_mm", "batched_mm")
+
+
+def close(ours, expected, tolerance=5e-5):
+    torch.testing.assert_close(ours, expected, atol=tolerance, rtol=0)
+
+
+def without_mask(inputs):
+    return {name: value for name, value in inputs.items() if name != "attention_mask"}
+
+
+@pytest.fixture(scope="module", params=["sanm", "whisper"])
+def encoder(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def inputs(encoder):
+    return batch(mixed_chats(encoder))
+
+
+@torch.no_grad()
+def logits_of(model, inputs, **options):
+    """Logits of the tokens that are not padding, [valid, vocab]."""
+    return model(**inputs, **options).logits[valid_tokens(inputs)]
+
+
+def gradients(model, inputs, **options):
+    """The training loss of every token, and its gradients by parameter name."""
+    model.zero_grad()
+    labels = inputs["input_ids"].masked_fill(~valid_tokens(inputs), -100)
+    loss = model(**inputs, labels=labels, use_cache=False, **options).loss
+    loss.backward()
+    return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+# Batches
+
+
+@pytest.mark.parametrize("row", range(8))
+def test_a_row_of_a_mixed_batch_equals_the_chat_alone(tiny, encoder, inputs, row):
+    together = logits_of(tiny, inputs)
+    counts = inputs["attention_mask"].sum(dim=1).tolist()
+    chat = mixed_chats(encoder)[row]
+    close(together.split(counts)[row], logits_of(tiny, batch([chat])))
+
+
+def test_greedy_answers_of_a_mixed_batch_equal_the_single_ones(tiny, encoder, inputs):
+    length = inputs["input_ids"].shape[1]
+    together = tiny.generate(**inputs, max_new_tokens=6)[:, length:]
+    for row, chat in enumerate(mixed_chats(encoder)):
+        alone = tiny.generate(**batch([chat]), max_new_tokens=6)[0, len(chat.ids) :]
+        new = together[row][: len(alone)]
+        assert torch.equal(new, alone)
+        assert (together[row][len(alone) :] == PAD).all()
+
+
+def test_audio_features_do_not_depend_on_the_batch(tiny, encoder):
+    frames = (21, 4, 13, 1, 8, 5)
+    segments = Chat(11, encoder)
+    for length in frames:
+        segments.audio(length)
+    width = segments.media["audio"][0].shape[1]
+    alone = [
+        tiny.get_audio_features(segment[None], torch.tensor([[len(segment)]]))[0]
+        for segment in segments.media["audio"]
+    ]
+    in_one_row, _ = tiny.get_audio_features(torch.cat(segments.media["audio"])[None], torch.tensor([frames]))
+    rows = torch.zeros(3, 25, width)
+    for row in range(3):
+        rows[row, : frames[2 * row] + frames[2 * row + 1]] = torch.cat(segments.media["audio"][2 * row : 2 * row + 2])
+    in_three_rows, lengths = tiny.get_audio_features(rows, torch.tensor(frames).view(3, 2))
+    assert lengths.tolist() == [len(features) for features in alone]
+    close(in_one_row, torch.cat(alone), 5e-6)
+    close(in_three_rows, torch.cat(alone), 5e-6)
+
+
+def test_released_whisper_padding_leaks():
+    """The switch does something: with `mask_padding=False` a short segment sees what it is batched with."""
+    model = tiny_model(whisper_config={"mask_padding": False})
+    chat = Chat(12, "whisper").audio(40).audio(9)
+    together, lengths = model.get_audio_features(torch.cat(chat.media["audio"])[None], torch.tensor([[40, 9]]))
+    alone, _ = model.get_audio_features(chat.media["audio"][1][None], torch.tensor([[9]]))
+    assert (together.split(lengths.tolist())[1] - alone).abs().max() > 1e-2
+
+
+def test_images_do_not_influence_each_other(tiny):
+    chat = Chat(13).image(1, 4, 6).image(1, 12, 10).image(3, 4, 4).image(1, 20, 2)
+    grids, pixels = torch.tensor(chat.grids["image"]), chat.media["image"]
+    together = tiny.get_image_features(torch.cat(pixels), grids)
+    alone = [tiny.get_image_features(image, grid[None]) for image, grid in zip(pixels, grids, strict=True)]
+    close(together, torch.cat(alone), 5e-6)
+
+
+def test_frame_pairs_of_a_video_do_not_see_each_other(tiny):
+    chat = Chat(14).video(3, 4, 6)
+    pixels = chat.media["video"][0]
+    together = tiny.get_video_features(pixels, torch.tensor([[3, 4, 6]]))
+    alone = [tiny.get_video_features(pair, torch.tensor([[1, 4, 6]])) for pair in pixels.split(24)]
+    close(together, torch.cat(alone), 5e-6)
+
+
+def test_padding_and_what_comes_later_change_nothing(tiny):
+    inputs = batch([Chat(15).text(4).image().text(5), Chat(16).text(3)])
+    expected = logits_of(tiny, inputs)
+    other = dict(inputs, input_ids=inputs["input_ids"].masked_fill(~valid_tokens(inputs), 77))
+    assert torch.equal(logits_of(tiny, other), expected)
+    longer = batch([Chat(15).text(4).image().text(5).text(3)])
+    length = inputs["input_ids"].shape[1]
+    close(tiny(**longer).logits[:, :length], tiny(**batch([Chat(15).text(4).image().text(5)])).logits)
+
+
+def test_media_decide_the_answer(tiny, encoder):
+    """Every medium reaches the logits: another picture, clip or sound gives other logits at the last position."""
+    inputs = batch([Chat(17, encoder).image().video().audio(9).text(4)])
+    expected = logits_of(tiny, inputs)[-1]
+    for name in ("pixel_values", "pixel_values_videos", "audio_feats"):
+        changed = logits_of(tiny, inputs | {name: inputs[name].flip(-1)})[-1]
+        assert (changed - expected).abs().max() > 1e-3, name
+
+
+def test_routers_follow_the_token_type(tiny):
+    """A token of another type is routed by another gate: only that changes the logits when embeddings are equal."""
+    inputs = batch([Chat(18).text(6)])
+    embeds = tiny.get_input_embeddings()(inputs["input_ids"])
+    outputs = [tiny(inputs_embeds=embeds, mm_token_type_ids=torch.full((1, 6), kind)).logits for kind in (0, 1, 2, 3)]
+    assert torch.equal(outputs[0], tiny(inputs_embeds=embeds).logits)
+    assert torch.equal(outputs[1], outputs[2])
+    for a, b in ((0, 1), (0, 3), (1, 3)):
+        assert (outputs[a] - outputs[b]).abs().max() > 1e-3
+
+
+# Caches, kernels, precision
+
+
+def test_cached_equals_uncached(tiny, inputs):
+    """One pass over everything, against the prompt first and then one token at a time."""
+    full = tiny(**inputs, use_cache=False).logits[valid_tokens(inputs)]
+    ids, mask, split = inputs["input_ids"], inputs["attention_mask"], 36
+    embeds, types = tiny.embed(**without_mask(inputs))
+    cache, pieces = None, []
+    for start, end in [(0, split), *((at, at + 1) for at in range(split, ids.shape[1]))]:
+        out = tiny(
+            inputs_embeds=embeds[:, start:end],
+            mm_token_type_ids=types[:, start:end],
+            attention_mask=mask[:, :end],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache, pieces = out.past_key_values, [*pieces, out.logits]
+    close(torch.cat(pieces, dim=1)[valid_tokens(inputs)], full)
+
+
+@pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"use_cache": False}], ids=str)
+def test_static_and_no_cache_decode_like_the_dynamic_one(tiny, inputs, options):
+    arguments = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_logits": True}
+    dynamic = tiny.generate(**inputs, **arguments)
+    other = tiny.generate(**inputs, **arguments, **options)
+    assert torch.equal(other.sequences, dynamic.sequences)
+    close(torch.stack(other.logits), torch.stack(dynamic.logits))
+
+
+def test_sdpa_equals_eager(tiny, inputs):
+    eager = tiny_model(attention="eager")
+    towers = ("vision", "audio", "whisper_encoder", "model")
+    assert {getattr(eager, tower).config._attn_implementation for tower in towers} == {"eager"}
+    assert {getattr(tiny, tower).config._attn_implementation for tower in towers} == {"sdpa"}
+    close(logits_of(eager, inputs), logits_of(tiny, inputs))
+
+
+@pytest.mark.parametrize("implementation", EXPERTS)
+def test_experts_implementations_agree_with_gradients(implementation, inputs):
+    model = tiny_model()
+    model.set_experts_implementation("eager")
+    expected_loss, expected = gradients(model, inputs)
+    model.set_experts_implementation(implementation)
+    assert model.model.config._experts_implementation == implementation
+    loss, ours = gradients(model, inputs)
+    close(loss, expected_loss, 1e-5)
+    assert set(ours) == set(expected)
+    for name, gradient in expected.items():
+        if gradient is None:
+            assert ours[name] is None, name
+        else:
+            close(ours[name], gradient, 2e-5)
+
+
+def test_bfloat16_is_close_to_float32(inputs):
+    """Rounding only: errors stay at the size of bfloat16's 8 bits, and features keep their unit length."""
+    expected = logits_of(tiny_model(), inputs)
+    model = tiny_model().to(torch.bfloat16)
+    ours = model(**inputs).logits[valid_tokens(inputs)]
+    assert ours.dtype == torch.float32
+    agreement = F.cosine_similarity(ours, expected, dim=-1)
+    assert agreement.median() > 0.998
+    assert agreement.mean() > 0.99
+    assert model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("implementation", EXPERTS)
+def test_bfloat16_routing_and_summing_are_float32(implementation):
+    """Router softmax, routing weights and the sum over experts: each output is rounded to bfloat16 only once."""
+    torch.manual_seed(0)
+    model = tiny_model(llm_config={"num_experts_per_tok": 6}).to(torch.bfloat16)
+    model.set_experts_implementation(implementation)
+    block, x = model.model.model.layers[0].mlp, torch.randn(1, 40, 64).bfloat16()
+    seen = []
+    hook = block.experts.register_forward_hook(lambda _, args, output: seen.append((*args, output)))
+    _, logits = block(x)
+    hook.remove()
+    tokens, experts, weights, output = seen[0]
+    assert weights.dtype == torch.float32
+    close(weights, F.normalize(logits.float().softmax(dim=-1).topk(6).values, p=1, dim=-1), 1e-6)
+    expected = torch.zeros(40, 64)
+    for slot in range(6):
+        gate_up, down = block.experts.gate_up_proj[experts[:, slot]], block.experts.down_proj[experts[:, slot]]
+        gate, up = torch.einsum("th,tih->ti", tokens, gate_up).chunk(2, dim=-1)
+        expected += torch.einsum("ti,thi->th", F.silu(gate) * up, down).float() * weights[:, slot, None]
+    exact = (output == expected.bfloat16()).float().mean()
+    assert exact > 0.95  # a few values lie on a rounding border; sums in bfloat16 agree in far fewer
+
+
+def test_gradient_checkpointing_gives_equal_gradients(inputs):
+    model = tiny_model().train()
+    expected_loss, expected = gradients(model, inputs)
+    model.gradient_checkpointing_enable()
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    assert len(layers) == 2 + 2 + 2 + 2  # decoder, vision, SANM, Whisper
+    assert all(layer.gradient_checkpointing for layer in layers)
+    loss, ours = gradients(model, inputs)
+    close(loss, expected_loss, 1e-6)
+    for name, gradient in expected.items():
+        if gradient is None:
+            assert ours[name] is None, name
+        else:
+            close(ours[name], gradient, 1e-6)
+
+
+def test_gradients_reach_every_part(encoder, inputs):
+    """Nothing on the way is detached: only the audio encoder that was not used has no gradient."""
+    unused = {"sanm": ("whisper_encoder.", "linear_proj_whisper."), "whisper": ("audio.", "linear_proj_audio.")}
+    _, ours = gradients(tiny_model(), inputs)
+    for name, gradient in ours.items():
+        if name.startswith(unused[encoder]):
+            assert gradient is None, name
+        else:
+            assert gradient is not None, name
+            assert gradient.abs().sum() > 0, name
+
+
+# Losses
+
+
+def test_loss_is_the_cross_entropy_of_the_next_token(tiny, inputs):
+    labels = inputs["input_ids"].masked_fill(~valid_tokens(inputs) | (inputs["mm_token_type_ids"] > 0), -100)
+    out = tiny(**inputs, labels=labels)
+    terms = []
+    for row in range(labels.shape[0]):
+        for at in range(labels.shape[1] - 1):
+            if (target := int(labels[row, at + 1])) != -100:
+                terms.append(-out.logits[row, at].log_softmax(dim=-1)[target])
+    close(out.loss, torch.stack(terms).mean(), 1e-5)
+    assert out.load_balancing_loss is None
+
+
+def plain_router_losses(layers, top_k, types, mask):
+    """Load balancing and z-loss per router by loops over tokens and experts, from the formulas of the papers."""
+    balancing, z_losses = [], []
+    for kinds in ((0,), (1, 2), (3,)):
+        tokens = [i for i, (kind, real) in enumerate(zip(types, mask, strict=True)) if kind in kinds and real]
+        if not tokens:
+            balancing.append(0.0)
+            z_losses.append(0.0)
+            continue
+        balance, z = 0.0, 0.0
+        for logits in layers:
+            experts = logits.shape[1]
+            share, probability = [0.0] * experts, [0.0] * experts
+            for token in tokens:
+                probabilities = logits[token].exp() / logits[token].exp().sum()
+                for expert in sorted(range(experts), key=lambda e, p=probabilities: -float(p[e]))[:top_k]:
+                    share[expert] += 1 / top_k / len(tokens)
+                for expert in range(experts):
+                    probability[expert] += float(probabilities[expert]) / len(tokens)
+                z += float(logits[token].exp().sum().log()) ** 2 / len(tokens) / len(layers)
+            balance += experts * sum(f * p for f, p in zip(share, probability, strict=True)) / len(layers)
+        balancing.append(balance)
+        z_losses.append(z)
+    return torch.tensor(balancing), torch.tensor(z_losses)
+
+
+def test_router_losses_against_plain_python(tiny, inputs):
+    out = tiny(**inputs, output_router_logits=True)
+    types, mask = inputs["mm_token_type_ids"].flatten().tolist(), inputs["attention_mask"].flatten().tolist()
+    top_k = tiny.config.llm_config.num_experts_per_tok
+    balancing, z = plain_router_losses([layer.detach() for layer in out.router_logits], top_k, types, mask)
+    assert (balancing > 0).all()
+    close(out.load_balancing_loss.detach(), balancing, 1e-4)
+    close(out.router_z_loss.detach(), z, 1e-4)
+
+
+def test_router_losses_of_unused_routers_are_zero(tiny):
+    out = tiny(**batch([Chat(20).text(5).image().text(3)]), output_router_logits=True)
+    assert (out.load_balancing_loss > 0).tolist() == [True, True, False]
+    assert (out.router_z_loss > 0).tolist() == [True, True, False]
+    text = tiny(batch([Chat(20).text(5)])["input_ids"], output_router_logits=True)
+    assert (text.load_balancing_loss > 0).tolist() == [True, False, False]
+
+
+def test_router_losses_leave_padding_out_of_every_router():
+    """Whatever a masked position claims to be, it counts for no router."""
+    torch.manual_seed(0)
+    logits, types = torch.randn(12, 4), torch.tensor([[0, 1, 3, 1, 3, 0, 0, 1, 3, 2, 0, 1]])
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0]])
+    keep = mask[0].bool()
+    for ours, expected in zip(
+        router_losses((logits,), 2, types, mask), router_losses((logits[keep],), 2, types[:, keep]), strict=True
+    ):
+        close(ours, expected, 1e-6)
+
+
+def test_load_balancing_loss_at_its_extremes():
+    """1 when experts are used equally, the number of experts over k when always the same k are, z = log(E)^2."""
+    even = 20 * torch.eye(4).repeat(3, 1)
+    balancing, _ = router_losses((even, even), top_k=1)
+    close(balancing, torch.tensor([1.0, 0.0, 0.0]), 1e-4)
+    same = torch.tensor([[20.0, 20.0, 0.0, 0.0]]).repeat(5, 1)
+    balancing, _ = router_losses((same,), top_k=2, mm_token_type_ids=torch.full((1, 5), IMAGE_TYPE))
+    close(balancing, torch.tensor([0.0, 2.0, 0.0]), 1e-4)
+    _, z = router_losses((torch.zeros(5, 4),), top_k=2)
+    close(z[0], torch.tensor(4.0).log().square(), 1e-5)
+
+
+def test_router_losses_join_the_loss_with_their_weights():
+    model = tiny_model(llm_config={"router_aux_loss_coef": 0.5, "router_z_loss_coef": 0.25})
+    inputs = batch(mixed_chats())
+    plain = model(**inputs, labels=inputs["input_ids"])
+    full = model(**inputs, labels=inputs["input_ids"], output_router_logits=True)
+    expected = plain.loss + 0.5 * full.load_balancing_loss.sum() + 0.25 * full.router_z_loss.sum()
+    close(full.loss, expected, 1e-5)
+    assert plain.load_balancing_loss is None
+    assert plain.router_logits is None
+
+
+def test_router_logits_come_from_the_gate_of_each_token(tiny):
+    """output_router_logits: one [T, E] tensor a layer, also by config, and the right router for each token."""
+    inputs = batch([Chat(21).text(3).image().audio(5).text(2)])
+    recorded = []
+    layer = tiny.model.model.layers[1]
+    hook = layer.post_attention_layernorm.register_forward_hook(lambda _, args, output: recorded.append(output[0]))
+    out = tiny(**inputs, output_router_logits=True)
+    hook.remove()
+    experts = tiny.config.llm_config.num_experts
+    assert [tuple(logits.shape) for logits in out.router_logits] == [(len(recorded[0]), experts)] * 2
+    gates = {0: layer.mlp.gate, 1: layer.mlp.image_gate, 3: layer.mlp.audio_gate}
+    for at, kind in enumerate(inputs["mm_token_type_ids"][0].tolist()):
+        close(out.router_logits[1][at], gates[kind].weight @ recorded[0][at], 1e-5)
+    model = tiny_model(llm_config={"output_router_logits": True})
+    close(model(**inputs).router_logits[1], out.router_logits[1])
+
+
+def test_logits_to_keep_keeps_the_last(tiny, inputs):
+    full = tiny(**inputs).logits
+    close(tiny(**inputs, logits_to_keep=3).logits, full[:, -3:])
+
+
+def test_hidden_states_begin_with_embeddings_and_end_normed(tiny, inputs):
+    out = tiny(**inputs, output_hidden_states=True, output_attentions=False)
+    embeds, _ = tiny.embed(**without_mask(inputs))
+    assert len(out.hidden_states) == tiny.config.llm_config.num_hidden_layers + 1
+    assert torch.equal(out.hidden_states[0], embeds)
+    close(tiny.model.lm_head(out.hidden_states[-1]), out.logits, 1e-6)
+
+
+def test_attentions_are_causal_and_skip_padding():
+    inputs = batch([Chat(22).text(6), Chat(23).text(3)])
+    out = tiny_model(attention="eager")(**inputs, output_attentions=True)
+    assert len(out.attentions) == 2
+    weights = out.attentions[0][1, :, 3:]  # row 1 has three pads on the left
+    assert weights.triu(diagonal=4).abs().max() == 0
+    assert weights[..., :3].abs().max() == 0
+    close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]), 1e-5)
+
+
+def test_dense_leading_layers_and_single_router():
+    """Config variants: a dense first layer has no router; without `multi_gate` types do not matter."""
+    inputs = batch([Chat(24).text(4).image().text(2)])
+    model = tiny_model(llm_config={"first_k_dense_replace": 1, "multi_gate": False, "num_shared_experts": 0})
+    names = set(model.state_dict())
+    assert not any("image_gate" in name or "shared_experts" in name for name in names)
+    assert "model.model.layers.0.mlp.gate_proj.weight" in names
+    out = model(**inputs, output_router_logits=True)
+    assert len(out.router_logits) == 1
+    embeds, types = model.embed(**without_mask(inputs))
+    assert torch.equal(model(inputs_embeds=embeds, mm_token_type_ids=types).logits, model(inputs_embeds=embeds).logits)
+
+
+def test_decoder_compiles_into_one_graph(tiny):
+    """No graph break, whatever the token types: what `torch.compile(fullgraph=True)` and static caches need."""
+    embeds, types = tiny.embed(**without_mask(batch([Chat(25).text(3).image().audio(5).text(2)])))
+    compiled = torch.compile(tiny.model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        ours = compiled(inputs_embeds=embeds, mm_token_type_ids=types, use_cache=False).logits
+        close(ours, tiny.model(inputs_embeds=embeds, mm_token_type_ids=types, use_cache=False).logits)
+
+
+def test_loss_after_resizing_the_vocabulary():
+    model = tiny_model()
+    model.resize_token_embeddings(330, mean_resizing=False)
+    ids = torch.arange(30, 62)[None]
+    out = model(ids, labels=ids)
+    assert out.logits.shape[-1] == model.config.llm_config.vocab_size == 330
+    close(out.loss, F.cross_entropy(out.logits[0, :-1], ids[0, 1:]), 1e-5)
