@@ -10,14 +10,25 @@ from .world import sample_chat
 
 # Per step and modality: which abilities are drawn, and how many chats. Rows repeat to weigh them.
 MIX: dict[str, tuple[tuple[str, ...], int]] = {
-    "text": (("text_only",), 10),
+    "text": (("text_only",), 8),
     "image": (("image_qa", "image_qa", "image_count_describe", "image_count_describe", "multi_turn"), 20),
     "pair": (("two_images",), 4),
     "video": (("video_qa",), 5),
-    "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 14),
+    "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 30),
     "spoken": (("spoken_question",), 6),
     "mixed": (("mixed",), 3),
 }
+
+
+QUESTION_FIRST = 0.25  # share of chats that ask before they show
+
+
+def vary_order(messages: list[dict], rng: np.random.Generator) -> list[dict]:
+    """At times put the text of the first message in front of its media; users write both orders."""
+    first = messages[0]["content"]
+    if first[-1]["type"] == "text" and rng.random() < QUESTION_FIRST:
+        return [{**messages[0], "content": [first[-1], *first[:-1]]}, *messages[1:]]
+    return messages
 
 
 class PerceptionData(torch.utils.data.Dataset):
@@ -34,9 +45,11 @@ class PerceptionData(torch.utils.data.Dataset):
         rng = np.random.default_rng((self.seed, step))
         batches = {}
         for modality, (rows, count) in MIX.items():
-            chats = [
-                sample_chat(choose(rng, rows), rng, "train", self.pool, dense=True, max_side=self.max_side).messages
-                for _ in range(max(1, round(self.scale * count)))
+            count = max(1, round(self.scale * count))
+            samples = [
+                sample_chat(choose(rng, rows), rng, "train", self.pool, dense=True, max_side=self.max_side)
+                for _ in range(count)
             ]
+            chats = [vary_order(sample.messages, rng) for sample in samples]
             batches[modality] = chat_batch(self.processor, chats, use_whisper_encoder=step % 2 == 1)
         return batches
