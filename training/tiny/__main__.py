@@ -1,4 +1,4 @@
-"""Train Ming-Tiny stage by stage: `python -m training.tiny STAGE`, see `--help`."""
+"""Train Ming-Tiny stage by stage; every stage resumes when it is run again after a kill."""
 
 import argparse
 import logging
@@ -20,6 +20,8 @@ from .perception import MIX, PerceptionData
 from .speech import SpeechPool
 from .warmup import SpeechWarmUp, SpeechWarmUpData, VisionWarmUp, VisionWarmUpData
 
+logger = logging.getLogger(__name__)
+
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 2506
 # Parts of the model that each warm-up trains and hands over.
@@ -28,6 +30,8 @@ PARTS = {
     "sanm": ("audio", "linear_proj_audio"),
     "whisper": ("whisper_encoder", "linear_proj_whisper"),
 }
+# Optimiser steps and batch size of each stage.
+STEPS = {"vision": (1600, 40), "sanm": (1500, 32), "whisper": (1500, 24), "chat": (3000, None)}
 AUTO_MAP = {
     "AutoConfig": "configuration_bailingmm.BailingMMConfig",
     **dict.fromkeys(
@@ -48,38 +52,50 @@ def new_model() -> BailingMMNativeForConditionalGeneration:
     return BailingMMNativeForConditionalGeneration(tiny_config())
 
 
+def speech(args: argparse.Namespace) -> None:
+    """Render the pool of spoken sentences (needs espeak-ng); goes on where an earlier run stopped."""
+    SpeechPool.build(args.speech, count=80 if args.quick else 24_000, split="train")
+
+
 def warm_up(stage: str, args: argparse.Namespace) -> None:
     """Train one encoder by dense labels and write its weights to RUNS/STAGE.safetensors."""
     model, processor = new_model(), BailingMMProcessor.from_pretrained(ROOT)
+    steps, batch_size = (2, 4) if args.quick else STEPS[stage]
+    steps, batch_size = args.steps or steps, args.batch_size or batch_size
     if stage == "vision":
         task = VisionWarmUp(model)
-        data = VisionWarmUpData(processor.image_processor, args.steps or 2400, args.batch_size or 48, SEED, "train")
+        data = VisionWarmUpData(processor.image_processor, steps, batch_size, SEED, "train")
     else:
         task = SpeechWarmUp(model)
         pool = SpeechPool(args.speech)
-        data = SpeechWarmUpData(
-            pool, processor, args.steps or 3000, args.batch_size or 32, SEED, whisper=stage == "whisper"
-        )
+        data = SpeechWarmUpData(pool, processor, steps, batch_size, SEED, whisper=stage == "whisper")
     part = part_parameters(model, PARTS[stage])
-    if args.start_from:
-        task.load_state_dict(load_file(args.start_from), strict=False)  # heads may differ
     heads = [value for name, value in task.named_parameters() if not name.startswith("model.")]
-    fit(task, data, args.runs / stage, args.learning_rate or 1e-3, SEED, parameters=[*part.values(), *heads])
+    fit(task, data, args.runs / stage, args.learning_rate or 2e-3, SEED, parameters=[*part.values(), *heads])
     save_file({name: value.detach() for name, value in part.items()}, args.runs / f"{stage}.safetensors")
 
 
-def train_chats(args: argparse.Namespace) -> None:
-    """Perception proper: all modalities through the decoder, from warmed-up encoders; writes RUNS/model."""
-    model, processor = new_model(), BailingMMProcessor.from_pretrained(ROOT)
-    for stage in PARTS:
-        weights = load_file(args.runs / f"{stage}.safetensors")
-        if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
-            raise ValueError(f"{stage}.safetensors does not fit the model: {unexpected[:4]}")
+def chat(args: argparse.Namespace) -> None:
+    """Perception proper: all modalities through the decoder; writes RUNS/model.
+
+    Starts from the warmed-up encoders, or with `--start-from` from a checkpoint directory such as the repository.
+    """
+    processor = BailingMMProcessor.from_pretrained(ROOT)
+    if args.start_from:
+        model = BailingMMNativeForConditionalGeneration.from_pretrained(args.start_from, dtype=torch.float32)
+    else:
+        model = new_model()
+        for stage in PARTS:
+            weights = load_file(args.runs / f"{stage}.safetensors")
+            if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
+                raise ValueError(f"{stage}.safetensors does not fit the model: {unexpected[:4]}")
     objective = StepwiseObjective(model)
     pool = SpeechPool(args.speech)
+    scale = 0.05 if args.quick else args.scale
+    steps = args.steps or (2 if args.quick else STEPS["chat"][0])
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    data = PerceptionData(processor, pool, processes * (args.steps or 3000), SEED, scale=args.scale)
-    validation = PerceptionData(processor, pool, 1, SEED + 1, scale=0.5)[0]
+    data = PerceptionData(processor, pool, processes * steps, SEED, scale=scale)
+    validation = PerceptionData(processor, pool, 1, SEED + 1, scale=scale / 2)[0]
     balance = BalanceCallback(objective, DynamicBalance(list(MIX)), validation, every=100)
     # Encoders that know their job by now follow slowly; Whisper's warm-up was the shortest for its frame rate.
     scales = {f"model.{name}.": 0.3 for stage in ("vision", "sanm") for name in PARTS[stage]}
@@ -107,26 +123,29 @@ def export(model: BailingMMNativeForConditionalGeneration, processor: BailingMMP
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=(*PARTS, "chat"))
+    parser = argparse.ArgumentParser(prog="python -m training.tiny", description=__doc__)
+    parser.add_argument("stage", choices=("all", "speech", *PARTS, "chat"), help="all: one after the other")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
     parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
     parser.add_argument("--steps", type=int, help="number of optimiser steps")
-    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--batch-size", type=int, help="warm-up stages: pictures or recordings per step")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="stage chat: factor on the chats per step and process"
+        "--scale", type=float, default=0.8, help="stage chat: factor on the chats per step and process"
     )
-    parser.add_argument("--start-from", type=Path, help="weights of an earlier run of this stage (safetensors)")
+    parser.add_argument("--start-from", type=Path, help="stage chat: a checkpoint directory")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     args.runs.mkdir(parents=True, exist_ok=True)
-    if args.stage == "chat":
-        train_chats(args)
-    else:
-        warm_up(args.stage, args)
+    for stage in ("speech", *PARTS, "chat") if args.stage == "all" else (args.stage,):
+        logger.info("stage %s", stage)
+        if stage in PARTS:
+            warm_up(stage, args)
+        else:
+            {"speech": speech, "chat": chat}[stage](args)
 
 
 if __name__ == "__main__":
