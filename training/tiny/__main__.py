@@ -95,7 +95,7 @@ def chat(args: argparse.Namespace) -> None:
     steps = args.steps or (2 if args.quick else STEPS["chat"][0])
     processes = int(os.environ.get("WORLD_SIZE", 1))
     data = PerceptionData(processor, pool, processes * steps, SEED, scale=scale)
-    validation = PerceptionData(processor, pool, 1, SEED + 1, scale=scale / 2)[0]
+    validation = PerceptionData(processor, pool, 2, SEED + 1, scale=scale / 2)[1]  # heard by Whisper
     balance = BalanceCallback(objective, DynamicBalance(list(MIX)), validation, every=100)
     # Encoders that know their job by now follow slowly; Whisper's warm-up was the shortest for its frame rate.
     scales = {f"model.{name}.": 0.3 for stage in ("vision", "sanm") for name in PARTS[stage]}
