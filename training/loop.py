@@ -88,7 +88,7 @@ def fit(
         "per_device_train_batch_size": 1,
         "num_train_epochs": 1,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": 100,
+        "warmup_steps": min(100, max(1, len(dataset) // 10)),
         "weight_decay": 0.01,
         "max_grad_norm": 1.0,
         "logging_steps": 25,
