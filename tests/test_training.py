@@ -12,10 +12,11 @@ from training.balance import DynamicBalance, relative_slope, weighted_sum
 from training.loop import fit
 from training.objectives import IGNORE, chat_labels, ctc_greedy, ctc_loss
 from training.optimizer import MuonAdamW
+from training.tiny.dense import ASPECTS, cell_labels
 from training.tiny.drawing import render
 from training.tiny.evaluate import questions_of, word_errors
 from training.tiny.scenes import Scene, Shape
-from training.tiny.warmup import ASPECTS, cell_labels, silhouettes
+from training.tiny.warmup import silhouettes
 
 ROLE, HUMAN, ASSISTANT, END_ROLE, EOS = 90, 91, 92, 93, 99
 HEADER = [ROLE, ASSISTANT, END_ROLE]

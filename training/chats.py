@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from .balance import DynamicBalance, weighted_sum
-from .objectives import chat_labels, next_token_loss
+from .objectives import chat_labels, embedded_loss
 
 
 def assistant_header(tokenizer) -> list[int]:
@@ -46,16 +46,34 @@ class StepwiseObjective(nn.Module):
 
     `forward(text={...}, image={...}, ...)` takes one batch per modality and returns the weighted sum as "loss" and
     each modality's own loss under its name.
+
+    Args:
+        model: a `BailingMMNativeForConditionalGeneration`.
+        dense: module (inputs_embeds, mm_token_type_ids, labels) -> scalar that trains encoders beside the replies; a
+            batch that has labels for it holds them as "dense".
+        dense_weight: factor on its losses.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, dense: nn.Module | None = None, dense_weight: float = 0.3):
         super().__init__()
-        self.model = model
+        self.model, self.dense, self.dense_weight = model, dense, dense_weight
         self.weights: dict[str, float] = {}
 
     def forward(self, **batches: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        losses = {name: next_token_loss(self.model, batch) for name, batch in batches.items()}
-        return {"loss": weighted_sum(losses, self.weights), **losses}
+        losses, dense_losses = {}, []
+        for name, batch in batches.items():
+            batch = dict(batch)
+            labels, attention_mask = batch.pop("labels"), batch.pop("attention_mask")
+            dense_labels = batch.pop("dense", None)
+            inputs_embeds, token_types = self.model.embed(**batch)
+            losses[name] = embedded_loss(self.model, inputs_embeds, token_types, attention_mask, labels)
+            if dense_labels:
+                dense_losses.append(self.dense(inputs_embeds, token_types, dense_labels))
+        loss = weighted_sum(losses, self.weights)
+        if not dense_losses:
+            return {"loss": loss, **losses}
+        dense = sum(dense_losses)
+        return {"loss": loss + self.dense_weight * dense, "dense": dense, **losses}
 
 
 class BalanceCallback(TrainerCallback):

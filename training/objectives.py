@@ -60,7 +60,17 @@ def next_token_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.T
     """
     batch = dict(batch)
     labels, attention_mask = batch.pop("labels"), batch.pop("attention_mask")
-    inputs_embeds, mm_token_type_ids = model.embed(**batch)
+    return embedded_loss(model, *model.embed(**batch), attention_mask, labels)
+
+
+def embedded_loss(
+    model: nn.Module,
+    inputs_embeds: torch.Tensor,
+    mm_token_type_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor,
+    labels: torch.Tensor,
+) -> torch.Tensor:
+    """`next_token_loss` from what `model.embed` returns: inputs_embeds [B, L, H], the others [B, L]."""
     causal_lm = model.model
     outputs = causal_lm.model(
         inputs_embeds=inputs_embeds,

@@ -23,7 +23,7 @@ class MuonAdamW(torch.optim.Optimizer):
         learning_rate: float,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.98),
-        head_names: tuple[str, ...] = ("word_embeddings", "lm_head", "heads.", "gate.weight"),
+        head_names: tuple[str, ...] = ("word_embeddings", "lm_head", "head.", "heads.", "gate.weight"),
         scales: dict[str, float] | None = None,
     ):
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}

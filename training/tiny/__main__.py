@@ -16,6 +16,7 @@ from ..balance import DynamicBalance
 from ..chats import BalanceCallback, StepwiseObjective
 from ..loop import fit
 from .architecture import tiny_config
+from .dense import DenseLoss
 from .perception import MIX, PerceptionData
 from .speech import SpeechPool
 from .warmup import SpeechWarmUp, SpeechWarmUpData, VisionWarmUp, VisionWarmUpData
@@ -52,6 +53,13 @@ def new_model() -> BailingMMNativeForConditionalGeneration:
     return BailingMMNativeForConditionalGeneration(tiny_config())
 
 
+def start_model(args: argparse.Namespace) -> BailingMMNativeForConditionalGeneration:
+    """The checkpoint of `--start-from` in float32, or else a new model."""
+    if args.start_from:
+        return BailingMMNativeForConditionalGeneration.from_pretrained(args.start_from, dtype=torch.float32)
+    return new_model()
+
+
 def speech(args: argparse.Namespace) -> None:
     """Render the pool of spoken sentences (needs espeak-ng); goes on where an earlier run stopped."""
     SpeechPool.build(args.speech, count=80 if args.quick else 24_000, split="train")
@@ -59,7 +67,7 @@ def speech(args: argparse.Namespace) -> None:
 
 def warm_up(stage: str, args: argparse.Namespace) -> None:
     """Train one encoder by dense labels and write its weights to RUNS/STAGE.safetensors."""
-    model, processor = new_model(), BailingMMProcessor.from_pretrained(ROOT)
+    model, processor = start_model(args), BailingMMProcessor.from_pretrained(ROOT)
     steps, batch_size = (2, 4) if args.quick else STEPS[stage]
     steps, batch_size = args.steps or steps, args.batch_size or batch_size
     if stage == "vision":
@@ -70,26 +78,30 @@ def warm_up(stage: str, args: argparse.Namespace) -> None:
         pool = SpeechPool(args.speech)
         data = SpeechWarmUpData(pool, processor, steps, batch_size, SEED, whisper=stage == "whisper")
     part = part_parameters(model, PARTS[stage])
-    heads = [value for name, value in task.named_parameters() if not name.startswith("model.")]
-    fit(task, data, args.runs / stage, args.learning_rate or 2e-3, SEED, parameters=[*part.values(), *heads])
-    save_file({name: value.detach() for name, value in part.items()}, args.runs / f"{stage}.safetensors")
+    heads = {name: value for name, value in task.named_parameters() if not name.startswith("model.")}
+    parameters = [*part.values(), *heads.values()]
+    fit(task, data, args.runs / stage, args.learning_rate or 2e-3, SEED, parameters=parameters)
+    # Under the names of the chat stage's objective.
+    tensors = {f"model.{name}": value.detach() for name, value in part.items()}
+    tensors.update({f"dense.{stage}.{name}": value for name, value in task.dense.state_dict().items()})
+    save_file(tensors, args.runs / f"{stage}.safetensors")
 
 
 def chat(args: argparse.Namespace) -> None:
     """Perception proper: all modalities through the decoder; writes RUNS/model.
 
-    Starts from the warmed-up encoders, or with `--start-from` from a checkpoint directory such as the repository.
+    Starts from the warmed-up encoders in RUNS; with `--start-from` the rest, and encoders that RUNS has not, come from
+    that checkpoint directory.
     """
     processor = BailingMMProcessor.from_pretrained(ROOT)
-    if args.start_from:
-        model = BailingMMNativeForConditionalGeneration.from_pretrained(args.start_from, dtype=torch.float32)
-    else:
-        model = new_model()
-        for stage in PARTS:
-            weights = load_file(args.runs / f"{stage}.safetensors")
-            if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
-                raise ValueError(f"{stage}.safetensors does not fit the model: {unexpected[:4]}")
-    objective = StepwiseObjective(model)
+    model = start_model(args)
+    text_config = model.config.llm_config
+    objective = StepwiseObjective(model, DenseLoss(text_config.hidden_size, text_config.vocab_size))
+    for stage in PARTS:
+        warmed_up = args.runs / f"{stage}.safetensors"
+        weights = load_file(warmed_up) if warmed_up.is_file() or not args.start_from else {}
+        if unexpected := objective.load_state_dict(weights, strict=False).unexpected_keys:
+            raise ValueError(f"{stage}.safetensors does not fit the model: {unexpected[:4]}")
     pool = SpeechPool(args.speech)
     scale = 0.05 if args.quick else args.scale
     steps = args.steps or (2 if args.quick else STEPS["chat"][0])
@@ -97,8 +109,8 @@ def chat(args: argparse.Namespace) -> None:
     data = PerceptionData(processor, pool, processes * steps, SEED, scale=scale)
     validation = PerceptionData(processor, pool, 2, SEED + 1, scale=scale / 2)[1]  # heard by Whisper
     balance = BalanceCallback(objective, DynamicBalance(list(MIX)), validation, every=100)
-    # Encoders that know their job by now follow slowly; Whisper's warm-up was the shortest for its frame rate.
-    scales = {f"model.{name}.": 0.3 for stage in ("vision", "sanm") for name in PARTS[stage]}
+    # Encoders that know their job by now follow slowly.
+    scales = {f"model.{name}.": 0.3 for names in PARTS.values() for name in names}
     trainer = fit(
         objective,
         data,
@@ -134,7 +146,7 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=float, default=0.8, help="stage chat: factor on the chats per step and process"
     )
-    parser.add_argument("--start-from", type=Path, help="stage chat: a checkpoint directory")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint directory to go on from")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ..chats import chat_batch
+from .dense import dense_labels
 from .scenes import choose
 from .speech import SpeechPool
 from .world import sample_chat
@@ -12,9 +13,9 @@ from .world import sample_chat
 MIX: dict[str, tuple[tuple[str, ...], int]] = {
     "text": (("text_only",), 8),
     "image": (("image_qa", "image_qa", "image_count_describe", "image_count_describe", "multi_turn"), 20),
-    "pair": (("two_images",), 4),
-    "video": (("video_qa",), 5),
-    "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 30),
+    "pair": (("two_images",), 6),
+    "video": (("video_qa",), 8),
+    "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 24),
     "spoken": (("spoken_question",), 6),
     "mixed": (("mixed",), 3),
 }
@@ -32,7 +33,7 @@ def vary_order(messages: list[dict], rng: np.random.Generator) -> list[dict]:
 
 
 class PerceptionData(torch.utils.data.Dataset):
-    """Item `step` is {modality: batch}. SANM hears one item in four, Whisper, which learns later, the others."""
+    """Item `step` is {modality: batch}. SANM hears one item in three, Whisper, which learns later, the others."""
 
     def __init__(self, processor, pool: SpeechPool, steps: int, seed: int, scale: float = 1.0, max_side: int = 192):
         self.processor, self.pool, self.steps, self.seed = processor, pool, steps, seed
@@ -51,5 +52,10 @@ class PerceptionData(torch.utils.data.Dataset):
                 for _ in range(count)
             ]
             chats = [vary_order(sample.messages, rng) for sample in samples]
-            batches[modality] = chat_batch(self.processor, chats, use_whisper_encoder=step % 4 != 0)
+            use_whisper = step % 3 != 0
+            batch = chat_batch(self.processor, chats, use_whisper_encoder=use_whisper)
+            batch["dense"] = dense_labels(
+                samples, self.processor.tokenizer, batch.get("image_grid_thw"), use_whisper_encoder=use_whisper
+            )
+            batches[modality] = batch
         return batches

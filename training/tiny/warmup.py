@@ -1,9 +1,7 @@
 """Warm-up of Ming-Tiny's encoders by dense labels, before they meet the decoder.
 
 A decoder learns little from an encoder that says nothing yet: each encoder, with its projector, first learns to say
-per token what is there. Vision tokens draw the silhouette of what they see, name its kind, colour, size and position,
-the background and the number of shapes; audio tokens spell the transcript by CTC. The small heads are thrown away
-afterwards.
+per token what is there (`dense`), and to draw the silhouette of what it sees, which ends the plateau on shape kinds.
 """
 
 from dataclasses import replace
@@ -15,41 +13,13 @@ from PIL import Image
 from torch import nn
 from transformers import Qwen2VLImageProcessorPil
 
-from ..objectives import ctc_greedy, ctc_loss
-from .drawing import CENTRE, RADIUS, render
-from .scenes import COLOURS, KINDS, POSITIONS, SIZES, Scene, sample_canvas, sample_scene
+from .dense import CellHeads, SpellingHead, joined_cell_labels, spelling
+from .drawing import render
+from .scenes import Scene, sample_canvas, sample_scene
 from .speech import SpeechPool, augment
 
-NOTHING = 0  # label of a token that sees no shape
-CELL = 28  # pixels a side of one vision token
 MASK_WEIGHT = 4.0
 MASK = 7  # silhouette values a side of one token
-REACH = 0.35  # of a cell: how far beyond a shape's edge a cell's centre may lie and still see it
-ASPECTS = {
-    "kind": ("nothing", *KINDS),
-    "colour": ("nothing", *COLOURS),
-    "size": ("nothing", *SIZES),
-    "position": ("nothing", *POSITIONS),
-    "background": tuple(COLOURS),
-    "count": (1, 2, 3),
-}
-
-
-def cell_labels(scene: Scene, width: int, height: int, rows: int, columns: int) -> dict[str, np.ndarray]:
-    """What each of rows x columns vision tokens sees in the picture of a scene: per aspect int64 [rows * columns]."""
-    short, cell = min(width, height), np.array([width / columns, height / rows])
-    y, x = np.mgrid[0:rows, 0:columns]
-    centres = np.stack([(x.ravel() + 0.5) * cell[0], (y.ravel() + 0.5) * cell[1]], axis=1)
-    labels = {aspect: np.zeros(rows * columns, dtype=np.int64) for aspect in ASPECTS}
-    labels["background"][:] = ASPECTS["background"].index(scene.background)
-    labels["count"][:] = len(scene.shapes) - 1
-    for shape in scene.shapes:
-        centre = np.array(CENTRE[shape.position]) * (width, height)
-        distance = np.abs(centres - centre)
-        seen = (distance < np.mean(RADIUS[shape.size]) * short + REACH * cell).all(axis=1)
-        for aspect in ("kind", "colour", "size", "position"):
-            labels[aspect][seen] = ASPECTS[aspect].index(getattr(shape, aspect))
-    return labels
 
 
 def silhouettes(
@@ -87,11 +57,6 @@ class VisionWarmUpData(torch.utils.data.Dataset):
         ]
         inputs = self.image_processor(pictures, return_tensors="pt")
         grids = inputs["image_grid_thw"].tolist()
-        labels = [
-            cell_labels(scene, *size, rows // 2, columns // 2)
-            for scene, size, (_, rows, columns) in zip(scenes, sizes, grids, strict=True)
-        ]
-        joined = {aspect: torch.from_numpy(np.concatenate([item[aspect] for item in labels])) for aspect in ASPECTS}
         masks = [
             silhouettes(scene, *size, np.random.default_rng(seed), rows // 2, columns // 2)
             for scene, size, seed, (_, rows, columns) in zip(scenes, sizes, seeds, grids, strict=True)
@@ -100,34 +65,28 @@ class VisionWarmUpData(torch.utils.data.Dataset):
             "pixel_values": inputs["pixel_values"],
             "image_grid_thw": inputs["image_grid_thw"],
             "mask": torch.from_numpy(np.concatenate(masks)),
-            **joined,
+            **joined_cell_labels(scenes, sizes, inputs["image_grid_thw"]),
         }
 
 
 class VisionWarmUp(nn.Module):
-    """Vision tower and projector of a model under one linear head per aspect."""
+    """Vision tower and projector of a model under the heads of `dense`, and one that draws silhouettes."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.hidden_size = model.config.llm_config.hidden_size
-        self.heads = nn.ModuleDict(
-            {aspect: nn.Linear(self.hidden_size, len(classes)) for aspect, classes in ASPECTS.items()}
-        )
-        self.heads["mask"] = nn.Linear(self.hidden_size, MASK**2)
+        hidden_size = model.config.llm_config.hidden_size
+        self.dense = CellHeads(hidden_size)
+        self.heads = nn.ModuleDict({"mask": nn.Linear(hidden_size, MASK**2)})
 
     def forward(
         self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, mask: torch.Tensor, **labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Scalar `loss`, and per aspect the share of tokens named right."""
-        features = self.model.get_image_features(pixel_values, image_grid_thw) * self.hidden_size**0.5
-        mask_loss = F.binary_cross_entropy_with_logits(self.heads["mask"](features), mask)
-        loss, output = MASK_WEIGHT * mask_loss, {"mask_loss": mask_loss.detach()}
-        for aspect in ASPECTS:
-            logits = self.heads[aspect](features)
-            loss = loss + F.cross_entropy(logits, labels[aspect])
-            output[aspect] = (logits.argmax(dim=-1) == labels[aspect]).float().mean().detach()
-        return {"loss": loss, **output}
+        features = self.model.get_image_features(pixel_values, image_grid_thw)
+        mask_loss = F.binary_cross_entropy_with_logits(self.heads["mask"](features * self.dense.scale), mask)
+        loss, right = self.dense(features, labels)
+        return {"loss": loss + MASK_WEIGHT * mask_loss, "mask_loss": mask_loss.detach(), **right}
 
 
 class SpeechWarmUpData(torch.utils.data.Dataset):
@@ -153,39 +112,26 @@ class SpeechWarmUpData(torch.utils.data.Dataset):
         ]
         extractor = self.processor.feature_extractor
         features = extractor([(wave[None], 16000) for wave in waves], use_whisper_encoder=self.whisper)
-        # The leading space makes the first word the token that the word is elsewhere.
-        ids = [self.processor.tokenizer(" " + item.text, add_special_tokens=False)["input_ids"] for item in spoken]
-        targets = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True)
         return {
             "audio_feats": features["audio_feats"],
             "audio_feats_lengths": features["audio_feats_lengths"],
-            "targets": targets,
-            "target_lengths": torch.tensor([len(row) for row in ids]),
+            **spelling(self.processor.tokenizer, [item.text for item in spoken]),
         }
 
 
 class SpeechWarmUp(nn.Module):
-    """One audio encoder and its projector under a CTC head over the tokenizer's vocabulary."""
+    """One audio encoder and its projector under a CTC head."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.hidden_size = model.config.llm_config.hidden_size
-        self.head = nn.Linear(self.hidden_size, model.config.llm_config.vocab_size + 1)
+        text_config = model.config.llm_config
+        self.dense = SpellingHead(text_config.hidden_size, text_config.vocab_size)
 
     def forward(
-        self,
-        audio_feats: torch.Tensor,
-        audio_feats_lengths: torch.Tensor,
-        targets: torch.Tensor,
-        target_lengths: torch.Tensor,
+        self, audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor, **labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Scalar `loss` and the share of utterances spelled without an error."""
         features, lengths = self.model.get_audio_features(audio_feats, audio_feats_lengths)
-        padded = nn.utils.rnn.pad_sequence(features.split(lengths.tolist()), batch_first=True)
-        logits = self.head(padded * self.hidden_size**0.5)
-        loss = ctc_loss(logits, lengths, targets, target_lengths)
-        spelled = ctc_greedy(logits.detach(), lengths)
-        wanted = [row[:length].tolist() for row, length in zip(targets, target_lengths.tolist(), strict=True)]
-        right = sum(a == b for a, b in zip(spelled, wanted, strict=True)) / len(wanted)
-        return {"loss": loss, "exact": torch.tensor(right)}
+        loss, exact = self.dense(features, lengths, labels)
+        return {"loss": loss, "exact": exact}

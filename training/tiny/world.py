@@ -68,10 +68,18 @@ class Sample:
     `messages` alternate {"role": "user", "content": [...]} and {"role": "assistant", "content": [...]} and end with an
     assistant turn. Items of the content: {"type": "image", "image": PIL image}, {"type": "video", "video": [PIL image,
     ...]}, {"type": "audio", "audio": (float32 waveform [N], rate in Hz)}, {"type": "text", "text": words}.
+    `labels`: per medium of the first message what it is: the `Scene` of a picture, the text of a recording, None for a
+    clip.
     """
 
     messages: list[dict[str, Any]]
     row: str
+    labels: tuple[Scene | str | None, ...] = ()
+
+    @property
+    def media(self) -> list[Content]:
+        """The pictures, clips and recordings of the chat, all of them in its first message."""
+        return [item for item in self.messages[0]["content"] if item["type"] != "text"]
 
     @property
     def answer(self) -> str:
@@ -92,7 +100,7 @@ class Studio:
     def picture(self, scene: Scene) -> Content:
         """The rendered scene as a content item."""
         width, height = sample_canvas(self.rng, self.max_side)
-        return {"type": "image", "image": render(scene, width, height, self.rng)}
+        return {"type": "image", "image": render(scene, width, height, self.rng), "label": scene}
 
     def video(self, clip: Clip) -> Content:
         """The rendered clip as a content item."""
@@ -101,7 +109,8 @@ class Studio:
 
     def recording(self, utterance: Utterance, snr: float | None = None) -> Content:
         """The utterance, with the changes of `augment`, as a content item."""
-        return {"type": "audio", "audio": (augment(utterance.waveform, self.rng, snr), SAMPLE_RATE)}
+        waveform = augment(utterance.waveform, self.rng, snr)
+        return {"type": "audio", "audio": (waveform, SAMPLE_RATE), "label": utterance.text}
 
     def sentence(self) -> Utterance:
         """A spoken sentence of the split."""
@@ -150,7 +159,8 @@ def sample_chat(
     if speaker is not None and speaker.split != split:
         raise ValueError(f"the speaker belongs to split {speaker.split!r}, the sample to {split!r}; use one split")
     media, turns = ROWS[row](Studio(rng, split, speaker, dense, max_side))
-    return Sample(to_messages(media, turns), row)
+    labels = tuple(item.pop("label", None) for item in media)
+    return Sample(to_messages(media, turns), row, labels)
 
 
 def to_messages(media: list[Content], turns: list[Turn]) -> list[dict[str, Any]]:
