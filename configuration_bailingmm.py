@@ -10,7 +10,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, Qwen2Config
+from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.utils import logging
@@ -18,7 +19,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 # Code and components that make a weights directory self-contained; sub-folders stay flat (see `save_pretrained`).
-TRAVELS_WITH_WEIGHTS = ("*.py", "audio_detokenizer/*", "image_gen/*")
+TRAVELS_WITH_WEIGHTS = ("*.py", "talker/*", "codec_bpe/*", "voices/*", "audio_detokenizer/*", "image_gen/*")
 
 # `transformers serve` looks a served architecture up in this table; without the entry it rejects remote code.
 MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("bailingmm", "BailingMMNativeForConditionalGeneration")
@@ -258,12 +259,96 @@ class BailingMMWhisperConfig(PreTrainedConfig):
         return 4 * self.d_model
 
 
-class BailingMMConfig(PreTrainedConfig):
-    """Ming-Lite-Omni: the thinker with its vision tower and two audio encoders.
+# The talker's own tokens, the last ones of its text vocabulary in this order.
+TALKER_TOKENS = (
+    "<audio_bos>",
+    "<audio_eos>",
+    "<audio_pad>",
+    "<text_bos>",
+    "<text_eos>",
+    "<text_pad>",
+    "<prompt>",
+    "</prompt>",
+    "<thinker_prefix>",
+    "</thinker_prefix>",
+    "<vp>",
+    "</vp>",
+)
 
-    `load_vision`, `load_audio` (SANM) and `load_whisper` leave a tower out: pass them to `from_pretrained` to save
-    its memory. `mlp_depth` counts the linear layers of each projector (released: 2).
-    `talker_config` is kept as released data; the talker is not part of this version.
+
+class BailingMMTalkerConfig(PreTrainedConfig):
+    """The talker: a Qwen2 language model over one vocabulary of text tokens, then codec BPE ids.
+
+    `llm_config` holds the sizes that the release keeps in `talker/config.json`; its vocabulary is set from
+    `text_vocab_size` + `audio_vocab_size`. `special_token_ids` names the ids of `TALKER_TOKENS`; None takes the last
+    ones of the text vocabulary, as released. `qa_model_hidden_size` is the thinker's width, `vp_feature_size` that of
+    speaker embeddings ("voice print"), whose head is a convolution over time of `vp_kernel_size` and `vp_stride`.
+    """
+
+    model_type = "bailingmm_talker"
+    base_config_key = "talker_config"
+    sub_configs_defaults = {
+        "llm_config": SubConfigSpec(
+            Qwen2Config,
+            init_kwargs={
+                "hidden_size": 896,
+                "intermediate_size": 4864,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 14,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 32768,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            },
+        )
+    }
+    llm_config: dict | PreTrainedConfig | None = None
+    text_vocab_size: int = 151677
+    audio_vocab_size: int = 32768
+    qa_model_hidden_size: int = 2048
+    vp_feature_size: int = 192
+    vp_kernel_size: int = 1
+    vp_stride: int = 1
+    special_token_ids: dict[str, int] | None = None
+
+    def __post_init__(self, **kwargs):
+        # Released files carry every default that configs had in 2024; sampling settings among them were never used.
+        known = ("architectures", "dtype", "torch_dtype", "transformers_version")
+        vocab_size = kwargs.get("vocab_size", self.vocab_size)
+        if vocab_size != self.vocab_size:
+            raise ValueError(
+                f"talker_config: vocab_size is {vocab_size}; it must be text_vocab_size + audio_vocab_size = "
+                f"{self.vocab_size}"
+            )
+        super().__post_init__(**{name: kwargs[name] for name in known if name in kwargs})
+        self.llm_config.vocab_size = self.vocab_size
+        if self.vp_stride != 1:
+            raise ValueError(f"vp_stride={self.vp_stride}: a speaker embedding is one vector; set vp_stride to 1")
+        if self.special_token_ids is None:
+            first = self.text_vocab_size - len(TALKER_TOKENS)
+            self.special_token_ids = {token: first + place for place, token in enumerate(TALKER_TOKENS)}
+        if missing := set(TALKER_TOKENS) - set(self.special_token_ids):
+            raise ValueError(f"talker_config: special_token_ids lack {sorted(missing)}")
+
+    @property
+    def _experts_implementation(self) -> None:
+        """The library hands this option of the decoder to all parts, and Qwen2, which has no experts, refuses it."""
+
+    @_experts_implementation.setter
+    def _experts_implementation(self, value):
+        self._experts_implementation_internal = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the one vocabulary of both streams."""
+        return self.text_vocab_size + self.audio_vocab_size
+
+
+class BailingMMConfig(PreTrainedConfig):
+    """Ming-Lite-Omni: the thinker with its vision tower and two audio encoders, and the talker.
+
+    `load_vision`, `load_audio` (SANM), `load_whisper` and `load_talker` leave a part out: pass them to
+    `from_pretrained` to save its memory. `mlp_depth` counts the linear layers of each projector (released: 2).
+    Without a `talker_config` there is no talker.
     """
 
     model_type = "bailingmm"
@@ -272,6 +357,7 @@ class BailingMMConfig(PreTrainedConfig):
         "vision_config": BailingMMVisionConfig,
         "audio_config": BailingMMAudioConfig,
         "whisper_config": BailingMMWhisperConfig,
+        "talker_config": SubConfigSpec(BailingMMTalkerConfig, optional=True),
     }
     keys_to_ignore_at_inference = ["past_key_values"]
 
@@ -279,11 +365,12 @@ class BailingMMConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     audio_config: dict | PreTrainedConfig | None = None
     whisper_config: dict | PreTrainedConfig | None = None
-    talker_config: dict | None = None
+    talker_config: dict | PreTrainedConfig | None = None
     mlp_depth: int = 2
     load_vision: bool = True
     load_audio: bool = True
     load_whisper: bool = True
+    load_talker: bool = True
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 
@@ -331,6 +418,7 @@ def copy_repository_files(source: str, destination: str | os.PathLike) -> None:
 __all__ = [
     "BailingMMAudioConfig",
     "BailingMMConfig",
+    "BailingMMTalkerConfig",
     "BailingMMVisionConfig",
     "BailingMMWhisperConfig",
     "BailingMoeConfig",

@@ -405,8 +405,7 @@ class BailingMoeForCausalLM(BailingMoePreTrainedModel, GenerationMixin):
                 outputs.router_logits, self.config.num_experts_per_tok, mm_token_type_ids, attention_mask
             )
             if loss is not None:
-                loss = loss + self.config.router_aux_loss_coef * load_balancing.sum()
-                loss = loss + self.config.router_z_loss_coef * router_z.sum()
+                loss = loss + weighted_router_loss(self.config, load_balancing, router_z)
         return BailingMoeOutputWithPast(
             loss=loss,
             logits=logits,
@@ -417,6 +416,13 @@ class BailingMoeForCausalLM(BailingMoePreTrainedModel, GenerationMixin):
             load_balancing_loss=load_balancing,
             router_z_loss=router_z,
         )
+
+
+def weighted_router_loss(
+    config: BailingMoeConfig, load_balancing: torch.Tensor, router_z: torch.Tensor
+) -> torch.Tensor:
+    """What the router losses [3], [3] add to the training loss: their sums times the config's coefficients."""
+    return config.router_aux_loss_coef * load_balancing.sum() + config.router_z_loss_coef * router_z.sum()
 
 
 def router_losses(

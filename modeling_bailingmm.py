@@ -12,6 +12,7 @@ Shape letters: B batch, L tokens, N images, videos or audio segments, P patches,
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 try:
     from .configuration_bailingmm import BailingMMConfig
@@ -38,6 +39,8 @@ try:
         audio_projector,
         vision_projector,
     )
+    from .modeling_talker import BailingMMTalker
+    from .speech_bailingmm import SpeechMixin, SpeechOutput, StreamEvent
 except ImportError:
     from configuration_bailingmm import BailingMMConfig
     from modeling_bailing_moe import (
@@ -54,6 +57,8 @@ except ImportError:
         audio_projector,
         vision_projector,
     )
+    from modeling_talker import BailingMMTalker
+    from speech_bailingmm import SpeechMixin, SpeechOutput, StreamEvent
 
 # What the processor hands over beside token ids; consumed once, before the first decoding step.
 MEDIA_INPUTS = (
@@ -66,6 +71,8 @@ MEDIA_INPUTS = (
     "audio_placeholder_loc_lens",
     "use_whisper_encoder",
 )
+# What the audio mode passes on to `speak`.
+SPEECH_INPUTS = ("speaker", "prompt_audio", "prompt_text", "seed", "generator")
 
 
 @contextmanager
@@ -91,13 +98,14 @@ class BailingMMPreTrainedModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("text", "image", "video", "audio")
-    output_modalities = ("text",)
+    output_modalities = ("text", "audio")
     supports_gradient_checkpointing = True
     _no_split_modules = [
         "BailingMoeDecoderLayer",
         "Qwen2_5_VLVisionBlock",
         "FunAsrNanoEncoderLayer",
         "WhisperEncoderLayer",
+        "Qwen2DecoderLayer",
     ]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
@@ -111,7 +119,7 @@ class BailingMMPreTrainedModel(PreTrainedModel):
         return True
 
 
-class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, GenerationMixin):
+class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMixin, GenerationMixin):
     """The whole model under the released weight names."""
 
     def __init__(self, config: BailingMMConfig):
@@ -119,7 +127,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         hidden_size, depth = config.llm_config.hidden_size, config.mlp_depth
         audio, whisper = config.audio_config, config.whisper_config
         self.model = BailingMoeForCausalLM(config.llm_config)
-        absent = ["talker"]
+        absent = []
         if config.load_vision:
             self.vision = BailingMMVisionTransformer(config.vision_config)
             self.linear_proj = vision_projector(config.vision_config.out_hidden_size, hidden_size, depth)
@@ -139,6 +147,10 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             )
         else:
             absent += ["whisper_encoder", "linear_proj_whisper"]
+        if config.load_talker and config.talker_config is not None:
+            self.talker = BailingMMTalker(config.talker_config)
+        else:
+            absent += ["talker"]
         self._keys_to_ignore_on_load_unexpected = [rf"^{name}\." for name in absent]
         self.post_init()
 
@@ -153,7 +165,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
     ):
         """Library `from_pretrained` that refuses incomplete checkpoints instead of leaving layers random.
 
-        `load_vision=False`, `load_audio=False` (SANM) or `load_whisper=False` leave a tower out.
+        `load_vision=False`, `load_audio=False` (SANM), `load_whisper=False` or `load_talker=False` leave a part out.
 
         Raises:
             ValueError: a weight of the model is missing from the checkpoint or has another shape there (unless
@@ -413,28 +425,86 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         )
 
     @torch.no_grad()
-    def generate(self, inputs: torch.Tensor | None = None, *args, generation_mode: str | None = None, **kwargs):
-        """Answer in text: the library's `generate` with every option of it, over the processor's output.
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *args,
+        generation_mode: str | None = None,
+        talker_kwargs: dict | None = None,
+        **kwargs,
+    ) -> torch.Tensor | ModelOutput | SpeechOutput:
+        """Answer: the library's `generate` with every option of it, over the processor's output.
 
         Media are encoded once, before decoding starts. Returned sequences [B, L + new] begin with the prompt.
 
         Args:
             inputs: [B, L] prompt ids, or pass `input_ids=`.
-            generation_mode: "text" (default).
+            generation_mode: "text" (default) or "audio", which returns a `SpeechOutput` with text and waveforms.
+            speaker, prompt_audio, prompt_text, seed, generator: of the audio mode, see `speak`.
+            talker_kwargs: further options of `speak`; `top_k`, `temperature` and so on outside are the thinker's.
 
         Raises:
             ValueError: an output mode this model does not have, or a prompt longer than its context.
         """
+        kwargs, speech = self._split_inputs(inputs, generation_mode, talker_kwargs, kwargs)
+        generate_text = super().generate
+        if generation_mode == "audio":
+            return self._generate_speech(partial(self._generate_text, generate_text, *args), kwargs, speech)
+        return self._generate_text(generate_text, *args, **kwargs)
+
+    def stream(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_mode: str | None = None,
+        talker_kwargs: dict | None = None,
+        **kwargs,
+    ) -> Iterator[StreamEvent]:
+        """`generate` for one chat, as events: `TextDelta`, in the audio mode also `AudioChunk`, at last `Done`.
+
+        Closing the iterator cancels the work. Arguments as in `generate`.
+
+        Raises:
+            ValueError: as in `generate`, or a batch of several chats.
+        """
+        kwargs, speech = self._split_inputs(inputs, generation_mode, talker_kwargs, kwargs)
+        if (rows := len(kwargs.get("input_ids", ()))) != 1:
+            raise ValueError(f"stream answers one chat at a time, got a batch of {rows}; use generate for batches")
+        generate_text = partial(self._generate_text, super().generate)
+        if generation_mode != "audio":
+            return self._stream_text(generate_text, kwargs)
+        self._check_speech(speech, 1)
+        return self._stream_speech(generate_text, kwargs, speech)
+
+    def _split_inputs(
+        self, inputs: torch.Tensor | None, generation_mode: str | None, talker_kwargs: dict | None, kwargs: dict
+    ) -> tuple[dict, dict]:
+        """Arguments of a call -> those of the library's `generate` and those of `speak`, checked."""
         if generation_mode not in (None, *self.output_modalities):
             raise ValueError(
                 f"generation_mode={generation_mode!r} is not available; this model answers in: "
                 + ", ".join(self.output_modalities)
             )
-        input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        kwargs = dict(kwargs)
+        speech = {name: kwargs.pop(name) for name in SPEECH_INPUTS if name in kwargs}
+        if generation_mode == "audio":
+            speech.update(talker_kwargs or {})
+        elif speech or talker_kwargs:
+            names = ", ".join(speech) or "talker_kwargs"
+            raise ValueError(f"{names}: only generation_mode='audio' speaks; pass it, or leave this out")
+        if inputs is not None:
+            kwargs["input_ids"] = inputs
+        input_ids = kwargs.get("input_ids")
+        if generation_mode == "audio" and input_ids is None:
+            raise ValueError("generation_mode='audio' needs input_ids (the processor's output)")
+        limit = self.config.llm_config.max_position_embeddings
+        if input_ids is not None and input_ids.shape[1] > limit:
+            raise ValueError(f"the prompt has {input_ids.shape[1]} tokens; the model's context is {limit}")
+        return kwargs, speech
+
+    @torch.no_grad()
+    def _generate_text(self, generate_text, *args, input_ids: torch.Tensor | None = None, **kwargs):
+        """The library's `generate` with the media put into the prompt's embeddings."""
         if input_ids is not None:
-            limit = self.config.llm_config.max_position_embeddings
-            if input_ids.shape[1] > limit:
-                raise ValueError(f"the prompt has {input_ids.shape[1]} tokens; the model's context is {limit}")
             kwargs["input_ids"] = input_ids
             if kwargs.get("inputs_embeds") is None:
                 media = {name: kwargs.pop(name) for name in MEDIA_INPUTS if name in kwargs}
@@ -442,7 +512,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 if token_types is not None or any(value is not None for value in media.values()):
                     embeds, token_types = self.embed(input_ids, token_types, **media)
                     kwargs.update(inputs_embeds=embeds, mm_token_type_ids=token_types)
-        return super().generate(None, *args, **kwargs)
+        return generate_text(None, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

@@ -14,18 +14,24 @@ from transformers import (
     AutoProcessor,
 )
 
+from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerConfig
+from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from configuration_bailingmm import BailingMMConfig
 from feature_extraction_bailingmm import BailingMMFeatureExtractor
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from processing_bailingmm import BailingMMProcessor
 
 AutoConfig.register("bailingmm", BailingMMConfig, exist_ok=True)
+AutoConfig.register("bailingmm_audio_detokenizer", AudioDetokenizerConfig, exist_ok=True)
+AutoModel.register(AudioDetokenizerConfig, AudioDetokenizer, exist_ok=True)
 AutoFeatureExtractor.register(BailingMMConfig, BailingMMFeatureExtractor, exist_ok=True)
 AutoProcessor.register(BailingMMConfig, BailingMMProcessor, exist_ok=True)
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
     auto_class.register(BailingMMConfig, BailingMMNativeForConditionalGeneration, exist_ok=True)
 
 __all__ = [
+    "AudioDetokenizer",
+    "AudioDetokenizerConfig",
     "BailingMMConfig",
     "BailingMMFeatureExtractor",
     "BailingMMNativeForConditionalGeneration",

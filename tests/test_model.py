@@ -235,7 +235,7 @@ def test_gradient_checkpointing_gives_equal_gradients(inputs):
     expected_loss, expected = gradients(model, inputs)
     model.gradient_checkpointing_enable()
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    assert len(layers) == 2 + 2 + 2 + 2  # decoder, vision, SANM, Whisper
+    assert len(layers) == 2 + 2 + 2 + 2 + 2  # decoder, vision, SANM, Whisper, talker
     assert all(layer.gradient_checkpointing for layer in layers)
     loss, ours = gradients(model, inputs)
     close(loss, expected_loss, 1e-6)
@@ -247,8 +247,11 @@ def test_gradient_checkpointing_gives_equal_gradients(inputs):
 
 
 def test_gradients_reach_every_part(encoder, inputs):
-    """Nothing on the way is detached: only the audio encoder that was not used has no gradient."""
-    unused = {"sanm": ("whisper_encoder.", "linear_proj_whisper."), "whisper": ("audio.", "linear_proj_audio.")}
+    """Nothing on the way is detached: only the audio encoder that was not used, and the talker, have no gradient."""
+    unused = {
+        "sanm": ("talker.", "whisper_encoder.", "linear_proj_whisper."),
+        "whisper": ("talker.", "audio.", "linear_proj_audio."),
+    }
     _, ours = gradients(tiny_model(), inputs)
     for name, gradient in ours.items():
         if name.startswith(unused[encoder]):

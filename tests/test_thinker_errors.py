@@ -107,9 +107,9 @@ def test_too_long_prompt_names_both_lengths():
         model.generate(ids, max_new_tokens=1)
 
 
-@pytest.mark.parametrize("mode", ["audio", "image", "smell"])
+@pytest.mark.parametrize("mode", ["image", "smell"])
 def test_unavailable_generation_mode_lists_what_there_is(tiny, mode):
-    with pytest.raises(ValueError, match=rf"generation_mode='{mode}' is not available.*text"):
+    with pytest.raises(ValueError, match=rf"generation_mode='{mode}' is not available.*text, audio"):
         tiny.generate(torch.arange(30, 35)[None], generation_mode=mode, max_new_tokens=1)
 
 

@@ -26,6 +26,7 @@ TOWERS = {
     "load_vision": {"vision", "linear_proj"},
     "load_audio": {"audio", "linear_proj_audio"},
     "load_whisper": {"whisper_encoder", "linear_proj_whisper"},
+    "load_talker": {"talker"},
 }
 EXPERT = "model.model.layers.1.mlp.experts.3.up_proj.weight"
 FUSED = "audio.encoders0.0.self_attn.linear_q_k_v.weight"
@@ -108,11 +109,15 @@ def variant(saved: Path, directory: Path, change) -> Path:
 
 @pytest.fixture(scope="module")
 def released() -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of the released thinker: 7,199 parameters and one buffer."""
-    lines = gzip.decompress((REFERENCE / "thinker_keys.tsv.gz").read_bytes()).decode().splitlines()
-    assert lines[0].split("\t") == ["key", "shape", "kind"]
-    rows = [line.split("\t") for line in lines[1:]]
-    return {key: tuple(int(size) for size in shape.replace("x", ",").split(",") if size) for key, shape, _ in rows}
+    """Keys and shapes of the released thinker (7,199 parameters and one buffer) and talker."""
+    shapes = {}
+    for file in ("thinker_keys.tsv.gz", "talker_keys.tsv.gz"):
+        lines = gzip.decompress((REFERENCE / file).read_bytes()).decode().splitlines()
+        assert lines[0].split("\t") == ["key", "shape", "kind"]
+        for line in lines[1:]:
+            key, shape, _ = line.split("\t")
+            shapes[key] = tuple(int(size) for size in shape.replace("x", ",").split(",") if size)
+    return shapes
 
 
 @pytest.fixture(scope="module")
@@ -124,25 +129,24 @@ def full_size() -> Model:
 
 def test_full_size_keys_and_shapes_are_the_released_ones(full_size, released):
     ours = {name: tuple(tensor.shape) for name, tensor in released_names(full_size).items()}
-    assert len(released) == 7200
+    assert len(released) == 7495
     assert set(released) - set(ours) == set()  # missing
     assert set(ours) - set(released) == set()  # unexpected
     assert {name: shape for name, shape in ours.items() if shape != released[name]} == {}
 
 
 def test_full_size_parameter_count(full_size, released):
-    assert sum(parameter.numel() for parameter in full_size.parameters()) == 18_345_197_920
-    assert sum(math.prod(shape) for shape in released.values()) == 18_345_197_920 + 15_000 * 1_280
+    thinker, talker = 18_345_197_920, 690_432_384
+    assert sum(parameter.numel() for parameter in full_size.talker.parameters()) == talker
+    assert sum(parameter.numel() for parameter in full_size.parameters()) == thinker + talker
+    assert sum(math.prod(shape) for shape in released.values()) == thinker + talker + 15_000 * 1_280
     assert full_size.model.lm_head.weight is not full_size.model.model.word_embeddings.weight
 
 
-def test_the_index_holds_the_thinker_and_the_talker(full_size, released):
-    """7,495 = 7,200 + 295: what we do not load is the talker, and only that is passed over in silence."""
+def test_the_released_index_holds_these_keys_and_no_others(full_size, released):
     index = gzip.decompress((REFERENCE / "index_keys.txt.gz").read_bytes()).decode().split()
-    talker = [key for key in index if key.startswith("talker.")]
-    assert (len(index), len(released), len(talker)) == (7495, 7200, 295)
-    assert set(index) == set(released) | set(talker)
-    assert full_size._keys_to_ignore_on_load_unexpected == {r"^talker\."}
+    assert len(index) == 7495 and set(index) == set(released)
+    assert not full_size._keys_to_ignore_on_load_unexpected
 
 
 def test_released_config_survives_saving(tmp_path):
@@ -164,7 +168,9 @@ def test_released_config_survives_saving(tmp_path):
         written["audio_config"]["audio_encoder_config_sanm"].items() >= {"output_size": 512, "num_blocks": 50}.items()
     )
     assert written["whisper_config"]["whisper_encoder_config"] == released["whisper_config"]["whisper_encoder_config"]
-    assert written["talker_config"] == released["talker_config"]
+    for name in ("text_vocab_size", "audio_vocab_size", "qa_model_hidden_size", "vp_feature_size"):
+        assert written["talker_config"][name] == released["talker_config"][name]
+    assert written["talker_config"]["llm_config"]["num_hidden_layers"] == 24
 
 
 # Saving and loading
@@ -368,13 +374,13 @@ def test_a_whole_missing_expert_is_named(saved, tmp_path):
         Model.from_pretrained(variant(saved, tmp_path / "damaged", change))
 
 
-def test_weights_of_the_talker_are_passed_over(saved, tmp_path, inputs, logits):
-    """Released shards carry them; this version has no talker."""
-
-    def add(tensors):
-        tensors["talker.model.norm.weight"] = torch.ones(3)
-
-    loaded = Model.from_pretrained(variant(saved, tmp_path / "talker", add))
+def test_without_a_talker_config_the_talkers_weights_are_passed_over(saved, tmp_path, inputs, logits):
+    directory = variant(saved, tmp_path / "thinker", lambda tensors: None)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config["talker_config"] = None
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    loaded = Model.from_pretrained(directory)
+    assert not hasattr(loaded, "talker")
     assert torch.equal(logits_of(loaded, inputs), logits)
 
 

@@ -53,6 +53,19 @@ def tiny_config(**sections: dict) -> BailingMMConfig:
     config["audio_config"]["audio_encoder_config_sanm"].update(num_blocks=2, dropout_rate=0.0)
     config["audio_config"]["audio_encoder_config_sanm"]["attention_dropout_rate"] = 0.0
     config["whisper_config"]["whisper_encoder_config"].update(n_ctx=64)
+    config["talker_config"] = {
+        "llm_config": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+        },
+        "text_vocab_size": 60,
+        "audio_vocab_size": 40,
+        "qa_model_hidden_size": config["llm_config"]["hidden_size"],
+    }
     for name, fields in sections.items():
         if isinstance(fields, dict):
             config[name].update(fields)

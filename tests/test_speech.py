@@ -1,0 +1,252 @@
+"""Speaking end to end on a small model of random weights: what is said is noise, how it is said is the real thing."""
+
+import threading
+
+import pytest
+import soundfile
+import torch
+from speech_helpers import SPEAKERS, build_speaking_repository, voice
+from transformers import AutoProcessor
+
+import speech_bailingmm
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
+from modeling_talker import StopRules
+from speech_bailingmm import AudioChunk, Done, TextDelta, row_generators, save_audio
+
+RULES = StopRules(max_new_ids=40)
+TEXT = "A small red circle is on the left. 蓝色的星星在右边。"
+QUESTIONS = ("What comes after three?", "Say red in Chinese.")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return build_speaking_repository(tmp_path_factory.mktemp("speaking"))
+
+
+@pytest.fixture(scope="module")
+def model(repository) -> Model:
+    return Model.from_pretrained(repository, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(repository):
+    return AutoProcessor.from_pretrained(repository, trust_remote_code=True)
+
+
+def chat(processor, *questions: str):
+    chats = [[{"role": "user", "content": [{"type": "text", "text": question}]}] for question in questions]
+    return processor.apply_chat_template(
+        chats, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
+
+
+def joined(events) -> torch.Tensor:
+    return torch.cat([event.waveform for event in events if isinstance(event, AudioChunk)])
+
+
+# speak
+
+
+def test_speaking_gives_a_waveform_at_the_detokenizers_rate(model):
+    output = model.speak(TEXT, seed=1, rules=RULES)
+    (waveform,), (pieces,) = output.waveforms, output.pieces
+    assert output.sampling_rate == 22050
+    assert waveform.dtype == torch.float32 and waveform.ndim == 1 and waveform.abs().max() <= 1
+    assert waveform.std() > 0
+    assert sum(piece.seconds for piece in pieces) == pytest.approx(len(waveform) / 22050)
+    assert "".join(piece.text for piece in pieces).replace(" ", "").startswith("Asmallredcircle")
+
+
+def test_a_batch_speaks_like_its_rows_alone_and_seeds_repeat(model):
+    texts = [TEXT, "red", "The star is blue. The circle is green."]
+    state = torch.get_rng_state()
+    together = model.speak(texts, seed=[3, 4, 5], rules=RULES)
+    assert torch.equal(torch.get_rng_state(), state)
+    for text, seed, waveform in zip(texts, (3, 4, 5), together.waveforms, strict=True):
+        torch.rand(5)
+        torch.testing.assert_close(model.speak(text, seed=seed, rules=RULES).waveforms[0], waveform, rtol=0, atol=1e-4)
+    other = model.speak(texts[0], seed=4, rules=RULES).waveforms[0]
+    assert other.shape != together.waveforms[0].shape or not torch.allclose(other, together.waveforms[0], atol=1e-3)
+
+
+def test_one_seed_serves_every_row_as_if_alone(model):
+    both = model.speak(["red", "red"], seed=7, rules=RULES).waveforms
+    torch.testing.assert_close(both[0], both[1], rtol=0, atol=1e-4)
+
+
+def test_a_generator_is_drawn_from_and_repeats(model):
+    first, second = (
+        model.speak("red", generator=torch.Generator().manual_seed(1), rules=RULES).waveforms[0] for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
+def test_speakers_sound_different_and_unknown_ones_are_refused(model):
+    anna, bert = (model.speak("red", speaker=name, seed=1, rules=RULES).waveforms[0] for name in SPEAKERS)
+    assert anna.shape != bert.shape or not torch.allclose(anna, bert, atol=1e-3)
+    torch.testing.assert_close(model.speak("red", seed=1, rules=RULES).waveforms[0], anna)
+    torch.testing.assert_close(model.speak("red", voice("own", 0), seed=1, rules=RULES).waveforms[0], anna)
+    with pytest.raises(ValueError, match="'carl'.*anna.*bert"):
+        model.speak("red", speaker="carl")
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "🙂"])
+def test_nothing_to_say_is_an_empty_waveform(model, text):
+    output = model.speak(["red", text], seed=1, rules=RULES)
+    assert len(output.waveforms[0]) > 0
+    assert output.waveforms[1].shape == (0,) and output.pieces[1] == []
+
+
+def test_a_runaway_piece_is_reported(model, caplog):
+    speech_bailingmm.logger.parent.propagate = True
+    output = model.speak("red", seed=1, rules=StopRules(min_new_ids=5, max_new_ids=5), attempts=2)
+    assert [piece.finish_reason for piece in output.pieces[0]] == ["length"]
+    speech_bailingmm.logger.parent.propagate = False
+    assert "'red'" in caplog.text and "try another seed" in caplog.text
+
+
+# Streams
+
+
+@pytest.mark.parametrize("text", ["red", TEXT])
+def test_a_stream_speaks_what_speak_says(model, text):
+    # One attempt: what was already heard of a runaway piece cannot be taken back, so a stream has no second one.
+    whole = model.speak(text, seed=2, rules=RULES, attempts=1)
+    events = list(model.speak_stream(text, seed=2, rules=RULES))
+    assert isinstance(events[-1], Done)
+    assert [piece.text for piece in events[-1].pieces] == [piece.text for piece in whole.pieces[0]]
+    assert joined(events).shape == whole.waveforms[0].shape
+    assert [piece.finish_reason for piece in events[-1].pieces] == [p.finish_reason for p in whole.pieces[0]]
+
+
+def test_audio_mode_answers_in_text_and_speech(model, processor):
+    inputs = chat(processor, *QUESTIONS)
+    text_only = model.generate(**inputs, max_new_tokens=20)
+    output = model.generate(
+        **inputs, max_new_tokens=20, generation_mode="audio", seed=1, talker_kwargs={"rules": RULES}
+    )
+    assert torch.equal(output.sequences, text_only)
+    new = text_only[:, inputs["input_ids"].shape[1] :]
+    assert output.text == processor.batch_decode(new, skip_special_tokens=True)
+    assert len(output.waveforms) == 2 and all(len(waveform) for waveform in output.waveforms)
+
+
+def test_the_chat_reaches_the_talker(model, processor):
+    """Each row speaks under its own prompt: rows in a batch equal single ones, and the prompt changes the voice."""
+    options = {"max_new_tokens": 12, "generation_mode": "audio", "seed": 1, "talker_kwargs": {"rules": RULES}}
+    together = model.generate(**chat(processor, *QUESTIONS), **options)
+    for row, question in enumerate(QUESTIONS):
+        alone = model.generate(**chat(processor, question), **options)
+        assert alone.text[0] == together.text[row]
+        torch.testing.assert_close(alone.waveforms[0], together.waveforms[row], rtol=0, atol=1e-3)
+    without = model.speak(together.text[0], seed=1, rules=RULES).waveforms[0]
+    spoken = together.waveforms[0]
+    assert without.shape != spoken.shape or not torch.allclose(without, spoken, atol=1e-3)
+
+
+def test_the_talker_gets_embeddings_plus_last_states_of_the_prompt(model, processor):
+    inputs = chat(processor, *QUESTIONS)
+    length = inputs["input_ids"].shape[1]
+    with model._prefill_states(inputs["attention_mask"], length) as states:
+        outputs = model.generate(**inputs, max_new_tokens=4, output_hidden_states=True, return_dict_in_generate=True)
+    first = outputs.hidden_states[0]
+    expected = first[0] + first[-1]
+    for row, mask, found in zip(expected, inputs["attention_mask"].bool(), states.rows(), strict=True):
+        torch.testing.assert_close(found, row[mask])
+
+
+def test_stream_yields_text_and_speech_and_ends(model, processor):
+    inputs = chat(processor, QUESTIONS[0])
+    whole = model.generate(**inputs, max_new_tokens=20)[0, inputs["input_ids"].shape[1] :]
+    expected = processor.decode(whole, skip_special_tokens=True)
+    events = list(
+        model.stream(**inputs, max_new_tokens=20, generation_mode="audio", seed=1, talker_kwargs={"rules": RULES})
+    )
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == expected
+    assert isinstance(events[-1], Done) and events[-1].text == expected
+    assert len(joined(events)) > 0
+    texts = list(model.stream(**inputs, max_new_tokens=20))
+    assert {type(event) for event in texts[:-1]} == {TextDelta}
+    assert texts[-1] == Done(expected)
+
+
+def test_closing_a_stream_stops_its_work(model, processor):
+    threads = threading.active_count()
+    stream = model.stream(**chat(processor, QUESTIONS[0]), max_new_tokens=400, min_new_tokens=400)
+    next(stream)
+    stream.close()
+    assert threading.active_count() == threads
+
+
+def test_an_error_in_a_stream_reaches_the_reader(model, processor):
+    inputs = chat(processor, QUESTIONS[0])
+    with pytest.raises(ValueError, match="no_such_option"):
+        list(model.stream(**inputs, no_such_option=3))
+
+
+# Files, parts, errors
+
+
+def test_waveforms_are_written_and_read_back(model, tmp_path):
+    output = model.speak("red", seed=1, rules=RULES)
+    for ending in ("wav", "flac"):
+        output.save(tmp_path / f"reply.{ending}")
+        samples, rate = soundfile.read(tmp_path / f"reply.{ending}", dtype="float32")
+        assert rate == 22050
+        torch.testing.assert_close(torch.from_numpy(samples), output.waveforms[0], rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="cannot write .docx"):
+        save_audio(tmp_path / "reply.docx", output.waveforms[0], 22050)
+
+
+def test_a_saved_model_speaks_the_same_from_its_new_directory(model, repository, tmp_path):
+    model.save_pretrained(tmp_path / "again")
+    again = Model.from_pretrained(tmp_path / "again", dtype=torch.float32).eval()
+    assert set(again.talker_processor.voices) == set(SPEAKERS)
+    first, second = (m.speak("red", seed=1, rules=RULES).waveforms[0] for m in (model, again))
+    assert torch.equal(first, second)
+
+
+def test_without_a_talker_speech_is_refused_before_any_work(repository, processor):
+    silent = Model.from_pretrained(repository, load_talker=False)
+    for call in (
+        lambda: silent.speak("red"),
+        lambda: silent.generate(**chat(processor, "hi"), generation_mode="audio"),
+        lambda: silent.stream(**chat(processor, "hi"), generation_mode="audio"),
+    ):
+        with pytest.raises(ValueError, match="load_talker=True"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1, "generator": torch.Generator()}, "either seed or generator"),
+        ({"seed": [1, 2]}, "2 seeds for 1 rows"),
+        ({"generator": [torch.Generator()] * 3}, "3 generators for 1 rows"),
+        ({"prompt_text": "red"}, "without prompt_audio"),
+        ({"prompt_audio": "x.wav"}, "needs prompt_text"),
+        ({"prompt_audio": "x.wav", "prompt_text": "red", "speaker": "anna"}, "not both"),
+    ],
+)
+def test_bad_speech_arguments_are_refused(model, processor, options, message):
+    inputs = chat(processor, QUESTIONS[0])
+    for call in (
+        lambda: model.speak("red", **options),
+        lambda: model.generate(**inputs, generation_mode="audio", **options),
+        lambda: model.stream(**inputs, generation_mode="audio", **options),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_speech_arguments_need_the_audio_mode(model, processor):
+    inputs = chat(processor, QUESTIONS[0])
+    with pytest.raises(ValueError, match="speaker: only generation_mode='audio' speaks"):
+        model.generate(**inputs, speaker="anna")
+    with pytest.raises(ValueError, match="a batch of 2"):
+        model.stream(**chat(processor, *QUESTIONS), generation_mode="audio")
+
+
+def test_row_generators_without_a_seed_differ():
+    first, second = (torch.rand(1, generator=g) for g in row_generators(None, None, 2))
+    assert first != second
