@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modeling_bailing_moe import router_losses
+from modeling_bailing_moe import router_losses, weighted_router_loss
 
 IGNORE = -100
 
@@ -84,11 +84,8 @@ def embedded_loss(
     load_balancing, router_z = router_losses(
         outputs.router_logits, causal_lm.config.num_experts_per_tok, mm_token_type_ids, attention_mask
     )
-    return (
-        F.cross_entropy(logits, labels[:, 1:][is_trained])
-        + causal_lm.config.router_aux_loss_coef * load_balancing.sum()
-        + causal_lm.config.router_z_loss_coef * router_z.sum()
-    )
+    loss = F.cross_entropy(logits, labels[:, 1:][is_trained])
+    return loss + weighted_router_loss(causal_lm.config, load_balancing, router_z)
 
 
 def ctc_loss(

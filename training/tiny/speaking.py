@@ -1,0 +1,273 @@
+"""Stage 2a of Ming-Tiny: the talker, the flow and the vocoder learn to speak while the thinker stays as it is.
+
+The networks that listen (`stage_listeners`) come first; `HeardPool` keeps what they make of every utterance of the
+pool: its speech codes and its speaker embedding.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchaudio.functional import resample
+from tqdm import tqdm
+
+from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
+from audio_detokenizer.modeling_flow import flow_matching_loss
+from modeling_talker import BailingMMTalker, TalkerPrompt
+from processing_talker import BailingMMTalkerProcessor
+from voices_bailingmm import CODES_PER_SECOND, Voice, VoiceEncoder, prompt_mel, vocoder_mel
+
+from ..talker import talker_batch, talker_loss
+from ..vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
+from .scenes import choose
+from .speech import SAMPLE_RATE, SpeechPool
+from .world import sample_chat
+
+logger = logging.getLogger(__name__)
+
+MAX_PROMPT_SECONDS = 4.0  # recordings that lend their voice; a longer one would leave no room for what is to be said
+NUM_LENDERS = 3
+NO_THINKER = 0.5  # share of texts that are read without a chat
+SEGMENT_FRAMES = 40  # mel frames (0.46 s) of a vocoder example
+ADVERSARY_FROM = 0.3  # share of the steps after which the critics have a say
+MEL_WEIGHT, MATCHING_WEIGHT, PITCH_WEIGHT = 15.0, 2.0, 0.05
+
+
+class HeardPool:
+    """A speech pool with the codes (uint8 [N]) and the speaker embedding (float32 [192]) of every utterance."""
+
+    def __init__(self, pool: SpeechPool, tensors: dict[str, torch.Tensor]):
+        self.pool, self.embeddings = pool, tensors["embeddings"].float()
+        lengths = tensors["lengths"].tolist()
+        if len(lengths) != len(pool):
+            raise ValueError(f"{len(lengths)} utterances were heard, the pool has {len(pool)}; delete the file")
+        self.codes = tensors["codes"].split(lengths)
+        self.by_voice: dict[str, list[int]] = {}
+        for index, record in enumerate(pool.records):
+            self.by_voice.setdefault(record["voice"]["name"], []).append(index)
+
+    @classmethod
+    def build(cls, pool: SpeechPool, encoder: VoiceEncoder, path: str | os.PathLike) -> "HeardPool":
+        """Let the encoder hear the whole pool, or read what it heard before."""
+        path = Path(path)
+        if not path.is_file():
+            codes, embeddings = [], []
+            for index in tqdm(range(len(pool)), desc="listening", unit="utterance"):
+                waveform = torch.from_numpy(pool[index].waveform)
+                codes.append(encoder.encode_codes(waveform).to(torch.uint8))
+                embeddings.append(encoder.embed(waveform))
+            lengths = torch.tensor([len(row) for row in codes])
+            tensors = {"codes": torch.cat(codes), "lengths": lengths, "embeddings": torch.stack(embeddings).half()}
+            partial = path.with_suffix(".partial")
+            save_file(tensors, partial)
+            partial.replace(path)
+        return cls(pool, load_file(path))
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def text(self, index: int) -> str:
+        return self.pool.records[index]["text"]
+
+    def lenders(self, target: int) -> list[int]:
+        """Short utterances whose voice, pitch and speed are nearest to those of an utterance, which is not among them
+        unless there is no other."""
+        records = self.pool.records
+        wanted = records[target]["voice"]
+
+        def distance(index: int) -> float:
+            own = records[index]["voice"]
+            return abs(own["pitch"] - wanted["pitch"]) / 60 + abs(own["speed"] - wanted["speed"]) / 100
+
+        longest = MAX_PROMPT_SECONDS * CODES_PER_SECOND
+        others = [
+            index for index in self.by_voice[wanted["name"]] if index != target and len(self.codes[index]) <= longest
+        ]
+        return sorted(others, key=distance)[:NUM_LENDERS] or [target]
+
+    def voice(self, index: int) -> Voice:
+        """Utterance number `index` as a voice to speak with."""
+        return Voice(
+            name="prompt",
+            prompt_text=self.text(index),
+            prompt_codes=self.codes[index].long(),
+            prompt_mel=prompt_mel(torch.from_numpy(self.pool[index].waveform)),
+            speaker_embedding=self.embeddings[index],
+        )
+
+
+class FlowData(torch.utils.data.Dataset):
+    """Item `step`: codes, speaker embedding and mel of whole utterances, as `flow_matching_loss` takes them."""
+
+    def __init__(self, heard: HeardPool, config, steps: int, batch_size: int, seed: int):
+        self.heard, self.config, self.steps = heard, config, steps
+        self.batch_size, self.seed = batch_size, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng((self.seed, step))
+        chosen = [int(rng.integers(len(self.heard))) for _ in range(self.batch_size)]
+        codes, mels = [self.heard.codes[index].long() for index in chosen], []
+        for index, row in zip(chosen, codes, strict=True):
+            mel = prompt_mel(torch.from_numpy(self.heard.pool[index].waveform))
+            frames = self.config.num_frames(len(row))
+            mels.append(F.pad(mel[:frames], (0, 0, 0, max(0, frames - len(mel))), value=mel.min().item()))
+        return {
+            "codes": nn.utils.rnn.pad_sequence(codes, batch_first=True),
+            "code_lengths": torch.tensor([len(row) for row in codes]),
+            "mel": nn.utils.rnn.pad_sequence(mels, batch_first=True),
+            "mel_lengths": torch.tensor([len(mel) for mel in mels]),
+            "speaker_embedding": self.heard.embeddings[chosen],
+        }
+
+
+class FlowTask(nn.Module):
+    """Trains a detokenizer's flow; the loss is that of `flow_matching_loss`."""
+
+    def __init__(self, detokenizer: AudioDetokenizer):
+        super().__init__()
+        self.flow = detokenizer.flow
+
+    def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": flow_matching_loss(self.flow, batch)}
+
+
+class VocoderData(torch.utils.data.Dataset):
+    """Item `step`: short pieces of recordings [B, S] at the vocoder's rate, and whether the critics have a say."""
+
+    def __init__(self, pool: SpeechPool, config, steps: int, batch_size: int, seed: int):
+        self.pool, self.config, self.steps = pool, config, steps
+        self.batch_size, self.seed = batch_size, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng((self.seed, step))
+        size, pieces = SEGMENT_FRAMES * self.config.hop_length, []
+        for _ in range(self.batch_size):
+            waveform = torch.from_numpy(self.pool[int(rng.integers(len(self.pool)))].waveform)
+            source = -(-size * SAMPLE_RATE // self.config.sample_rate) + 64
+            waveform = F.pad(waveform, (0, max(0, source - len(waveform))))
+            start = int(rng.integers(len(waveform) - source + 1))
+            piece = resample(waveform[start : start + source], SAMPLE_RATE, self.config.sample_rate)[:size]
+            pieces.append(piece * float(rng.uniform(0.5, 1.0)) / piece.abs().max().clamp_min(0.1))
+        return {"waveform": torch.stack(pieces), "adversary": torch.tensor(float(step >= ADVERSARY_FROM * self.steps))}
+
+
+class VocoderTask(nn.Module):
+    """Trains a detokenizer's vocoder against recordings: mel, spectra, pitch, and from some step on critics."""
+
+    def __init__(self, detokenizer: AudioDetokenizer, channels: int = 16):
+        super().__init__()
+        self.hift, self.config = detokenizer.hift, detokenizer.config
+        self.heads = nn.ModuleDict({"critics": Critics(channels)})
+
+    def speak(self, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """mel [B, 80, T] -> waveform [B, S] and pitch [B, T], with gradients."""
+        f0 = self.hift.f0_predictor(mel)
+        phase = torch.stack([self.hift.draw_phase(None) for _ in mel]).to(mel.device)
+        noise = torch.randn(len(mel), self.hift.m_source.num_harmonics, mel.shape[2] * self.config.hop_length)
+        source, _ = self.hift.m_source(f0, phase, noise.to(mel.device))
+        return self.hift.decode(mel, source), f0
+
+    def forward(self, waveform: torch.Tensor, adversary: torch.Tensor) -> dict[str, torch.Tensor]:
+        mel = vocoder_mel(waveform).transpose(1, 2)
+        spoken, f0 = self.speak(mel)
+        wanted_f0 = pitch(waveform, self.config.sample_rate, self.config.hop_length)
+        parts = {
+            "mel": mel_loss(spoken, waveform),
+            "spectral": spectral_loss(spoken, waveform),
+            "pitch": F.smooth_l1_loss(f0, wanted_f0, beta=10.0),
+        }
+        loss = MEL_WEIGHT * parts["mel"] + parts["spectral"] + PITCH_WEIGHT * parts["pitch"]
+        if adversary:
+            critics = self.heads["critics"]
+            critics.requires_grad_(False)
+            score, matching = adversarial_loss(critics, spoken, waveform)
+            critics.requires_grad_(True)
+            parts["critic"] = critic_loss(critics, spoken, waveform)
+            loss = loss + score + MATCHING_WEIGHT * matching + parts["critic"]
+        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+
+
+class TalkerData(torch.utils.data.Dataset):
+    """Item `step`: texts, each in the voice of another utterance of the same speaker; half of them answer a chat."""
+
+    def __init__(
+        self,
+        heard: HeardPool,
+        talker: BailingMMTalker,
+        talker_processor: BailingMMTalkerProcessor,
+        chat_processor,
+        steps: int,
+        batch_size: int,
+        seed: int,
+    ):
+        self.heard, self.talker = heard, talker
+        self.talker_processor, self.chat_processor = talker_processor, chat_processor
+        self.steps, self.batch_size, self.seed = steps, batch_size, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict:
+        rng = np.random.default_rng((self.seed, step))
+        targets = [int(rng.integers(len(self.heard))) for _ in range(self.batch_size)]
+        chats = self._chats(rng)
+        lengths = chats["attention_mask"].sum(dim=1).tolist()
+        silent = rng.random(self.batch_size) < NO_THINKER
+        prompts, ids = [], []
+        for row, target in enumerate(targets):
+            # Of the states only their number counts here; the thinker makes them when the batch is trained on.
+            states = None if silent[row] else torch.zeros(lengths[row], self.talker.config.qa_model_hidden_size)
+            prompts.append(self._prompt(rng, target, states))
+            ids.append(torch.tensor(self.talker_processor.codec_bpe.encode(self.heard.codes[target].long())))
+        return {"talker": talker_batch(self.talker, prompts, ids), "chats": chats}
+
+    def _chats(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        prompts = [sample_chat("text_only", rng, "train").messages[:1] for _ in range(self.batch_size)]
+        options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+        chats = self.chat_processor.apply_chat_template(prompts, **options)
+        return {name: chats[name] for name in ("input_ids", "attention_mask")}
+
+    def _prompt(self, rng: np.random.Generator, target: int, states: torch.Tensor | None) -> TalkerPrompt:
+        """The text of an utterance, to be said in the voice of another one."""
+        lender = choose(rng, self.heard.lenders(target))
+        tokenizer, codec_bpe = self.talker_processor.tokenizer, self.talker_processor.codec_bpe
+        text = [*tokenizer(self.heard.text(lender))["input_ids"], *tokenizer(self.heard.text(target))["input_ids"]]
+        ids = codec_bpe.encode(self.heard.codes[lender].long())
+        return TalkerPrompt(torch.tensor(text), torch.tensor(ids), self.heard.embeddings[lender], states)
+
+
+class TalkerTask(nn.Module):
+    """Trains a talker on what a frozen thinker makes of chats."""
+
+    def __init__(self, talker: BailingMMTalker, thinker: nn.Module):
+        super().__init__()
+        self.talker = talker
+        self.frozen = [thinker]  # in a list: no part of this module, so neither trained nor saved with it
+
+    @torch.no_grad()
+    def thinker_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Embeddings + last hidden states of left-padded chats, moved to the left: [B, L, D]."""
+        decoder = self.frozen[0].get_decoder()
+        embeds = decoder.get_input_embeddings()(input_ids)
+        outputs = decoder(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)
+        states = embeds + outputs.last_hidden_state
+        rows = [row[mask.bool()] for row, mask in zip(states, attention_mask, strict=True)]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def forward(self, talker: dict[str, torch.Tensor], chats: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        batch = dict(talker)
+        if "thinker_states" in batch:
+            states = self.thinker_states(**chats)
+            batch["thinker_states"] = states[:, : batch["thinker_states"].shape[1]].to(batch["thinker_states"].dtype)
+        return {"loss": talker_loss(self.talker, batch)}

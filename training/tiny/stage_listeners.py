@@ -1,0 +1,472 @@
+"""Stage 2a of Ming-Tiny: train the two networks that listen to a voice prompt, and measure them.
+
+The speech tokenizer learns from its codes being spelled (so they say which words) and painted (so they say how they
+sound); the speaker encoder from telling timbres and pitches apart. Both end as ONNX files in the runs folder, under
+the names that `voices_bailingmm.VoiceEncoder.from_pretrained` looks for.
+
+Letters: B batch, T feature frames of 10 ms, N codes of 20 ms, K digits of a code, D width, C classes.
+"""
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from string import ascii_lowercase
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+from transformers import set_seed
+
+from voices_bailingmm import (
+    EMBEDDING_SIZE,
+    SPEAKER_FILE,
+    TOKENIZER_BANDS,
+    TOKENIZER_FILE,
+    speaker_features,
+    tokenizer_features,
+)
+
+from ..loop import fit
+from ..objectives import ctc_greedy, ctc_loss
+from .evaluate import EVALUATION_SEED, word_errors
+from .listeners import (
+    FRAMES_PER_CODE,
+    TOKENIZER_WIDTH,
+    ConvBlock,
+    SpeakerEncoder,
+    SpeechTokenizer,
+    code_lengths,
+    export_speaker_encoder,
+    export_speech_tokenizer,
+    length_mask,
+)
+from .scenes import choose
+from .sentences import sample_sentence
+from .speech import (
+    ACCENTS,
+    PITCHES,
+    SPEEDS,
+    VARIANTS,
+    SpeechPool,
+    Utterance,
+    Voice,
+    add_noise,
+    augment,
+    sample_voice,
+    speak,
+    voice_names,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = 2506
+# Optimiser steps, batch size and learning rate.
+SPEECH_TOKENIZER = (1800, 24, 2e-3)
+SPEAKER_ENCODER = (1500, 48, 2e-3)
+QUICK = (2, 4)  # steps and batch size
+
+ALPHABET = " " + ascii_lowercase
+PAINTED_BANDS = 32  # too coarse for harmonics: pitch is the speaker embedding's to tell, codes are for the sounds
+MEL_WEIGHT = 4.0
+ALIKE = 8  # a batch is one of so many that were sorted by duration, which saves half of the padding
+NOISE_SNR = (8.0, 25.0)  # dB
+CROP_FRAMES = (100, 300)  # of 10 ms
+PITCH_STEP = 10  # of espeak-ng's scale; voices a step apart count as different
+PITCH_CLASSES = (PITCHES[1] - PITCHES[0]) // PITCH_STEP
+MARGIN, SCALE = 0.2, 20.0  # radians; inverse temperature
+ACCENT_WEIGHT, SPEED_WEIGHT = 0.2, 0.5
+TRIALS = ("any", "pitch", "timbre")
+FAR_PITCH = 20
+
+
+def spell(texts: list[str]) -> dict[str, torch.Tensor]:
+    """CTC targets: `targets` [B, longest], zero-padded places in `ALPHABET`, and `target_lengths` [B]."""
+    rows = [torch.tensor([ALPHABET.index(letter) for letter in text]) for text in texts]
+    return {
+        "targets": nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        "target_lengths": torch.tensor([len(row) for row in rows]),
+    }
+
+
+def speech_batch(heard: list[np.ndarray], clean: list[np.ndarray], texts: list[str]) -> dict[str, torch.Tensor]:
+    """What `SpeechTokenizerTask` takes: recordings as they are heard, the same without noise, their words.
+
+    Recordings are float32 [samples] at 16 kHz; where heard and clean are one object, its features are computed once.
+    """
+    clean_rows = [tokenizer_features(torch.from_numpy(waveform)).T for waveform in clean]
+    heard_rows = [
+        row if waveform is same else tokenizer_features(torch.from_numpy(waveform)).T
+        for waveform, same, row in zip(heard, clean, clean_rows, strict=True)
+    ]
+    features, target = (
+        nn.utils.rnn.pad_sequence(rows, batch_first=True).transpose(1, 2).contiguous()
+        for rows in (heard_rows, clean_rows)
+    )
+    return {"features": features, "clean": target, "lengths": torch.tensor(list(map(len, clean_rows))), **spell(texts)}
+
+
+class SpeechTokenizerData(torch.utils.data.Dataset):
+    """Item `step` is a batch of recordings of about the same duration, the same for the same seed."""
+
+    def __init__(self, pool: SpeechPool, steps: int, batch_size: int, seed: int, noisy: float = 0.3):
+        self.pool, self.steps, self.batch_size = pool, steps, batch_size
+        self.seed, self.noisy = seed, noisy
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng((self.seed, step))
+        candidates = rng.integers(len(self.pool), size=ALIKE * self.batch_size).tolist()
+        candidates.sort(key=lambda index: self.pool.records[index]["length"])
+        start = int(rng.integers(ALIKE)) * self.batch_size
+        spoken = [self.pool[index] for index in candidates[start : start + self.batch_size]]
+        clean = [augment(utterance.waveform, rng) for utterance in spoken]
+        heard = [
+            add_noise(waveform, rng.uniform(*NOISE_SNR), rng).clip(-1.0, 1.0)
+            if rng.random() < self.noisy
+            else waveform
+            for waveform in clean
+        ]
+        return speech_batch(heard, clean, [utterance.text for utterance in spoken])
+
+
+class CodeDecoder(nn.Module):
+    """What follows the quantiser: quantised values, maybe with more beside them, to something per code."""
+
+    def __init__(self, input_size: int, output_size: int, width: int, dilations: tuple[int, ...]):
+        super().__init__()
+        self.widen = nn.Linear(input_size, width)
+        self.blocks = nn.ModuleList(ConvBlock(width, dilation) for dilation in dilations)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, output_size)
+
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[B, N, input_size], mask [B, N, 1] -> [B, N, output_size]."""
+        hidden = self.widen(inputs)
+        for block in self.blocks:
+            hidden = block(hidden, mask)
+        return self.head(self.norm(hidden))
+
+
+def painting(features: torch.Tensor) -> torch.Tensor:
+    """Log-mel [B, 128, T] -> what each frame of a code looks like in broad bands, [B, N, 2, 32]."""
+    features = F.pad(features, (0, features.shape[2] % FRAMES_PER_CODE))
+    bands = features.unflatten(1, (PAINTED_BANDS, -1)).mean(dim=2)
+    return bands.transpose(1, 2).unflatten(1, (-1, FRAMES_PER_CODE))
+
+
+class SpeechTokenizerTask(nn.Module):
+    """The speech tokenizer under two decoders: one spells the words (CTC), one paints the mel.
+
+    The painter is also given the mean of the recording's log-mel, so that voice and level need not be in the codes.
+    """
+
+    def __init__(self, tokenizer: SpeechTokenizer, width: int = TOKENIZER_WIDTH):
+        super().__init__()
+        self.tokenizer = tokenizer
+        digits = len(tokenizer.quantizer.steps)
+        self.speller = CodeDecoder(digits, len(ALPHABET) + 1, width, (1, 2, 4))
+        self.painter = CodeDecoder(digits + TOKENIZER_BANDS, FRAMES_PER_CODE * PAINTED_BANDS, width, (1, 2))
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        clean: torch.Tensor,
+        lengths: torch.Tensor,
+        targets: torch.Tensor,
+        target_lengths: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Scalar `loss`; its parts `ctc` and `mel_l1`; share `exact` of words all right; `perplexity` of the codes.
+
+        features, clean: [B, 128, T], heard and to be painted; lengths, target_lengths: [B]; targets: [B, letters].
+        """
+        latents = self.tokenizer.latents(features, lengths)
+        values = self.tokenizer.quantizer(latents)
+        is_code = length_mask(code_lengths(lengths), values.shape[1])
+        mask = is_code[..., None]
+        logits = self.speller(values, mask)
+        ctc = ctc_loss(logits, code_lengths(lengths), targets, target_lengths)
+        mean = (clean * length_mask(lengths, clean.shape[2])[:, None]).sum(dim=2) / lengths[:, None]
+        painted = self.painter(torch.cat([values, mean[:, None].expand(-1, values.shape[1], -1)], dim=2), mask)
+        target = painting(clean)
+        is_frame = length_mask(lengths, FRAMES_PER_CODE * values.shape[1]).unflatten(1, (-1, FRAMES_PER_CODE))
+        mel_l1 = (painted.view_as(target) - target)[is_frame].abs().mean()
+        spelled = ctc_greedy(logits.detach(), code_lengths(lengths))
+        wanted = [row[:length].tolist() for row, length in zip(targets, target_lengths.tolist(), strict=True)]
+        return {
+            "loss": ctc + MEL_WEIGHT * mel_l1,
+            "ctc": ctc.detach(),
+            "mel_l1": mel_l1.detach(),
+            "exact": torch.tensor(np.mean([a == b for a, b in zip(spelled, wanted, strict=True)])),
+            "perplexity": perplexity(self.tokenizer.quantizer.codes(latents.detach()[is_code])),
+        }
+
+    def transcribe(self, features: torch.Tensor, lengths: torch.Tensor) -> list[str]:
+        """Log-mel [B, 128, T], frames [B] -> the words, read off the codes."""
+        values = self.tokenizer.quantizer.values(self.tokenizer(features, lengths))
+        mask = length_mask(code_lengths(lengths), values.shape[1])[..., None]
+        rows = ctc_greedy(self.speller(values, mask), code_lengths(lengths))
+        return ["".join(ALPHABET[letter] for letter in row) for row in rows]
+
+
+def perplexity(codes: torch.Tensor) -> torch.Tensor:
+    """Codes [N] -> how many codes, used equally often, would have the same entropy."""
+    share = torch.bincount(codes).float() / len(codes)
+    return torch.special.entr(share).sum().exp()
+
+
+def voice_labels(voices: list[Voice]) -> dict[str, torch.Tensor]:
+    """What the metadata tells about voices: classes `timbre` (variant and pitch) and `accent`, `speed` in -1..1."""
+    accents, variants = zip(*(voice.name.split("+") for voice in voices), strict=True)
+    steps = [min((voice.pitch - PITCHES[0]) // PITCH_STEP, PITCH_CLASSES - 1) for voice in voices]
+    timbres = [VARIANTS.index(name) * PITCH_CLASSES + step for name, step in zip(variants, steps, strict=True)]
+    middle, reach = sum(SPEEDS) / 2, (SPEEDS[1] - SPEEDS[0]) / 2
+    return {
+        "timbre": torch.tensor(timbres),
+        "accent": torch.tensor([ACCENTS.index(accent) for accent in accents]),
+        "speed": torch.tensor([(voice.speed - middle) / reach for voice in voices]),
+    }
+
+
+class SpeakerEncoderData(torch.utils.data.Dataset):
+    """Item `step` is a batch of equally long parts of recordings, the same for the same seed."""
+
+    def __init__(self, pool: SpeechPool, steps: int, batch_size: int, seed: int, noisy: float = 0.3):
+        self.pool, self.steps, self.batch_size = pool, steps, batch_size
+        self.seed, self.noisy = seed, noisy
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng((self.seed, step))
+        spoken = [self.pool[int(rng.integers(len(self.pool)))] for _ in range(self.batch_size)]
+        samples = 400 + 160 * (int(rng.integers(*CROP_FRAMES)) - 1)  # windows of 25 ms every 10 ms
+        features = [speaker_features(torch.from_numpy(self._part(utterance, samples, rng))) for utterance in spoken]
+        return {"features": torch.stack(features), **voice_labels([utterance.voice for utterance in spoken])}
+
+    def _part(self, utterance: Utterance, samples: int, rng: np.random.Generator) -> np.ndarray:
+        """`samples` of an augmented recording from a random place; a short one is repeated."""
+        snr = rng.uniform(*NOISE_SNR) if rng.random() < self.noisy else None
+        waveform = augment(utterance.waveform, rng, snr)
+        start = int(rng.integers(max(1, len(waveform) - samples)))
+        return np.resize(waveform[start:], samples)
+
+
+def angular_margin_loss(cosines: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Additive angular margin (Deng et al., arXiv 1801.07698): cross-entropy as if the right class were farther away.
+
+    cosines: [B, C] between embeddings and classes; labels: [B].
+    """
+    right = cosines.gather(1, labels[:, None])
+    sines = (1 - right.square()).clamp(min=1e-6).sqrt()
+    farther = right * math.cos(MARGIN) - sines * math.sin(MARGIN)
+    return F.cross_entropy(SCALE * cosines.scatter(1, labels[:, None], farther), labels)
+
+
+class SpeakerEncoderTask(nn.Module):
+    """The speaker encoder under heads for timbre and pitch (with margin), and, lightly, accent and speed."""
+
+    def __init__(self, encoder: SpeakerEncoder):
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict(
+            {
+                "timbre": nn.Linear(EMBEDDING_SIZE, len(VARIANTS) * PITCH_CLASSES, bias=False),
+                "accent": nn.Linear(EMBEDDING_SIZE, len(ACCENTS)),
+                "speed": nn.Linear(EMBEDDING_SIZE, 1),
+            }
+        )
+
+    def forward(
+        self, features: torch.Tensor, timbre: torch.Tensor, accent: torch.Tensor, speed: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Scalar `loss`, share of classes named right, error of the speed (1 is half of its range).
+
+        features: [B, T, 80]; timbre, accent: classes [B]; speed: [B].
+        """
+        embedding = self.encoder(features)
+        cosines = F.linear(F.normalize(embedding, dim=1), F.normalize(self.heads["timbre"].weight, dim=1))
+        accents, speeds = self.heads["accent"](embedding), self.heads["speed"](embedding)[:, 0]
+        loss = angular_margin_loss(cosines, timbre)
+        loss = loss + ACCENT_WEIGHT * F.cross_entropy(accents, accent) + SPEED_WEIGHT * F.mse_loss(speeds, speed)
+        return {
+            "loss": loss,
+            "timbre": (cosines.argmax(dim=1) == timbre).float().mean(),
+            "accent": (accents.argmax(dim=1) == accent).float().mean(),
+            "speed_l1": (speeds - speed).abs().mean().detach(),
+        }
+
+
+def _train(task: nn.Module, data: torch.utils.data.Dataset, directory: Path, learning_rate: float) -> None:
+    """Fit a task, from its last checkpoint in `directory` if there is one; write its weights beside that folder."""
+    fit(task, data, directory, learning_rate, SEED)
+    task.cpu().eval()
+    save_file(task.state_dict(), directory.with_suffix(".safetensors"))
+
+
+def new_task(name: str) -> nn.Module:
+    """ "speech_tokenizer" or "speaker_encoder" with the random weights that every run starts from."""
+    set_seed(SEED)
+    if name == "speech_tokenizer":
+        return SpeechTokenizerTask(SpeechTokenizer())
+    return SpeakerEncoderTask(SpeakerEncoder())
+
+
+def load_task(name: str, runs: Path) -> nn.Module:
+    """The trained task of that name, in eval mode.
+
+    Raises:
+        FileNotFoundError: it was not trained yet.
+    """
+    task = new_task(name)
+    task.load_state_dict(load_file(runs / f"{name}.safetensors"))
+    return task.eval()
+
+
+def train_speech_tokenizer(
+    runs: Path,
+    pool: SpeechPool,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    quick: bool = False,
+) -> SpeechTokenizerTask:
+    """Train, or go on; writes RUNS/speech_tokenizer.safetensors (with decoders) and RUNS/speech_tokenizer_v1.onnx."""
+    task = new_task("speech_tokenizer")
+    default_steps, default_size = QUICK if quick else SPEECH_TOKENIZER[:2]
+    data = SpeechTokenizerData(pool, steps or default_steps, batch_size or default_size, SEED)
+    _train(task, data, runs / "speech_tokenizer", learning_rate or SPEECH_TOKENIZER[2])
+    export_speech_tokenizer(task.tokenizer, runs / TOKENIZER_FILE)
+    return task
+
+
+def train_speaker_encoder(
+    runs: Path,
+    pool: SpeechPool,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    quick: bool = False,
+) -> SpeakerEncoderTask:
+    """Train, or go on; writes RUNS/speaker_encoder.safetensors (with heads) and RUNS/campplus.onnx."""
+    task = new_task("speaker_encoder")
+    default_steps, default_size = QUICK if quick else SPEAKER_ENCODER[:2]
+    data = SpeakerEncoderData(pool, steps or default_steps, batch_size or default_size, SEED)
+    _train(task, data, runs / "speaker_encoder", learning_rate or SPEAKER_ENCODER[2])
+    export_speaker_encoder(task.encoder, runs / SPEAKER_FILE)
+    return task
+
+
+@torch.no_grad()
+def evaluate_speech_tokenizer(
+    task: SpeechTokenizerTask,
+    utterances: Iterable[Utterance],
+    snr: float | None = None,
+    batch_size: int = 32,
+    seed: int = EVALUATION_SEED,
+) -> dict[str, float]:
+    """Measure on utterances as they are, or with noise at `snr` dB.
+
+    Returns:
+        `wer`: percent, greedy CTC read off the codes; `mel_l1`: in Whisper's log-mel units (1 is 40 dB of power);
+        `codes`, `perplexity`: number of codes used, and of equally frequent ones of the same entropy.
+    """
+    rng = np.random.default_rng(seed)
+    spoken = list(utterances)
+    codes, distances, errors = [], [], 0
+    for start in tqdm(range(0, len(spoken), batch_size), desc="speech tokenizer", leave=False):
+        part = spoken[start : start + batch_size]
+        texts, clean = [item.text for item in part], [item.waveform for item in part]
+        heard = clean if snr is None else [add_noise(waveform, snr, rng).clip(-1.0, 1.0) for waveform in clean]
+        batch = speech_batch(heard, clean, texts)
+        is_code = length_mask(code_lengths(batch["lengths"]), math.ceil(batch["features"].shape[2] / FRAMES_PER_CODE))
+        codes.append(task.tokenizer(batch["features"], batch["lengths"])[is_code])
+        distances.append(float(task(**batch)["mel_l1"]) * int(is_code.sum()))
+        said = task.transcribe(batch["features"], batch["lengths"])
+        errors += sum(word_errors(text, reply) for text, reply in zip(texts, said, strict=True))
+    joined = torch.cat(codes)
+    return {
+        "wer": 100 * errors / sum(len(item.text.split()) for item in spoken),
+        "mel_l1": sum(distances) / len(joined),
+        "codes": len(joined.unique()),
+        "perplexity": float(perplexity(joined)),
+    }
+
+
+def sample_trial(rng: np.random.Generator, kind: str, split: str = "test") -> tuple[Voice, Voice]:
+    """Two voices of a split that differ in name, pitch and speed ("any"), in pitch, or in timbre (the variant)."""
+    voice, other = sample_voice(rng, split), sample_voice(rng, split)
+    if kind == "pitch":
+        far = [pitch for pitch in range(PITCHES[0], PITCHES[1] + 1) if abs(pitch - voice.pitch) >= FAR_PITCH]
+        return voice, replace(voice, pitch=choose(rng, far))
+    variant = voice.name.split("+")[1]
+    names = [name for name in voice_names(split) if name.split("+")[1] != variant]
+    name = choose(rng, names)
+    return voice, replace(voice if kind == "timbre" else other, name=name)
+
+
+@torch.no_grad()
+def evaluate_speaker_encoder(
+    encoder: SpeakerEncoder, trials: int = 200, seed: int = EVALUATION_SEED
+) -> dict[str, float]:
+    """Percent of trials in which two sentences of one unseen voice are nearer than one of another, by kind.
+
+    espeak-ng speaks the sentences, since a pool has hardly two recordings of one voice, pitch and speed.
+
+    Raises:
+        RuntimeError: espeak-ng is missing.
+    """
+    results = {}
+    for kind in TRIALS:
+        right = 0
+        for number in tqdm(range(trials), desc=f"speaker encoder, {kind}", leave=False):
+            rng = np.random.default_rng((seed, TRIALS.index(kind), number))
+            voice, other = sample_trial(rng, kind)
+            waveforms = [speak(sample_sentence(rng, "test"), speaker) for speaker in (voice, voice, other)]
+            features = [speaker_features(torch.from_numpy(waveform)) for waveform in waveforms]
+            first, same, different = (encoder(row[None])[0] for row in features)
+            right += int(first @ same > first @ different)
+        results[kind] = 100 * right / trials
+    return results
+
+
+def main() -> None:
+    """Command line: train one of the two networks or both, or measure both."""
+    parser = argparse.ArgumentParser(prog="python -m training.tiny.stage_listeners", description=main.__doc__)
+    parser.add_argument("action", choices=("speech_tokenizer", "speaker_encoder", "both", "evaluate"))
+    parser.add_argument("--quick", action="store_true", help="two steps of each, to see that it runs")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
+    parser.add_argument("--speech", type=Path, help="speech pool; default: train or test pool in .cache/tiny")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    split = "test" if args.action == "evaluate" else "train"
+    pool = SpeechPool(args.speech or ROOT / ".cache" / "tiny" / f"speech_{split}")
+    if args.action == "evaluate":
+        task, encoder = load_task("speech_tokenizer", args.runs), load_task("speaker_encoder", args.runs).encoder
+        utterances = [pool[index] for index in range(len(pool))]
+        report = {f"speech_tokenizer_{snr}": evaluate_speech_tokenizer(task, utterances, snr) for snr in (None, 15.0)}
+        report["speaker_encoder"] = evaluate_speaker_encoder(encoder)
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+        return
+    args.runs.mkdir(parents=True, exist_ok=True)
+    stages = {"speech_tokenizer": train_speech_tokenizer, "speaker_encoder": train_speaker_encoder}
+    for name in stages if args.action == "both" else (args.action,):
+        stages[name](args.runs, pool, args.steps, args.batch_size, args.learning_rate, args.quick)
+
+
+if __name__ == "__main__":
+    main()

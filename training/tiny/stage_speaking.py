@@ -1,0 +1,221 @@
+"""Stage 2a of Ming-Tiny, second half: sizes of the parts that speak, their training, and their place in a repository.
+
+python -m training.tiny.stage_listeners both    # speech tokenizer and speaker encoder
+python -m training.tiny.stage_speaking hear     # their codes and embeddings of the whole speech pool
+python -m training.tiny.stage_speaking flow     # codes -> mel       (these three can
+python -m training.tiny.stage_speaking vocoder  # mel -> waveform     run side by side)
+python -m training.tiny.stage_speaking talker   # text -> codes
+python -m training.tiny.stage_speaking export   # a copy of the repository that speaks, in RUNS/model
+"""
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import PreTrainedTokenizerFast, set_seed
+
+from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerConfig
+from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
+from codec_bpe_bailingmm import CodecBPE
+from configuration_bailingmm import TALKER_TOKENS, BailingMMTalkerConfig
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from modeling_talker import BailingMMTalker
+from processing_bailingmm import BailingMMProcessor
+from processing_talker import TOKENIZER_FOLDER, BailingMMTalkerProcessor
+from speech_bailingmm import DETOKENIZER_FOLDER
+from voices_bailingmm import SPEAKER_FILE, TOKENIZER_FILE, Voice, VoiceEncoder
+
+from ..loop import fit
+from .listeners import FiniteScalarQuantizer
+from .speaking import FlowData, FlowTask, HeardPool, TalkerData, TalkerTask, VocoderData, VocoderTask
+from .speech import SpeechPool
+from .tokenizer import corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = 2506
+NUM_TEXT_TOKENS = 500  # of the talker's tokenizer, before its own 12
+CODEC_VOCAB = 512
+NUM_BPE_SAMPLES = 4000  # utterances that the codec's pairs are counted in
+# Optimiser steps, batch size and learning rate.
+STAGES = {"flow": (2500, 16, 1e-3), "vocoder": (3000, 16, 5e-4), "talker": (3000, 24, 1.5e-3)}
+QUICK = (2, 4)
+# Preset voices: espeak-ng's voice name -> name and description.
+SPEAKERS = {
+    "en-us+f3": ("iris", "a clear, higher voice"),
+    "en+m3": ("oscar", "a deep voice"),
+}
+DETOKENIZER_AUTO_MAP = {
+    "AutoConfig": f"{DETOKENIZER_FOLDER}/configuration_audio_detokenizer.AudioDetokenizerConfig",
+    "AutoModel": f"{DETOKENIZER_FOLDER}/modeling_audio_detokenizer.AudioDetokenizer",
+}
+
+
+def tiny_detokenizer_config() -> AudioDetokenizerConfig:
+    """About 4 M parameters."""
+    encoder = {"input_size": 128, "output_size": 128, "attention_heads": 4, "linear_units": 256, "num_blocks": 3}
+    estimator = {"channels": [128, 128], "attention_head_dim": 32, "n_blocks": 1, "num_mid_blocks": 3, "num_heads": 4}
+    return AudioDetokenizerConfig(
+        flow={
+            "vocab_size": FiniteScalarQuantizer().codebook_size,
+            "input_size": 128,
+            "encoder": encoder,
+            "estimator": estimator,
+        },
+        hift={"base_channels": 128, "f0_predictor": {"cond_channels": 96}},
+    )
+
+
+def tiny_talker_config(thinker_size: int) -> BailingMMTalkerConfig:
+    """About 2 M parameters."""
+    return BailingMMTalkerConfig(
+        llm_config={
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+        },
+        text_vocab_size=NUM_TEXT_TOKENS + len(TALKER_TOKENS),
+        audio_vocab_size=CODEC_VOCAB,
+        qa_model_hidden_size=thinker_size,
+    )
+
+
+def talker_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the world's text, then the talker's own tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=NUM_TEXT_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in TALKER_TOKENS])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<text_pad>")
+
+
+def new_detokenizer() -> AudioDetokenizer:
+    """The detokenizer with the random weights that every run starts from."""
+    set_seed(SEED)
+    return AudioDetokenizer(tiny_detokenizer_config())
+
+
+def new_talker(thinker_size: int) -> BailingMMTalker:
+    """The talker with the random weights that every run starts from."""
+    set_seed(SEED)
+    return BailingMMTalker(tiny_talker_config(thinker_size))
+
+
+def hear(args: argparse.Namespace) -> HeardPool:
+    """What the trained listeners make of the speech pool; kept in RUNS/heard.safetensors."""
+    encoder = VoiceEncoder.from_pretrained(args.runs)
+    return HeardPool.build(SpeechPool(args.speech), encoder, args.runs / "heard.safetensors")
+
+
+def talker_processor(args: argparse.Namespace, heard: HeardPool) -> BailingMMTalkerProcessor:
+    """The talker's tokenizer and the codec's pairs, made once and kept in RUNS/speech."""
+    directory = args.runs / "speech"
+    if not directory.is_dir():
+        samples = heard.codes[: 200 if args.quick else NUM_BPE_SAMPLES]
+        codec_bpe = CodecBPE.train((row.long() for row in samples), FiniteScalarQuantizer().codebook_size, CODEC_VOCAB)
+        partial = directory.with_suffix(".partial")
+        BailingMMTalkerProcessor(talker_tokenizer(), codec_bpe, {}).save_pretrained(partial)
+        partial.rename(directory)
+    return BailingMMTalkerProcessor.from_pretrained(directory)
+
+
+def train(name: str, args: argparse.Namespace) -> None:
+    """Train "flow", "vocoder" or "talker", or go on; writes RUNS/NAME.safetensors."""
+    heard = hear(args)
+    steps, batch_size, learning_rate = STAGES[name]
+    steps, batch_size = QUICK if args.quick else (args.steps or steps, args.batch_size or batch_size)
+    size = (steps, batch_size, SEED)
+    module: nn.Module
+    if name == "talker":
+        thinker = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.float32).eval()
+        module = new_talker(thinker.config.llm_config.hidden_size)
+        task = TalkerTask(module, thinker)
+        chat_processor = BailingMMProcessor.from_pretrained(args.thinker)
+        data = TalkerData(heard, module, talker_processor(args, heard), chat_processor, *size)
+    else:
+        detokenizer = new_detokenizer()
+        task = FlowTask(detokenizer) if name == "flow" else VocoderTask(detokenizer)
+        module = detokenizer.flow if name == "flow" else detokenizer.hift
+        source = heard if name == "flow" else heard.pool
+        data = (FlowData if name == "flow" else VocoderData)(source, detokenizer.config, *size)
+    fit(task, data, args.runs / name, args.learning_rate or learning_rate, SEED)
+    save_file(
+        {key: value.detach().contiguous() for key, value in module.state_dict().items()},
+        args.runs / f"{name}.safetensors",
+    )
+
+
+def export(args: argparse.Namespace) -> None:
+    """Put all trained parts beside the thinker: RUNS/model is a repository that speaks."""
+    heard, target = hear(args), args.runs / "model"
+    model = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.bfloat16)
+    talker = new_talker(model.config.llm_config.hidden_size)
+    talker.load_state_dict(load_file(args.runs / "talker.safetensors"))
+    model.talker, model.config.talker_config = talker.to(torch.bfloat16), talker.config
+    model.save_pretrained(target)
+    BailingMMProcessor.from_pretrained(args.thinker).save_pretrained(target)
+    processor = talker_processor(args, heard)
+    processor.voices = preset_voices(heard)
+    processor.save_pretrained(target)
+    for file in (SPEAKER_FILE, TOKENIZER_FILE):
+        shutil.copy(args.runs / file, target / TOKENIZER_FOLDER)
+    detokenizer = new_detokenizer()
+    detokenizer.flow.load_state_dict(load_file(args.runs / "flow.safetensors"))
+    detokenizer.hift.load_state_dict(load_file(args.runs / "vocoder.safetensors"))
+    detokenizer.config.auto_map = DETOKENIZER_AUTO_MAP
+    detokenizer.to(torch.bfloat16).save_pretrained(target / DETOKENIZER_FOLDER)
+
+
+def preset_voices(heard: HeardPool) -> dict[str, Voice]:
+    """One recording of the pool per preset speaker, of two to four seconds, with pitch and speed in the middle."""
+    voices = {}
+    for voice_name, (name, description) in SPEAKERS.items():
+        candidates = [index for index in heard.by_voice[voice_name] if 100 <= len(heard.codes[index]) <= 200]
+
+        def oddity(index: int) -> float:
+            own = heard.pool.records[index]["voice"]
+            return abs(own["pitch"] - 50) + abs(own["speed"] - 160) / 2
+
+        voice = heard.voice(min(candidates, key=oddity))
+        fields = {
+            key: getattr(voice, key) for key in ("prompt_text", "prompt_codes", "prompt_mel", "speaker_embedding")
+        }
+        voices[name] = Voice(name=name, description=f"espeak-ng {voice_name}: {description}", licence="MIT", **fields)
+    return voices
+
+
+def main() -> None:
+    """Command line: one step of the stage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.tiny.stage_speaking",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("action", choices=("hear", *STAGES, "export"))
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
+    parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
+    parser.add_argument("--thinker", type=Path, default=ROOT, help="checkpoint directory of the trained thinker")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    {"hear": hear, "export": export}.get(args.action, lambda args: train(args.action, args))(args)
+
+
+if __name__ == "__main__":
+    main()
