@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks import speech
 from benchmarks.growth import Cost, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,4 +19,9 @@ def test_command_line_lists_the_benchmarks():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "growth" in result.stdout and "load" in result.stdout
+    assert all(name in result.stdout for name in ("growth", "load", "speech"))
+
+
+def test_speech_table_shows_ratios():
+    lines = speech.table([speech.Cost("red", 2.0, 4.0, 1.0, 5.0)]).splitlines()
+    assert lines[2] == "| 3 | 2.0 | 0.25 | 1.25 | 2.50 |"

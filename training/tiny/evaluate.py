@@ -37,6 +37,8 @@ class Row:
     world_row: str | None = None
 
 
+# Unit and sense of the bar per metric.
+UNITS = {"exact": ("% exact", ">="), "wer": ("% WER", "<="), "difference": ("% off", "<=")}
 ROWS = (
     Row("image_qa", "image QA: colour, shape, position", 97),
     Row("image_count_describe", "counting, yes/no, describe", 93),
@@ -67,7 +69,7 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        return self.value <= self.bar if self.metric == "wer" else self.value >= self.bar
+        return self.value >= self.bar if self.metric == "exact" else self.value <= self.bar
 
 
 def word_errors(reference: str, hypothesis: str) -> int:
@@ -140,7 +142,7 @@ def table(results: list[Result]) -> str:
     """Markdown table."""
     lines = ["| ability | measured | bar | | samples |", "|---|---|---|---|---|"]
     for result in results:
-        unit, sign = ("% WER", "<=") if result.metric == "wer" else ("% exact", ">=")
+        unit, sign = UNITS[result.metric]
         mark = "reached" if result.passed else "**not reached**"
         lines.append(
             f"| {result.title} | {result.value:.1f} {unit} | {sign} {result.bar:g} % | {mark} | {result.samples} |"

@@ -39,7 +39,6 @@ from ..objectives import ctc_greedy, ctc_loss
 from .evaluate import EVALUATION_SEED, word_errors
 from .listeners import (
     FRAMES_PER_CODE,
-    TOKENIZER_WIDTH,
     ConvBlock,
     SpeakerEncoder,
     SpeechTokenizer,
@@ -68,11 +67,12 @@ from .speech import (
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 2506
 # Optimiser steps, batch size and learning rate.
-SPEECH_TOKENIZER = (1800, 24, 2e-3)
+SPEECH_TOKENIZER = (1500, 24, 2e-3)
 SPEAKER_ENCODER = (1500, 48, 2e-3)
 QUICK = (2, 4)  # steps and batch size
 
 ALPHABET = " " + ascii_lowercase
+DECODER_WIDTH = 96
 PAINTED_BANDS = 32  # too coarse for harmonics: pitch is the speaker embedding's to tell, codes are for the sounds
 MEL_WEIGHT = 4.0
 ALIKE = 8  # a batch is one of so many that were sorted by duration, which saves half of the padding
@@ -169,7 +169,7 @@ class SpeechTokenizerTask(nn.Module):
     The painter is also given the mean of the recording's log-mel, so that voice and level need not be in the codes.
     """
 
-    def __init__(self, tokenizer: SpeechTokenizer, width: int = TOKENIZER_WIDTH):
+    def __init__(self, tokenizer: SpeechTokenizer, width: int = DECODER_WIDTH):
         super().__init__()
         self.tokenizer = tokenizer
         digits = len(tokenizer.quantizer.steps)

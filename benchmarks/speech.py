@@ -1,0 +1,72 @@
+"""Streamed speech against the same speech made in one go: time to the first sound, total cost, real-time factor."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from speech_bailingmm import AudioChunk
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = (
+    "A small red circle is on the left.",
+    "A small red circle is on the left, a large blue star is on the right, and a green square is in the center, "
+    "on a white background.",
+    "There are three shapes. A small red circle is on the left. A large blue star is on the right. A green square is "
+    "in the center. The background is white. What comes after three? Four comes after three.",
+)
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One reply: seconds of sound, and the medians of what it took, in seconds."""
+
+    text: str
+    sound: float
+    offline: float
+    first_chunk: float
+    streamed: float
+
+
+def measure(repository: str | Path = ROOT, device: str = "cpu", repeats: int = 3) -> list[Cost]:
+    """Speak every text both ways in turn, after a warm-up.
+
+    Raises:
+        ValueError: the repository's model has no talker.
+    """
+    model = BailingMMNativeForConditionalGeneration.from_pretrained(repository, dtype=torch.float32).to(device).eval()
+    model.speak(TEXTS[0], seed=SEED)
+    costs = []
+    for text in TEXTS:
+        offline, first, streamed = [], [], []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            output = model.speak(text, seed=SEED, attempts=1)
+            offline.append(time.perf_counter() - started)
+            started, heard = time.perf_counter(), None
+            for event in model.speak_stream(text, seed=SEED, attempts=1):
+                if heard is None and isinstance(event, AudioChunk):
+                    heard = time.perf_counter() - started
+            streamed.append(time.perf_counter() - started)
+            first.append(streamed[-1] if heard is None else heard)
+        sound = len(output.waveforms[0]) / output.sampling_rate
+        costs.append(Cost(text, sound, *(statistics.median(times) for times in (offline, first, streamed))))
+    return costs
+
+
+def table(costs: list[Cost]) -> str:
+    """Markdown table of ratios."""
+    lines = [
+        "| letters | sound (s) | first chunk / offline | streamed / offline | real-time factor, streamed |",
+        "|---|---|---|---|---|",
+    ]
+    for cost in costs:
+        lines.append(
+            f"| {len(cost.text)} | {cost.sound:.1f} | {cost.first_chunk / cost.offline:.2f} | "
+            f"{cost.streamed / cost.offline:.2f} | {cost.streamed / max(cost.sound, 1e-9):.2f} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,136 @@
+"""Measure how Ming-Tiny speaks: `python -m training.tiny.evaluate_speech`, two rows of the table.
+
+Test sentences are read aloud in the voices of test recordings, whose speed and pitch were never seen. Speaking: the
+model's own recogniser writes down what it hears, and espeak-ng, saying the same sentence in the same voice, gives the
+duration to compare with. Voice: the speaker encoder must find the output nearer to its prompt than to the prompts of
+other voices.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchaudio.functional import resample
+from tqdm import tqdm
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from .evaluate import EVALUATION_SEED, ROOT, Result, answer, table, word_errors
+from .sentences import sample_sentence
+from .speech import SAMPLE_RATE, Voice, sample_voice, speak
+from .world import TRANSCRIBE
+
+WER_BAR, DURATION_BAR, VOICE_BAR = 8.0, 25.0, 90.0
+NUM_OTHERS = 9  # voices that an output is compared with beside its own
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A sentence read in a voice: what was heard of it, seconds, and cosines to its own and to other voices."""
+
+    text: str
+    heard: str
+    voice: Voice
+    seconds: float
+    espeak_seconds: float
+    similarity: float
+    best_other: float
+
+
+@torch.no_grad()
+def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> list[Reading]:
+    """Let the model read test sentences in test voices."""
+    encoder = model.talker_processor.voice_encoder
+    cases, prompts = [], []
+    for index in range(samples):
+        rng = np.random.default_rng((seed, index))
+        voice, text = sample_voice(rng, "test"), sample_sentence(rng, "test")
+        prompt_text = sample_sentence(rng, "test")
+        prompts.append(encoder.encode((speak(prompt_text, voice), SAMPLE_RATE), prompt_text))
+        cases.append((text, voice, len(speak(text, voice)) / SAMPLE_RATE))
+    embeddings = F.normalize(torch.stack([prompt.speaker_embedding for prompt in prompts]), dim=-1)
+    waves = []
+    for index, (text, _, _) in enumerate(tqdm(cases, desc="speaking")):
+        output = model.speak(text, speaker=prompts[index], seed=seed + index)
+        waves.append(resample(output.waveforms[0], output.sampling_rate, SAMPLE_RATE))
+    heard = []
+    for start in tqdm(range(0, samples, batch_size), desc="listening"):
+        chats = [
+            [{"role": "user", "content": [{"type": "audio", "audio": (wave.numpy(), SAMPLE_RATE)}, question]}]
+            for wave in waves[start : start + batch_size]
+            for question in ({"type": "text", "text": TRANSCRIBE[0]},)
+        ]
+        heard += answer(model, processor, chats, whisper=False)
+    readings = []
+    for index, (text, voice, espeak_seconds) in enumerate(cases):
+        rng = np.random.default_rng((seed, samples + index))
+        others = rng.permutation([other for other in range(samples) if other != index])[:NUM_OTHERS]
+        cosines = embeddings @ F.normalize(encoder.embed(waves[index]), dim=-1)
+        readings.append(
+            Reading(
+                text,
+                heard[index].strip(),
+                voice,
+                len(waves[index]) / SAMPLE_RATE,
+                espeak_seconds,
+                cosines[index].item(),
+                cosines[torch.from_numpy(others)].max().item(),
+            )
+        )
+    return readings
+
+
+def results(readings: list[Reading]) -> list[Result]:
+    """Lines of the table."""
+    count = len(readings)
+    errors = sum(word_errors(reading.text, reading.heard) for reading in readings)
+    words = sum(len(reading.text.split()) for reading in readings)
+    durations = [abs(reading.seconds / reading.espeak_seconds - 1) for reading in readings]
+    near = sum(reading.similarity > reading.best_other for reading in readings)
+
+    def line(name: str, title: str, metric: str, value: float, bar: float) -> Result:
+        return Result(name, title, metric, round(value, 2), bar, count, count)
+
+    return [
+        line("speaking", "speaking, heard by its own recogniser", "wer", 100 * errors / words, WER_BAR),
+        line(
+            "duration", "speaking, duration against espeak-ng's", "difference", 100 * np.mean(durations), DURATION_BAR
+        ),
+        line(
+            "voice", f"voice nearer to its prompt than to {NUM_OTHERS} others", "exact", 100 * near / count, VOICE_BAR
+        ),
+    ]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.tiny.evaluate_speech", description=main.__doc__)
+    parser.add_argument("--model", default=str(ROOT), help="checkpoint directory or Hub id")
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--json", type=Path, help="write the results here too")
+    parser.add_argument("--readings", type=Path, help="write every reading here, one JSON object a line")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
+    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32).eval()
+    started = time.monotonic()
+    readings = read_aloud(model, processor, args.samples, args.seed, args.batch_size)
+    lines = results(readings)
+    sys.stdout.write(f"{table(lines)}\n\nseed {args.seed}, {time.monotonic() - started:.0f} s\n")
+    if args.json:
+        args.json.write_text(json.dumps([{**asdict(item), "passed": item.passed} for item in lines], indent=1) + "\n")
+    if args.readings:
+        rows = (json.dumps(asdict(reading), ensure_ascii=False) for reading in readings)
+        args.readings.write_text("\n".join(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()
