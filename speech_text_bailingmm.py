@@ -98,10 +98,10 @@ class _Writer:
         tail = self.tail()
         joins = tail == "" or tail.isspace() or (_is_wide(tail) and _is_wide(text[0])) or tail in WIDE_PAUSES.values()
         same_script = _is_wide(tail) == _is_wide(text[0])
+        if number and self.number and self.space and same_script and not tail.isspace():
+            self.text += "，" if _is_wide(tail) else ","  # two numbers would run into one
         if not joins and (self.space or ((apart or number or self.apart) and same_script and tail != "-")):
             self.text += " "
-        if number and self.number and self.space and _is_wide(tail) and _is_wide(text[0]):
-            self.text += "，"  # two Chinese numbers would run into one
         self.text += text
         self.space, self.apart, self.number = False, apart or number, number
 
@@ -116,7 +116,7 @@ class _Writer:
                 self.text = self.text[:-1] + mark
         else:
             self.text += mark
-        self.space, self.apart = mark in WIDE_PAUSES, False
+        self.space, self.apart, self.number = mark in WIDE_PAUSES, False, False
 
 
 def _is_wide(char: str) -> bool:

@@ -110,7 +110,7 @@ TOKEN = re.compile(
     |(?P<decade>(?<![\d.,])(?:1[1-9]|20)\d0s\b|{DECADE_CONTEXT}\d0s\b)
     |(?P<ordinal>(?<![\w.])\d{{1,9}}(?:st|nd|rd|th)\b)
     |(?P<percent>(?P<pn>{NUMBER})[ ]?(?P<sign>[%‰]))
-    |(?P<fraction>(?<![\w./])\d{{1,3}}/[1-9]\d{{0,2}}(?![\w/%]))
+    |(?P<fraction>(?<![\w./])(?:(?P<whole>\d{{1,3}})[ ])?\d{{1,3}}/[1-9]\d{{0,2}}(?![\w/%]))
     |(?P<ratio>(?<![\w.:])\d{{1,6}}:\d{{1,6}}(?![\w:]))
     |(?P<power>(?P<base>{NUMBER}|(?<![A-Za-z])[A-Za-z])\^(?P<exponent>-?\d{{1,9}})(?![\d.]))
     |(?P<measure>(?P<mn>{NUMBER})(?:[ ]?(?P<unit>{UNIT})|(?P<factor>[kx])(?![ ]?\d))(?![A-Za-z0-9²³/]))
@@ -263,15 +263,18 @@ def _percent(match: re.Match, lang: str) -> str:
 
 
 def _fraction(match: re.Match, lang: str) -> str:
-    numerator, denominator = match[0].split("/")
+    numerator, denominator = match["fraction"].split(" ")[-1].split("/")
     if int(numerator) > int(denominator):  # 120/80 is no fraction
-        over = SYMBOLS["/"][0] if lang == "zh" else f" {SYMBOLS['/'][1]} "
-        return read_integer(numerator, lang) + over + read_integer(denominator, lang)
-    if lang == "zh":
-        return f"{read_integer(denominator, lang)}分之{read_integer(numerator, lang)}"
-    plain = numerator[0] != "0" and 1 < int(denominator) <= 20
-    words = _ask_wetext("en", match[0]) if plain else None
-    return words or f"{read_integer(numerator, lang)} over {read_integer(denominator, lang)}"
+        spoken = f" {SYMBOLS['/'][lang == 'en']} ".join(read_integer(part, lang) for part in (numerator, denominator))
+        spoken = spoken.replace(" ", "") if lang == "zh" else spoken
+    elif lang == "zh":
+        spoken = f"{read_integer(denominator, lang)}分之{read_integer(numerator, lang)}"
+    else:
+        plain = numerator[0] != "0" and 1 < int(denominator) <= 20
+        spoken = _ask_wetext("en", f"{numerator}/{denominator}") if plain else None
+        spoken = spoken or f"{read_integer(numerator, lang)} over {read_integer(denominator, lang)}"
+    whole = read_integer(match["whole"], lang) + ("又" if lang == "zh" else " and ") if match["whole"] else ""
+    return whole + spoken
 
 
 def _english_date(match: re.Match, lang: str) -> str:

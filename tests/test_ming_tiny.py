@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from training.tiny.evaluate import answer, questions_of, word_errors
+from training.tiny.evaluate import answer, questions_of
 from training.tiny.world import sample_chat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ def test_weights_are_small_and_complete(model):
 
 
 # Well below the measured values in the README: this guards the checkpoint, the table measures it.
-FLOORS = {"image_qa": 0.5, "image_count_describe": 0.4, "multi_turn": 0.6, "video_qa": 0.4, "text_only": 0.5}
+FLOORS = {"image_qa": 0.9, "image_count_describe": 0.7, "multi_turn": 0.8, "video_qa": 0.75, "text_only": 0.8}
 
 
 def exact_share(model, processor, row: str, samples: int) -> float:
@@ -80,12 +80,11 @@ def test_demo_answers_about_every_medium(tmp_path):
     expected = json.loads((ROOT / "demo" / "expected.json").read_text())
     replies = {(Path(item["file"]).stem, item["question"], item["whisper"]): item["answer"] for item in answers}
     assert replies["picture", "Describe the picture.", False] == expected["picture"]
-    # The checkpoint still mistakes words and motions at times (see the README's table).
-    assert replies["clip", "Describe the video.", False].endswith("on a purple background")
-    question = next(key[1] for key in replies if key[0] == "recording")
-    for whisper in (False, True):
-        wrong = word_errors(expected["recording"], replies["recording", question, whisper])
-        assert wrong <= 0.25 * len(expected["recording"].split())
+    questions = [key for key in replies if key[0] == "recording"]
+    assert {whisper for _, _, whisper in questions} == {False, True}
+    assert {replies[key] for key in questions} == {expected["recording"]}
+    # The checkpoint still takes the small circle of the clip for a square.
+    assert replies["clip", "Describe the video.", False].endswith("moving down, on a purple background")
 
 
 def test_readme_code_runs(tmp_path):

@@ -129,6 +129,9 @@ def export(model: BailingMMNativeForConditionalGeneration, processor: BailingMMP
     """Write model and processor as a loadable directory in bfloat16."""
     model.config.auto_map = AUTO_MAP
     model.config.name_or_path = str(ROOT)
+    for name in model.config.sub_configs:  # training loads in float32, and their own dtype would outlive that
+        if (part := getattr(model.config, name)) is not None:
+            part.dtype = None
     model.to(torch.bfloat16).save_pretrained(directory)
     processor.save_pretrained(directory)
 

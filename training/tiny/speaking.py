@@ -20,7 +20,7 @@ from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from audio_detokenizer.modeling_flow import flow_matching_loss
 from modeling_talker import BailingMMTalker, TalkerPrompt
 from processing_talker import BailingMMTalkerProcessor
-from voices_bailingmm import CODES_PER_SECOND, Voice, VoiceEncoder, prompt_mel, vocoder_mel
+from voices_bailingmm import CODES_PER_SECOND, MIN_SECONDS, Voice, VoiceEncoder, prompt_mel, vocoder_mel
 
 from ..talker import talker_batch, talker_loss
 from ..vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
@@ -59,7 +59,10 @@ class HeardPool:
             codes, embeddings = [], []
             for index in tqdm(range(len(pool)), desc="listening", unit="utterance"):
                 waveform = torch.from_numpy(pool[index].waveform)
-                codes.append(encoder.encode_codes(waveform).to(torch.uint8))
+                length = -(-len(waveform) * CODES_PER_SECOND // SAMPLE_RATE)
+                # Single words are shorter than what a voice may be cloned from.
+                waveform = F.pad(waveform, (0, max(0, int(MIN_SECONDS * SAMPLE_RATE) - len(waveform))))
+                codes.append(encoder.encode_codes(waveform)[:length].to(torch.uint8))
                 embeddings.append(encoder.embed(waveform))
             lengths = torch.tensor([len(row) for row in codes])
             tensors = {"codes": torch.cat(codes), "lengths": lengths, "embeddings": torch.stack(embeddings).half()}

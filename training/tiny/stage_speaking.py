@@ -11,6 +11,7 @@ python -m training.tiny.stage_speaking export   # a copy of the repository that 
 import argparse
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from modeling_talker import BailingMMTalker
 from processing_bailingmm import BailingMMProcessor
 from processing_talker import TOKENIZER_FOLDER, BailingMMTalkerProcessor
 from speech_bailingmm import DETOKENIZER_FOLDER
-from voices_bailingmm import SPEAKER_FILE, TOKENIZER_FILE, Voice, VoiceEncoder
+from voices_bailingmm import CODES_PER_SECOND, SPEAKER_FILE, TOKENIZER_FILE, Voice, VoiceEncoder
 
 from ..loop import fit
 from .listeners import FiniteScalarQuantizer
@@ -40,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEED = 2506
 NUM_TEXT_TOKENS = 500  # of the talker's tokenizer, before its own 12
 CODEC_VOCAB = 512
+QUICK_CODEC_VOCAB = 256  # a few utterances do not repeat enough pairs of codes for more
 NUM_BPE_SAMPLES = 4000  # utterances that the codec's pairs are counted in
 # Optimiser steps, batch size and learning rate.
 STAGES = {"flow": (2500, 16, 1e-3), "vocoder": (3000, 16, 5e-4), "talker": (3000, 24, 1.5e-3)}
@@ -70,7 +72,7 @@ def tiny_detokenizer_config() -> AudioDetokenizerConfig:
     )
 
 
-def tiny_talker_config(thinker_size: int) -> BailingMMTalkerConfig:
+def tiny_talker_config(thinker_size: int, codec_vocab: int = CODEC_VOCAB) -> BailingMMTalkerConfig:
     """About 2 M parameters."""
     return BailingMMTalkerConfig(
         llm_config={
@@ -82,7 +84,7 @@ def tiny_talker_config(thinker_size: int) -> BailingMMTalkerConfig:
             "max_position_embeddings": 4096,
         },
         text_vocab_size=NUM_TEXT_TOKENS + len(TALKER_TOKENS),
-        audio_vocab_size=CODEC_VOCAB,
+        audio_vocab_size=codec_vocab,
         qa_model_hidden_size=thinker_size,
     )
 
@@ -105,10 +107,10 @@ def new_detokenizer() -> AudioDetokenizer:
     return AudioDetokenizer(tiny_detokenizer_config())
 
 
-def new_talker(thinker_size: int) -> BailingMMTalker:
+def new_talker(thinker_size: int, codec_vocab: int = CODEC_VOCAB) -> BailingMMTalker:
     """The talker with the random weights that every run starts from."""
     set_seed(SEED)
-    return BailingMMTalker(tiny_talker_config(thinker_size))
+    return BailingMMTalker(tiny_talker_config(thinker_size, codec_vocab))
 
 
 def hear(args: argparse.Namespace) -> HeardPool:
@@ -121,8 +123,9 @@ def talker_processor(args: argparse.Namespace, heard: HeardPool) -> BailingMMTal
     """The talker's tokenizer and the codec's pairs, made once and kept in RUNS/speech."""
     directory = args.runs / "speech"
     if not directory.is_dir():
-        samples = heard.codes[: 200 if args.quick else NUM_BPE_SAMPLES]
-        codec_bpe = CodecBPE.train((row.long() for row in samples), FiniteScalarQuantizer().codebook_size, CODEC_VOCAB)
+        samples = (row.long() for row in heard.codes[:NUM_BPE_SAMPLES])
+        vocab_size = QUICK_CODEC_VOCAB if args.quick else CODEC_VOCAB
+        codec_bpe = CodecBPE.train(samples, FiniteScalarQuantizer().codebook_size, vocab_size)
         partial = directory.with_suffix(".partial")
         BailingMMTalkerProcessor(talker_tokenizer(), codec_bpe, {}).save_pretrained(partial)
         partial.rename(directory)
@@ -138,10 +141,10 @@ def train(name: str, args: argparse.Namespace) -> None:
     module: nn.Module
     if name == "talker":
         thinker = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.float32).eval()
-        module = new_talker(thinker.config.llm_config.hidden_size)
+        processor = talker_processor(args, heard)
+        module = new_talker(thinker.config.llm_config.hidden_size, processor.codec_bpe.vocab_size)
         task = TalkerTask(module, thinker)
-        chat_processor = BailingMMProcessor.from_pretrained(args.thinker)
-        data = TalkerData(heard, module, talker_processor(args, heard), chat_processor, *size)
+        data = TalkerData(heard, module, processor, BailingMMProcessor.from_pretrained(args.thinker), *size)
     else:
         detokenizer = new_detokenizer()
         task = FlowTask(detokenizer) if name == "flow" else VocoderTask(detokenizer)
@@ -159,12 +162,12 @@ def export(args: argparse.Namespace) -> None:
     """Put all trained parts beside the thinker: RUNS/model is a repository that speaks."""
     heard, target = hear(args), args.runs / "model"
     model = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.bfloat16)
-    talker = new_talker(model.config.llm_config.hidden_size)
+    processor = talker_processor(args, heard)
+    talker = new_talker(model.config.llm_config.hidden_size, processor.codec_bpe.vocab_size)
     talker.load_state_dict(load_file(args.runs / "talker.safetensors"))
     model.talker, model.config.talker_config = talker.to(torch.bfloat16), talker.config
     model.save_pretrained(target)
     BailingMMProcessor.from_pretrained(args.thinker).save_pretrained(target)
-    processor = talker_processor(args, heard)
     processor.voices = preset_voices(heard)
     processor.save_pretrained(target)
     for file in (SPEAKER_FILE, TOKENIZER_FILE):
@@ -177,20 +180,17 @@ def export(args: argparse.Namespace) -> None:
 
 
 def preset_voices(heard: HeardPool) -> dict[str, Voice]:
-    """One recording of the pool per preset speaker, of two to four seconds, with pitch and speed in the middle."""
+    """One recording of the pool per preset speaker: about three seconds, pitch and speed in the middle."""
     voices = {}
     for voice_name, (name, description) in SPEAKERS.items():
-        candidates = [index for index in heard.by_voice[voice_name] if 100 <= len(heard.codes[index]) <= 200]
 
         def oddity(index: int) -> float:
             own = heard.pool.records[index]["voice"]
-            return abs(own["pitch"] - 50) + abs(own["speed"] - 160) / 2
+            seconds = len(heard.codes[index]) / CODES_PER_SECOND
+            return abs(own["pitch"] - 50) + abs(own["speed"] - 160) / 2 + 10 * abs(seconds - 3)
 
-        voice = heard.voice(min(candidates, key=oddity))
-        fields = {
-            key: getattr(voice, key) for key in ("prompt_text", "prompt_codes", "prompt_mel", "speaker_embedding")
-        }
-        voices[name] = Voice(name=name, description=f"espeak-ng {voice_name}: {description}", licence="MIT", **fields)
+        voice = heard.voice(min(heard.by_voice[voice_name], key=oddity))
+        voices[name] = replace(voice, name=name, description=f"espeak-ng {voice_name}: {description}", licence="MIT")
     return voices
 
 

@@ -1,0 +1,101 @@
+"""The stage that teaches Ming-Tiny to speak: its data, and a few steps of all of it up to a repository that speaks."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMultimodalLM
+
+from modeling_talker import StopRules
+from training.tiny import speech
+from training.tiny.speaking import FlowData, VocoderData
+from training.tiny.speech import VARIANTS, SpeechPool, Voice
+from training.tiny.stage_listeners import train_speaker_encoder, train_speech_tokenizer
+from training.tiny.stage_speaking import SPEAKERS, STAGES, export, hear, tiny_detokenizer_config, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tone(text: str, voice: Voice) -> np.ndarray:
+    """Stands for espeak-ng, which only training needs: a harmonic tone that depends on text and voice."""
+    time = np.arange(3000 + 500 * len(text)) / speech.SAMPLE_RATE
+    pitch = 80 + 2 * voice.pitch + 10 * VARIANTS.index(voice.name.split("+")[1])
+    letters = np.array([ord(letter) for letter in text])[(time * 10).astype(int) % len(text)] / 100
+    return (0.3 * np.sin(2 * np.pi * pitch * time) + 0.1 * np.sin(2000 * letters * time)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def args(tmp_path_factory) -> argparse.Namespace:
+    """Command-line arguments of a quick run with a pool of two voices, its listeners trained for two steps."""
+    pool, runs = tmp_path_factory.mktemp("pool"), tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(speech, "speak", tone)
+        patch.setattr(speech, "voice_names", lambda split: tuple(SPEAKERS))
+        speech._claim(pool, {"split": "train", "seed": 1})
+        speech._build_shard(pool / "shard_00000.json", 0, 40, "train", seed=1)
+    train_speech_tokenizer(runs, SpeechPool(pool), quick=True)
+    train_speaker_encoder(runs, SpeechPool(pool), quick=True)
+    return argparse.Namespace(
+        runs=runs, speech=pool, thinker=ROOT, quick=True, steps=None, batch_size=None, learning_rate=None
+    )
+
+
+@pytest.fixture(scope="module")
+def heard(args):
+    return hear(args)
+
+
+def test_the_pool_is_heard_once_and_read_back(args, heard):
+    again = hear(args)
+    assert all(torch.equal(one, two) for one, two in zip(heard.codes, again.codes, strict=True))
+    for index in (0, 7):
+        assert len(heard.codes[index]) == pytest.approx(len(heard.pool[index].waveform) / 320, abs=1)
+    assert heard.embeddings.shape == (40, 192)
+
+
+def test_lenders_have_the_voice_of_the_utterance_and_are_others(heard):
+    records = heard.pool.records
+    for target in range(len(heard)):
+        lenders = heard.lenders(target)
+        assert target not in lenders
+        assert {records[index]["voice"]["name"] for index in lenders} == {records[target]["voice"]["name"]}
+
+
+def test_flow_examples_have_the_frames_that_their_codes_make(heard):
+    config = tiny_detokenizer_config()
+    data = FlowData(heard, config, 2, 4, seed=0)
+    batch = data[1]
+    assert batch["mel_lengths"].tolist() == [config.num_frames(n) for n in batch["code_lengths"].tolist()]
+    assert all(torch.equal(batch[name], value) for name, value in data[1].items())
+    assert not torch.equal(data[0]["mel"][0, :5], batch["mel"][0, :5])
+
+
+def test_critics_have_their_say_after_a_third_of_the_steps(heard):
+    data = VocoderData(heard.pool, tiny_detokenizer_config(), 10, 2, seed=0)
+    assert [data[step]["adversary"].item() for step in range(10)] == [0.0] * 3 + [1.0] * 7
+    assert data[0]["waveform"].shape == (2, 40 * 256)
+
+
+def test_quick_stage_ends_in_a_repository_that_speaks(args, heard):
+    for name in STAGES:
+        train(name, args)
+        before = load_file(args.runs / f"{name}.safetensors")
+        train(name, args)  # finished: goes on from its last checkpoint, and has nothing left to do
+        assert all(
+            torch.equal(before[key], value) for key, value in load_file(args.runs / f"{name}.safetensors").items()
+        )
+    export(args)
+    repository = args.runs / "model"
+    size = sum(path.stat().st_size for path in repository.rglob("*") if path.suffix in (".safetensors", ".onnx"))
+    assert size < 48e6
+    model = AutoModelForMultimodalLM.from_pretrained(repository, trust_remote_code=True, dtype=torch.float32).eval()
+    rules = StopRules(max_new_ids=20)
+    own = model.speak("red", seed=1, rules=rules)
+    assert own.waveforms[0].isfinite().all() and len(own.waveforms[0]) > 1000
+    recording = (heard.pool[0].waveform, 16000)
+    cloned = model.speak("red", prompt_audio=recording, prompt_text=heard.text(0), seed=1, rules=rules)
+    assert len(cloned.waveforms[0]) > 1000
+    assert set(model.talker_processor.voices) == {name for name, _ in SPEAKERS.values()}
