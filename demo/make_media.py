@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageFilter
 
-from training.tiny.drawing import render, render_clip
+from training.tiny.drawing import render, render_clip, sample_course
 from training.tiny.questions import describe_clip, describe_scene
 from training.tiny.scenes import Clip, Scene, sample_clip, sample_scene
 from training.tiny.speech import SAMPLE_RATE, LiveSpeaker, augment
@@ -33,7 +33,7 @@ def write_clip(clip: Clip, rng: np.random.Generator, path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
-        for image in render_clip(clip, 160, 128, rng):
+        for image in render_clip(sample_course(clip, rng), 160, 128, rng):
             container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
 

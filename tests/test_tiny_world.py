@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from training.tiny import speech
-from training.tiny.drawing import CENTRE, render, render_clip
+from training.tiny.drawing import CENTRE, render, render_clip, sample_course
 from training.tiny.questions import (
     Fact,
     describe_scene,
@@ -230,7 +230,7 @@ def test_an_edit_leaves_the_rest_of_the_picture_unchanged(rng):
 def test_clips_move_the_way_they_say(rng):
     for motion, axis, sign in (("left", 1, -1), ("right", 1, 1), ("up", 0, -1), ("down", 0, 1), ("still", 0, 0)):
         clip = Clip("star", "red", "small", motion, "white", 6)
-        frames = render_clip(clip, 96, 72, rng)
+        frames = render_clip(sample_course(clip, rng), 96, 72, rng)
         centres = [np.argwhere(mask_of(frame, "white")).mean(0) for frame in frames]
         moved = centres[-1] - centres[0]
         assert len(frames) == 6
@@ -359,6 +359,8 @@ def test_pool_is_resumable_and_reads_back(monkeypatch, tmp_path, rng):
     assert (len(pool), pool.split) == (40, "test")
     assert pool[39].waveform.shape == (len(pool[39].text) * 100,)
     assert pool[0].waveform == pytest.approx(0.25, abs=1e-3)
+    durations = [pool.records[index]["length"] for index in pool.alike(rng, 4, pool.sentences)]
+    assert max(durations) - min(durations) < max(pool.records[i]["length"] for i in pool.sentences) / 2
     question = next(iter(pool.questions))
     assert pool.question(rng, ["nothing of the kind"]) is None
     assert pool.question(rng, ["nothing of the kind", question]).text == question

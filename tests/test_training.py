@@ -11,11 +11,11 @@ from torch import nn
 from training.balance import DynamicBalance, relative_slope, weighted_sum
 from training.loop import fit
 from training.objectives import IGNORE, chat_labels, ctc_greedy, ctc_loss
-from training.optimizer import MuonAdamW
-from training.tiny.dense import ASPECTS, cell_labels
-from training.tiny.drawing import render
+from training.optimizer import Muon, MuonAdamW
+from training.tiny.dense import ASPECTS, CLIP_ASPECTS, cell_labels, clip_labels
+from training.tiny.drawing import Course, render
 from training.tiny.evaluate import questions_of, word_errors
-from training.tiny.scenes import Scene, Shape
+from training.tiny.scenes import MOTIONS, Clip, Scene, Shape
 from training.tiny.warmup import silhouettes
 
 ROLE, HUMAN, ASSISTANT, END_ROLE, EOS = 90, 91, 92, 93, 99
@@ -157,6 +157,23 @@ def test_muon_takes_hidden_matrices_and_scales_learning_rates():
     assert {group["lr"] for group in optimizer.adamw.param_groups} == {0.001, 0.01}
 
 
+def test_muon_on_a_stack_is_the_librarys_muon_on_each_matrix():
+    generator = torch.Generator().manual_seed(0)
+    stack = nn.Parameter(torch.randn(3, 8, 5, generator=generator))
+    matrices = [nn.Parameter(matrix.clone()) for matrix in stack.detach()]
+    ours = Muon([stack], lr=0.1, weight_decay=0.1)
+    library = torch.optim.Muon(matrices, lr=0.1, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        stack.grad = torch.randn(3, 8, 5, generator=generator)
+        for matrix, gradient in zip(matrices, stack.grad, strict=True):
+            matrix.grad = gradient.clone()
+        ours.step()
+        library.step()
+    torch.testing.assert_close(
+        stack.detach(), torch.stack([matrix.detach() for matrix in matrices]), rtol=0, atol=1e-3
+    )
+
+
 def test_loop_learns_and_resumes_to_the_same_weights(tmp_path):
     options = {"learning_rate": 0.02, "seed": 0, "save_steps": 20, "warmup_steps": 2, "dataloader_num_workers": 0}
     options |= {"dataloader_prefetch_factor": None, "disable_tqdm": True}
@@ -180,6 +197,17 @@ def test_cell_labels_name_the_shape_where_it_is():
     kind = labels["kind"].reshape(5, 5)
     assert kind[2, 0] == ASPECTS["kind"].index("star") and kind[:, 3:].max() == 0
     assert (labels["background"] == ASPECTS["background"].index("white")).all() and (labels["count"] == 0).all()
+
+
+def test_clip_labels_follow_the_shape():
+    course = Course(Clip("star", "red", "small", "right", "white", 5), 0.1, np.linspace(0.2, 0.8, 5), np.full(5, 0.5))
+    labels = {name: values.reshape(3, 4, 6) for name, values in clip_labels(course, 168, 112, 3, 4, 6).items()}
+    seen = [np.argwhere(step > 0)[:, 1].mean() for step in labels["kind"]]
+    assert seen == sorted(seen) and labels["kind"].max() == ASPECTS["kind"].index("star")
+    assert labels["x"][:, 0, 0].tolist() == [2, 4, 6] and (labels["y"] == 4).all()
+    assert set(labels) == set(CLIP_ASPECTS) and (labels["motion"] == MOTIONS.index("right")).all()
+    with pytest.raises(ValueError, match="5 frames are 3 steps of two, got 2"):
+        clip_labels(course, 168, 112, 2, 4, 6)
 
 
 def test_silhouettes_match_the_rendered_picture():

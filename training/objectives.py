@@ -106,6 +106,23 @@ def ctc_loss(
     )
 
 
+def ctc_targets(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    """Token ids of several texts as `ctc_loss` takes them: `targets`, padded with zeros, and `target_lengths`."""
+    return {
+        "targets": nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True),
+        "target_lengths": torch.tensor([len(row) for row in rows]),
+    }
+
+
+def ctc_exact(
+    logits: torch.Tensor, logit_lengths: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
+) -> torch.Tensor:
+    """Share of rows that `ctc_greedy` spells without an error; arguments as of `ctc_loss`."""
+    spelled = ctc_greedy(logits.detach(), logit_lengths)
+    wanted = [row[:length].tolist() for row, length in zip(targets, target_lengths.tolist(), strict=True)]
+    return torch.tensor([a == b for a, b in zip(spelled, wanted, strict=True)]).double().mean()
+
+
 def ctc_greedy(logits: torch.Tensor, logit_lengths: torch.Tensor) -> list[list[int]]:
     """Best class per frame [B, T, V + 1], repeats merged, blanks dropped -> token ids per row."""
     blank = logits.shape[-1] - 1

@@ -1,18 +1,75 @@
 """Muon for matrices, AdamW for everything else, as one optimizer."""
 
+import math
+from collections import defaultdict
+
 import torch
 from torch import nn
 
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+    """Matrices [N, m, n] -> about U V^T of each one's singular value decomposition, bfloat16 [N, m, n].
+
+    The quintic Newton-Schulz iteration of Muon, as `torch.optim.Muon` runs it on one matrix.
+    """
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if is_tall else matrices).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) on matrices [m, n] and on stacks of matrices [N, m, n], such as experts.
+
+    `torch.optim.Muon` takes no stacks. Here equally large matrices go through the iteration together, too. Updates are
+    scaled to AdamW's root mean square (Liu et al., arXiv 2502.16982).
+    """
+
+    def __init__(self, params, lr: float, weight_decay: float = 0.01, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One update; `closure` is not supported."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
+        for group in self.param_groups:
+            by_size = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_size[parameter.shape[-2:]].append(parameter)
+            for size, parameters in by_size.items():
+                updates = [self._momentum(parameter, group["momentum"]).view(-1, *size) for parameter in parameters]
+                directions = orthogonalize(torch.cat(updates)).split([len(update) for update in updates])
+                for parameter, direction in zip(parameters, directions, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(direction.view_as(parameter), alpha=-0.2 * math.sqrt(max(size)) * group["lr"])
+
+    def _momentum(self, parameter: nn.Parameter, momentum: float) -> torch.Tensor:
+        """The parameter's gradient with Nesterov momentum."""
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(state["momentum_buffer"], momentum)
+
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024, as in `torch.optim.Muon`) on hidden weight matrices, AdamW on the other parameters.
+    """Muon on hidden weight matrices, AdamW on the other parameters.
 
     Both parts share `param_groups` with this object, so learning-rate schedulers and checkpoints see one optimizer.
 
     Args:
-        module: its trainable 2-D parameters go to Muon, except embeddings and output heads (by name).
-        learning_rate: of AdamW. Muon's updates are scaled to AdamW's root mean square ("match_rms_adamw"), so that
-            one value serves both.
+        module: its trainable 2-D parameters and the stacked ones of experts go to Muon, except embeddings and output
+            heads (by name).
+        learning_rate: of both parts.
         head_names: parts of parameter names that stay with AdamW.
         scales: part of a parameter name -> factor on its learning rate, for parts that were trained before.
     """
@@ -29,19 +86,21 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, value in module.named_parameters():
             if value.requires_grad:
-                is_matrix = value.ndim == 2 and not any(part in name for part in head_names)
+                is_matrix = value.ndim == 2 or ".experts." in name
+                is_hidden = is_matrix and not any(part in name for part in head_names)
                 scale = next((factor for part, factor in (scales or {}).items() if part in name), 1.0)
-                groups.setdefault((is_matrix, scale), []).append(value)
+                groups.setdefault((is_hidden, scale), []).append(value)
         matrices, others = (
             [
                 {"params": values, "lr": scale * learning_rate}
-                for (is_matrix, scale), values in groups.items()
-                if is_matrix == wanted
+                for (is_hidden, scale), values in groups.items()
+                if is_hidden == wanted
             ]
+            or [{"params": []}]  # a part may have nothing to do
             for wanted in (True, False)
         )
         options = {"lr": learning_rate, "weight_decay": weight_decay}
-        self.muon = torch.optim.Muon(matrices, momentum=0.95, adjust_lr_fn="match_rms_adamw", **options)
+        self.muon = Muon(matrices, **options)
         self.adamw = torch.optim.AdamW(others, betas=betas, **options)
         super().__init__([value for values in groups.values() for value in values], {"lr": learning_rate})
         self.param_groups = self.muon.param_groups + self.adamw.param_groups

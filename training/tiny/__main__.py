@@ -19,7 +19,7 @@ from .architecture import tiny_config
 from .dense import DenseLoss
 from .perception import MIX, PerceptionData
 from .speech import SpeechPool
-from .warmup import SpeechWarmUp, SpeechWarmUpData, VisionWarmUp, VisionWarmUpData
+from .warmup import HeadsWarmUp, SpeechWarmUp, SpeechWarmUpData, VisionWarmUp, VisionWarmUpData
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ PARTS = {
     "whisper": ("whisper_encoder", "linear_proj_whisper"),
 }
 # Optimiser steps and batch size of each stage.
-STEPS = {"vision": (1600, 40), "sanm": (1500, 32), "whisper": (1500, 24), "chat": (3000, None)}
+STEPS = {"vision": (1600, 40), "sanm": (1500, 32), "whisper": (1500, 24), "heads": (150, None), "chat": (3000, None)}
 AUTO_MAP = {
     "AutoConfig": "configuration_bailingmm.BailingMMConfig",
     **dict.fromkeys(
@@ -87,21 +87,40 @@ def warm_up(stage: str, args: argparse.Namespace) -> None:
     save_file(tensors, args.runs / f"{stage}.safetensors")
 
 
-def chat(args: argparse.Namespace) -> None:
-    """Perception proper: all modalities through the decoder; writes RUNS/model.
-
-    Starts from the warmed-up encoders in RUNS; with `--start-from` the rest, and encoders that RUNS has not, come from
-    that checkpoint directory.
-    """
-    processor = BailingMMProcessor.from_pretrained(ROOT)
+def new_objective(args: argparse.Namespace) -> StepwiseObjective:
+    """Model and dense heads, with what RUNS holds of warmed-up encoders and heads."""
     model = start_model(args)
     text_config = model.config.llm_config
     objective = StepwiseObjective(model, DenseLoss(text_config.hidden_size, text_config.vocab_size))
-    for stage in PARTS:
+    for stage in (*PARTS, "heads"):
         warmed_up = args.runs / f"{stage}.safetensors"
-        weights = load_file(warmed_up) if warmed_up.is_file() or not args.start_from else {}
+        weights = load_file(warmed_up) if warmed_up.is_file() else {}
         if unexpected := objective.load_state_dict(weights, strict=False).unexpected_keys:
             raise ValueError(f"{stage}.safetensors does not fit the model: {unexpected[:4]}")
+    return objective
+
+
+def heads(args: argparse.Namespace) -> None:
+    """Fit the dense heads to the encoders as they are; writes RUNS/heads.safetensors."""
+    objective = new_objective(args)
+    steps, scale = (2, 0.05) if args.quick else (STEPS["heads"][0], args.scale)
+    data = PerceptionData(
+        BailingMMProcessor.from_pretrained(ROOT), SpeechPool(args.speech), steps, SEED + 2, scale=scale
+    )
+    task = HeadsWarmUp(objective.model, objective.dense)
+    fit(task, data, args.runs / "heads", 1e-2, SEED)
+    tensors = {f"dense.{name}": value.detach() for name, value in task.dense.state_dict().items()}
+    save_file(tensors, args.runs / "heads.safetensors")
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Perception proper: all modalities through the decoder; writes RUNS/model.
+
+    Starts from the warmed-up encoders and heads in RUNS; with `--start-from` the rest, and encoders that RUNS has not,
+    come from that checkpoint directory.
+    """
+    processor = BailingMMProcessor.from_pretrained(ROOT)
+    objective = new_objective(args)
     pool = SpeechPool(args.speech)
     scale = 0.05 if args.quick else args.scale
     steps = args.steps or (2 if args.quick else STEPS["chat"][0])
@@ -110,7 +129,7 @@ def chat(args: argparse.Namespace) -> None:
     validation = PerceptionData(processor, pool, 2, SEED + 1, scale=scale / 2)[1]  # heard by Whisper
     balance = BalanceCallback(objective, DynamicBalance(list(MIX)), validation, every=100)
     # Encoders that know their job by now follow slowly.
-    scales = {f"model.{name}.": 0.3 for names in PARTS.values() for name in names}
+    scales = {f"model.{name}.": 0.5 for names in PARTS.values() for name in names}
     trainer = fit(
         objective,
         data,
@@ -139,7 +158,7 @@ def export(model: BailingMMNativeForConditionalGeneration, processor: BailingMMP
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m training.tiny", description=__doc__)
-    parser.add_argument("stage", choices=("all", "speech", *PARTS, "chat"), help="all: one after the other")
+    parser.add_argument("stage", choices=("all", "speech", *PARTS, "heads", "chat"), help="all: one after the other")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
     parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
@@ -155,12 +174,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     args.runs.mkdir(parents=True, exist_ok=True)
-    for stage in ("speech", *PARTS, "chat") if args.stage == "all" else (args.stage,):
+    for stage in ("speech", *PARTS, "heads", "chat") if args.stage == "all" else (args.stage,):
         logger.info("stage %s", stage)
         if stage in PARTS:
             warm_up(stage, args)
         else:
-            {"speech": speech, "chat": chat}[stage](args)
+            {"speech": speech, "heads": heads, "chat": chat}[stage](args)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,18 @@ They warm the encoders up before the decoder listens, and stay beside the next-t
 little about a picture, a label per token says everything. The heads are thrown away after training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modeling_bailing_moe import AUDIO_TYPE, IMAGE_TYPE
+from modeling_bailing_moe import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
 
-from ..objectives import ctc_greedy, ctc_loss
-from .drawing import CENTRE, RADIUS
-from .scenes import COLOURS, KINDS, POSITIONS, SIZES, Scene
+from ..objectives import ctc_exact, ctc_loss, ctc_targets
+from .drawing import CENTRE, RADIUS, Course
+from .scenes import COLOURS, KINDS, MOTIONS, POSITIONS, SIZES, Scene
 from .world import Sample
 
 REACH = 0.35  # of a cell: how far beyond a shape's edge a cell's centre may lie and still see it
@@ -27,23 +27,68 @@ ASPECTS = {
     "background": tuple(COLOURS),
     "count": (1, 2, 3),
 }
+NUM_PLACES = 8  # along each side, for the centre of a clip's shape
+CLIP_ASPECTS = {name: ASPECTS[name] for name in ("kind", "colour", "size", "background")} | {
+    "motion": MOTIONS,
+    "x": range(NUM_PLACES),
+    "y": range(NUM_PLACES),
+}
 
 
 def cell_labels(scene: Scene, width: int, height: int, rows: int, columns: int) -> dict[str, np.ndarray]:
     """What each of rows x columns vision tokens sees in the picture of a scene: per aspect int64 [rows * columns]."""
-    short, cell = min(width, height), np.array([width / columns, height / rows])
-    y, x = np.mgrid[0:rows, 0:columns]
-    centres = np.stack([(x.ravel() + 0.5) * cell[0], (y.ravel() + 0.5) * cell[1]], axis=1)
     labels = {aspect: np.zeros(rows * columns, dtype=np.int64) for aspect in ASPECTS}
     labels["background"][:] = ASPECTS["background"].index(scene.background)
     labels["count"][:] = len(scene.shapes) - 1
     for shape in scene.shapes:
-        centre = np.array(CENTRE[shape.position]) * (width, height)
-        distance = np.abs(centres - centre)
-        seen = (distance < np.mean(RADIUS[shape.size]) * short + REACH * cell).all(axis=1)
+        seen = _sees(CENTRE[shape.position], np.mean(RADIUS[shape.size]), (width, height), (rows, columns))
         for aspect in ("kind", "colour", "size", "position"):
             labels[aspect][seen] = ASPECTS[aspect].index(getattr(shape, aspect))
     return labels
+
+
+def _sees(centre: tuple[float, float], radius: float, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """Which tokens of a grid (rows, columns) see a shape: bool [rows * columns].
+
+    Centre in shares of the picture's size (width, height), radius in shares of its shorter side.
+    """
+    rows, columns = grid
+    y, x = np.mgrid[0:rows, 0:columns]
+    tokens = np.stack([(x.ravel() + 0.5) / columns, (y.ravel() + 0.5) / rows], axis=1)
+    cell = np.array([size[0] / columns, size[1] / rows])
+    return (np.abs(tokens - centre) * size < radius * min(size) + REACH * cell).all(axis=1)
+
+
+def clip_labels(course: Course, width: int, height: int, steps: int, rows: int, columns: int) -> dict[str, np.ndarray]:
+    """What each of steps x rows x columns vision tokens sees in a clip: per aspect int64 [steps * rows * columns].
+
+    A step is two frames; an odd last frame is repeated.
+    """
+    clip, last = course.clip, len(course.xs) - 1
+    if steps != last // 2 + 1:
+        raise ValueError(f"{last + 1} frames are {last // 2 + 1} steps of two, got {steps}")
+    labels = {aspect: np.zeros((steps, rows * columns), dtype=np.int64) for aspect in CLIP_ASPECTS}
+    labels["background"][:] = ASPECTS["background"].index(clip.background)
+    labels["motion"][:] = MOTIONS.index(clip.motion)
+    for step in range(steps):
+        frames = [2 * step, min(2 * step + 1, last)]
+        centre = (course.xs[frames].mean(), course.ys[frames].mean())
+        labels["x"][step], labels["y"][step] = (int(NUM_PLACES * place) for place in centre)
+        seen = _sees(centre, course.radius, (width, height), (rows, columns))
+        for aspect in ("kind", "colour", "size"):
+            labels[aspect][step, seen] = ASPECTS[aspect].index(getattr(clip, aspect))
+    return {aspect: values.ravel() for aspect, values in labels.items()}
+
+
+def joined_clip_labels(
+    courses: list[Course], sizes: list[tuple[int, int]], video_grid_thw: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Labels of the tokens of several clips, one after another, as `joined_cell_labels` gives those of pictures."""
+    labels = [
+        clip_labels(course, *size, steps, rows // 2, columns // 2)
+        for course, size, (steps, rows, columns) in zip(courses, sizes, video_grid_thw.tolist(), strict=True)
+    ]
+    return {aspect: torch.from_numpy(np.concatenate([item[aspect] for item in labels])) for aspect in CLIP_ASPECTS}
 
 
 def joined_cell_labels(
@@ -66,30 +111,25 @@ def spelling(tokenizer, texts: list[str]) -> dict[str, torch.Tensor]:
     """CTC targets of spoken texts: `targets` [B, longest], zero-padded, and `target_lengths` [B]."""
     # The leading space makes the first word the token that the word is elsewhere.
     ids = [tokenizer(" " + text, add_special_tokens=False)["input_ids"] for text in texts]
-    return {
-        "targets": nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ids], batch_first=True),
-        "target_lengths": torch.tensor([len(row) for row in ids]),
-    }
+    return ctc_targets(ids)
 
 
 def dense_labels(
-    samples: list[Sample], tokenizer, image_grid_thw: torch.Tensor | None, use_whisper_encoder: bool
+    samples: list[Sample], tokenizer, inputs: Mapping[str, torch.Tensor], use_whisper_encoder: bool
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Labels for the media of a batch of chats: "vision" and "sanm" or "whisper", as far as there are any.
+    """Labels for the media of a batch of chats: "vision", "clip" and "sanm" or "whisper", as far as there are any.
 
-    A chat has at most one recording. image_grid_thw: [pictures, 3], as from the processor.
+    A chat has at most one recording. inputs: as the processor made them.
     """
-    media = [
-        (item, label)
-        for sample in samples
-        for item, label in zip(sample.media, sample.labels, strict=True)
-        if label is not None
-    ]
+    media = [pair for sample in samples for pair in zip(sample.media, sample.labels, strict=True)]
     pictures = [(label, item["image"].size) for item, label in media if item["type"] == "image"]
+    clips = [(label, item["video"][0].size) for item, label in media if item["type"] == "video"]
     texts = [label for item, label in media if item["type"] == "audio"]
     labels = {}
     if pictures:
-        labels["vision"] = joined_cell_labels(*map(list, zip(*pictures, strict=True)), image_grid_thw)
+        labels["vision"] = joined_cell_labels(*map(list, zip(*pictures, strict=True)), inputs["image_grid_thw"])
+    if clips:
+        labels["clip"] = joined_clip_labels(*map(list, zip(*clips, strict=True)), inputs["video_grid_thw"])
     if texts:
         labels["whisper" if use_whisper_encoder else "sanm"] = spelling(tokenizer, texts)
     return labels
@@ -98,18 +138,18 @@ def dense_labels(
 class CellHeads(nn.Module):
     """One linear head per aspect over vision features [tokens, H] of unit length."""
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, aspects: Mapping[str, Sequence] = ASPECTS):
         super().__init__()
         self.scale = hidden_size**0.5
-        self.heads = nn.ModuleDict({name: nn.Linear(hidden_size, len(classes)) for name, classes in ASPECTS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden_size, len(classes)) for name, classes in aspects.items()})
 
     def forward(
         self, features: torch.Tensor, labels: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The scalar loss, summed over aspects, and per aspect the share of tokens named right."""
-        logits = {aspect: self.heads[aspect](features * self.scale) for aspect in ASPECTS}
-        loss = sum(F.cross_entropy(logits[aspect], labels[aspect]) for aspect in ASPECTS)
-        right = {name: (logits[name].argmax(dim=-1) == labels[name]).float().mean().detach() for name in ASPECTS}
+        logits = {name: head(features * self.scale) for name, head in self.heads.items()}
+        loss = sum(F.cross_entropy(logits[name], labels[name]) for name in logits)
+        right = {name: (logits[name].argmax(dim=-1) == labels[name]).float().mean().detach() for name in logits}
         return loss, right
 
 
@@ -127,11 +167,7 @@ class SpellingHead(nn.Module):
         """Features [sum of lengths, H], lengths [B] -> the scalar loss and the share spelled without an error."""
         padded = nn.utils.rnn.pad_sequence(features.split(lengths.tolist()), batch_first=True)
         logits = self.head(padded * self.scale)
-        targets, target_lengths = labels["targets"], labels["target_lengths"]
-        loss = ctc_loss(logits, lengths, targets, target_lengths)
-        spelled = ctc_greedy(logits.detach(), lengths)
-        wanted = [row[:length].tolist() for row, length in zip(targets, target_lengths.tolist(), strict=True)]
-        return loss, torch.tensor(np.mean([a == b for a, b in zip(spelled, wanted, strict=True)]))
+        return ctc_loss(logits, lengths, **labels), ctc_exact(logits, lengths, **labels)
 
 
 class DenseLoss(nn.Module):
@@ -140,6 +176,7 @@ class DenseLoss(nn.Module):
     def __init__(self, hidden_size: int, vocab_size: int):
         super().__init__()
         self.vision = CellHeads(hidden_size)
+        self.clip = CellHeads(hidden_size, CLIP_ASPECTS)
         self.sanm = SpellingHead(hidden_size, vocab_size)
         self.whisper = SpellingHead(hidden_size, vocab_size)
 
@@ -148,8 +185,9 @@ class DenseLoss(nn.Module):
     ) -> torch.Tensor:
         """inputs_embeds [B, L, H], mm_token_type_ids [B, L], labels as from `dense_labels` -> scalar loss."""
         loss = inputs_embeds.new_zeros(())
-        if "vision" in labels:
-            loss = loss + self.vision(inputs_embeds[mm_token_type_ids == IMAGE_TYPE], labels["vision"])[0]
+        for name, token_type in (("vision", IMAGE_TYPE), ("clip", VIDEO_TYPE)):
+            if name in labels:
+                loss = loss + getattr(self, name)(inputs_embeds[mm_token_type_ids == token_type], labels[name])[0]
         for name in ("sanm", "whisper"):
             if name in labels:
                 is_audio = mm_token_type_ids == AUDIO_TYPE

@@ -1,6 +1,7 @@
 """Drawing scenes and clips as RGB pictures: anti-aliased, jittered, with mild noise, blur and brightness changes."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -60,16 +61,29 @@ def render(
     return image if clean else _photograph([image], rng)[0]
 
 
+@dataclass(frozen=True)
+class Course:
+    """A clip with the radius of its shape (of the shorter side) and, per frame, its centre (of width and height)."""
+
+    clip: Clip
+    radius: float
+    xs: np.ndarray
+    ys: np.ndarray
+
+
+def sample_course(clip: Clip, rng: np.random.Generator) -> Course:
+    """Where exactly the shape of a clip is and how large."""
+    radius = rng.uniform(*RADIUS[clip.size])
+    return Course(clip, radius, *_path(clip, rng))
+
+
 def render_clip(
-    clip: Clip, width: int, height: int, rng: np.random.Generator, clean: bool = False
+    course: Course, width: int, height: int, rng: np.random.Generator, clean: bool = False
 ) -> list[Image.Image]:
     """Draw a clip as `clip.num_frames` RGB frames; arguments as in `render`."""
-    short = min(width, height)
-    low, high = RADIUS[clip.size]
-    radius = rng.uniform(low, high) * short
-    xs, ys = _path(clip, rng)
+    clip, radius = course.clip, course.radius * min(width, height)
     frames = []
-    for x, y in zip(xs, ys, strict=True):
+    for x, y in zip(course.xs, course.ys, strict=True):
         image = Image.new("RGB", (width, height), COLOURS[clip.background])
         _draw_shape(image, clip.kind, clip.colour, (float(x) * width, float(y) * height), radius, outline=False)
         frames.append(image)

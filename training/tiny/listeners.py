@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from modeling_bailingmm_encoders import length_mask
 from voices_bailingmm import EMBEDDING_SIZE, SPEAKER_BANDS, TOKENIZER_BANDS
 
 LEVELS = (8, 6, 5)  # per digit of a code: 240 codes; the split that Mentzer et al. recommend for 8 bits
@@ -29,11 +30,6 @@ MIN_VARIANCE = 1e-5  # keeps the gradient of the square root finite
 def code_lengths(lengths: torch.Tensor) -> torch.Tensor:
     """Frames [B] -> codes [B], an odd frame at the end counting as two."""
     return (lengths + FRAMES_PER_CODE - 1) // FRAMES_PER_CODE
-
-
-def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
-    """[B] -> bool [B, size], true within the length."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 class ConvBlock(nn.Module):

@@ -6,18 +6,19 @@ import torch
 from ..chats import chat_batch
 from .dense import dense_labels
 from .scenes import choose
-from .speech import SpeechPool
+from .speech import SpeechPool, Utterance
 from .world import sample_chat
 
-# Per step and modality: which abilities are drawn, and how many chats. Rows repeat to weigh them.
+# Per step and modality: which abilities are drawn, and how many chats. Rows repeat to weigh them. What a question is
+# about, of several pictures or media, is learned last and late: chats of more than one medium are frequent.
 MIX: dict[str, tuple[tuple[str, ...], int]] = {
     "text": (("text_only",), 8),
-    "image": (("image_qa", "image_qa", "image_count_describe", "image_count_describe", "multi_turn"), 20),
-    "pair": (("two_images",), 6),
+    "image": (("image_qa", "image_count_describe", "multi_turn"), 12),
+    "pair": (("two_images",), 14),
     "video": (("video_qa",), 8),
     "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 24),
-    "spoken": (("spoken_question",), 6),
-    "mixed": (("mixed",), 3),
+    "spoken": (("spoken_question",), 8),
+    "mixed": (("mixed",), 6),
 }
 
 
@@ -30,6 +31,22 @@ def vary_order(messages: list[dict], rng: np.random.Generator) -> list[dict]:
     if first[-1]["type"] == "text" and rng.random() < QUESTION_FIRST:
         return [{**messages[0], "content": [first[-1], *first[:-1]]}, *messages[1:]]
     return messages
+
+
+class SameDuration:
+    """A speaker of `count` sentences of about the same duration."""
+
+    def __init__(self, pool: SpeechPool, rng: np.random.Generator, count: int):
+        self.pool, self.split = pool, pool.split
+        self.numbers = pool.alike(rng, count, pool.sentences)
+
+    def sentence(self, rng: np.random.Generator) -> Utterance:
+        """The next sentence."""
+        return self.pool[self.numbers.pop()]
+
+    def question(self, rng: np.random.Generator, texts: list[str]) -> Utterance | None:
+        """A recording of one of the questions `texts`, of any duration."""
+        return self.pool.question(rng, texts)
 
 
 class PerceptionData(torch.utils.data.Dataset):
@@ -47,15 +64,14 @@ class PerceptionData(torch.utils.data.Dataset):
         batches = {}
         for modality, (rows, count) in MIX.items():
             count = max(1, round(self.scale * count))
+            speaker = SameDuration(self.pool, rng, count) if modality == "speech" else self.pool
             samples = [
-                sample_chat(choose(rng, rows), rng, "train", self.pool, dense=True, max_side=self.max_side)
+                sample_chat(choose(rng, rows), rng, "train", speaker, dense=True, max_side=self.max_side)
                 for _ in range(count)
             ]
             chats = [vary_order(sample.messages, rng) for sample in samples]
             use_whisper = step % 3 != 0
             batch = chat_batch(self.processor, chats, use_whisper_encoder=use_whisper)
-            batch["dense"] = dense_labels(
-                samples, self.processor.tokenizer, batch.get("image_grid_thw"), use_whisper_encoder=use_whisper
-            )
+            batch["dense"] = dense_labels(samples, self.processor.tokenizer, batch, use_whisper_encoder=use_whisper)
             batches[modality] = batch
         return batches

@@ -113,7 +113,11 @@ def choose(rng: np.random.Generator, items):
 
 
 def sample_scene(
-    rng: np.random.Generator, split: str, num_shapes: int | None = None, background: str | None = None
+    rng: np.random.Generator,
+    split: str,
+    num_shapes: int | None = None,
+    background: str | None = None,
+    alike: float = 0.0,
 ) -> Scene:
     """A random scene of a split.
 
@@ -122,17 +126,22 @@ def sample_scene(
         split: "train" (training tuples only) or "test" (at least one test-only tuple).
         num_shapes: 1 to 3, or None for a random number.
         background: a colour word, or None for a random one.
+        alike: probability that a further shape must share its colour or its kind with the first one.
     """
     check_split(split)
     num_shapes = int(rng.integers(1, 4)) if num_shapes is None else num_shapes
     background = choose(rng, tuple(COLOURS)) if background is None else background
     shapes: dict[str, Shape] = {}
+    first, must_match = None, False
     while len(shapes) < num_shapes:
         # The first shape decides that the scene is unseen; the others of a test scene may be anything.
         source = split if not shapes or split == "train" else choose(rng, ("train", "train", "train", "test"))
         shape = choose(rng, shapes_of_split(source))
-        if shape.position not in shapes and shape.colour != background:
+        matches = first is None or not must_match or shape.colour == first.colour or shape.kind == first.kind
+        if shape.position not in shapes and shape.colour != background and matches:
             shapes[shape.position] = shape
+            first = first or shape
+            must_match = alike > 0 and rng.random() < alike
     return Scene(background, tuple(shapes[position] for position in POSITIONS if position in shapes))
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +41,7 @@ PITCHES = (20, 80)  # espeak-ng's own scale, 0 to 99
 MAX_SECONDS_PER_CALL = 30
 UTTERANCES_PER_SHARD = 250
 QUESTION_SHARE = 0.25
+ALIKE = 8  # utterances of about the same duration are one of so many parts of a sorted draw
 TRIM_LEVEL = 10 ** (-50 / 20)  # -50 dB of full scale counts as silence
 SETTINGS = "settings.json"
 INSTALL_HINT = "espeak-ng is not installed; training needs it to speak: sudo apt-get install espeak-ng"
@@ -221,6 +223,17 @@ class SpeechPool:
     def sentence(self, rng: np.random.Generator) -> Utterance:
         """A random utterance that is not a question of the spoken-question part."""
         return self[choose(rng, self.sentences)]
+
+    def alike(self, rng: np.random.Generator, count: int, among: Sequence[int] | None = None) -> list[int]:
+        """Numbers of `count` random utterances of about the same duration, which saves half of the padding.
+
+        `among`: numbers to draw from; None for all.
+        """
+        among = range(len(self)) if among is None else among
+        candidates = [among[place] for place in rng.integers(len(among), size=ALIKE * count).tolist()]
+        candidates.sort(key=lambda index: self.records[index]["length"])
+        start = int(rng.integers(ALIKE)) * count
+        return candidates[start : start + count]
 
     def question(self, rng: np.random.Generator, texts: list[str]) -> Utterance | None:
         """A recording of one of the questions `texts`, or None if the pool holds none of them."""

@@ -25,6 +25,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import set_seed
 
+from modeling_bailingmm_encoders import length_mask
 from voices_bailingmm import (
     EMBEDDING_SIZE,
     SPEAKER_FILE,
@@ -35,7 +36,7 @@ from voices_bailingmm import (
 )
 
 from ..loop import fit
-from ..objectives import ctc_greedy, ctc_loss
+from ..objectives import ctc_exact, ctc_greedy, ctc_loss, ctc_targets
 from .evaluate import EVALUATION_SEED, word_errors
 from .listeners import (
     FRAMES_PER_CODE,
@@ -45,7 +46,6 @@ from .listeners import (
     code_lengths,
     export_speaker_encoder,
     export_speech_tokenizer,
-    length_mask,
 )
 from .scenes import choose
 from .sentences import sample_sentence
@@ -75,7 +75,6 @@ ALPHABET = " " + ascii_lowercase
 DECODER_WIDTH = 96
 PAINTED_BANDS = 32  # too coarse for harmonics: pitch is the speaker embedding's to tell, codes are for the sounds
 MEL_WEIGHT = 4.0
-ALIKE = 8  # a batch is one of so many that were sorted by duration, which saves half of the padding
 NOISE_SNR = (8.0, 25.0)  # dB
 CROP_FRAMES = (100, 300)  # of 10 ms
 PITCH_STEP = 10  # of espeak-ng's scale; voices a step apart count as different
@@ -88,11 +87,7 @@ FAR_PITCH = 20
 
 def spell(texts: list[str]) -> dict[str, torch.Tensor]:
     """CTC targets: `targets` [B, longest], zero-padded places in `ALPHABET`, and `target_lengths` [B]."""
-    rows = [torch.tensor([ALPHABET.index(letter) for letter in text]) for text in texts]
-    return {
-        "targets": nn.utils.rnn.pad_sequence(rows, batch_first=True),
-        "target_lengths": torch.tensor([len(row) for row in rows]),
-    }
+    return ctc_targets([[ALPHABET.index(letter) for letter in text] for text in texts])
 
 
 def speech_batch(heard: list[np.ndarray], clean: list[np.ndarray], texts: list[str]) -> dict[str, torch.Tensor]:
@@ -124,10 +119,7 @@ class SpeechTokenizerData(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, step))
-        candidates = rng.integers(len(self.pool), size=ALIKE * self.batch_size).tolist()
-        candidates.sort(key=lambda index: self.pool.records[index]["length"])
-        start = int(rng.integers(ALIKE)) * self.batch_size
-        spoken = [self.pool[index] for index in candidates[start : start + self.batch_size]]
+        spoken = [self.pool[index] for index in self.pool.alike(rng, self.batch_size)]
         clean = [augment(utterance.waveform, rng) for utterance in spoken]
         heard = [
             add_noise(waveform, rng.uniform(*NOISE_SNR), rng).clip(-1.0, 1.0)
@@ -199,13 +191,11 @@ class SpeechTokenizerTask(nn.Module):
         target = painting(clean)
         is_frame = length_mask(lengths, FRAMES_PER_CODE * values.shape[1]).unflatten(1, (-1, FRAMES_PER_CODE))
         mel_l1 = (painted.view_as(target) - target)[is_frame].abs().mean()
-        spelled = ctc_greedy(logits.detach(), code_lengths(lengths))
-        wanted = [row[:length].tolist() for row, length in zip(targets, target_lengths.tolist(), strict=True)]
         return {
             "loss": ctc + MEL_WEIGHT * mel_l1,
             "ctc": ctc.detach(),
             "mel_l1": mel_l1.detach(),
-            "exact": torch.tensor(np.mean([a == b for a, b in zip(spelled, wanted, strict=True)])),
+            "exact": ctc_exact(logits, code_lengths(lengths), targets, target_lengths),
             "perplexity": perplexity(self.tokenizer.quantizer.codes(latents.detach()[is_code])),
         }
 

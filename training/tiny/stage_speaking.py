@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken
 from torch import nn
 from transformers import PreTrainedTokenizerFast, set_seed
 
@@ -35,7 +35,7 @@ from ..loop import fit
 from .listeners import FiniteScalarQuantizer
 from .speaking import FlowData, FlowTask, HeardPool, TalkerData, TalkerTask, VocoderData, VocoderTask
 from .speech import SpeechPool
-from .tokenizer import corpus
+from .tokenizer import byte_level_bpe, corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 2506
@@ -50,10 +50,6 @@ QUICK = (2, 4)
 SPEAKERS = {
     "en-us+f3": ("iris", "a clear, higher voice"),
     "en+m3": ("oscar", "a deep voice"),
-}
-DETOKENIZER_AUTO_MAP = {
-    "AutoConfig": f"{DETOKENIZER_FOLDER}/configuration_audio_detokenizer.AudioDetokenizerConfig",
-    "AutoModel": f"{DETOKENIZER_FOLDER}/modeling_audio_detokenizer.AudioDetokenizer",
 }
 
 
@@ -91,12 +87,7 @@ def tiny_talker_config(thinker_size: int, codec_vocab: int = CODEC_VOCAB) -> Bai
 
 def talker_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE over the world's text, then the talker's own tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=NUM_TEXT_TOKENS, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer = byte_level_bpe(corpus(), NUM_TEXT_TOKENS)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in TALKER_TOKENS])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<text_pad>")
 
@@ -175,7 +166,6 @@ def export(args: argparse.Namespace) -> None:
     detokenizer = new_detokenizer()
     detokenizer.flow.load_state_dict(load_file(args.runs / "flow.safetensors"))
     detokenizer.hift.load_state_dict(load_file(args.runs / "vocoder.safetensors"))
-    detokenizer.config.auto_map = DETOKENIZER_AUTO_MAP
     detokenizer.to(torch.bfloat16).save_pretrained(target / DETOKENIZER_FOLDER)
 
 

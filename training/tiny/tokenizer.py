@@ -94,19 +94,25 @@ def corpus(seed: int = SEED, num_samples: int = NUM_SAMPLES) -> Iterator[str]:
         yield from (role,) * WORD_WEIGHT
 
 
+def byte_level_bpe(lines: Iterator[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` tokens, without special ones."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    return tokenizer
+
+
 def train_tokenizer(seed: int = SEED, num_samples: int = NUM_SAMPLES) -> Tokenizer:
     """Train the tokenizer: `NUM_BPE_TOKENS` ordinary tokens and `SPECIAL_TOKENS`.
 
     Raises:
         ValueError: the text is too small for `NUM_BPE_TOKENS` tokens.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=NUM_BPE_TOKENS, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
-    )
-    tokenizer.train_from_iterator(corpus(seed, num_samples), trainer)
+    tokenizer = byte_level_bpe(corpus(seed, num_samples), NUM_BPE_TOKENS)
     if tokenizer.get_vocab_size() != NUM_BPE_TOKENS:
         raise ValueError(f"expected {NUM_BPE_TOKENS} tokens, got {tokenizer.get_vocab_size()}; give it more text")
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])

@@ -4,6 +4,7 @@ A decoder learns little from an encoder that says nothing yet: each encoder, wit
 per token what is there (`dense`), and to draw the silhouette of what it sees, which ends the plateau on shape kinds.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -89,6 +90,26 @@ class VisionWarmUp(nn.Module):
         return {"loss": loss + MASK_WEIGHT * mask_loss, "mask_loss": mask_loss.detach(), **right}
 
 
+class HeadsWarmUp(nn.Module):
+    """The heads of `dense` alone, on what the encoders of a trained model say: fresh heads would spoil them at first.
+
+    `forward` takes what `StepwiseObjective` does; the model beside it only looks and listens.
+    """
+
+    def __init__(self, model: nn.Module, dense: nn.Module):
+        super().__init__()
+        self.model, self.dense = model.requires_grad_(False), dense
+
+    def forward(self, **batches: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        losses = {}
+        for name, batch in batches.items():
+            batch = {key: value for key, value in batch.items() if key not in ("labels", "attention_mask")}
+            labels = batch.pop("dense")
+            if labels:
+                losses[name] = self.dense(*self.model.embed(**batch), labels)
+        return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
+
+
 class SpeechWarmUpData(torch.utils.data.Dataset):
     """Item `step` is a batch of recordings with the token ids of what is said."""
 
@@ -103,7 +124,7 @@ class SpeechWarmUpData(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, step))
-        spoken = [self.pool[int(rng.integers(len(self.pool)))] for _ in range(self.batch_size)]
+        spoken = [self.pool[index] for index in self.pool.alike(rng, self.batch_size)]
         # Mostly clean, at times down to 8 dB: below what the checkpoint is measured at.
         snrs = [rng.uniform(8.0, 25.0) if rng.random() < self.noisy else None for _ in spoken]
         waves = [

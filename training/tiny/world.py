@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .drawing import render, render_clip
+from .drawing import Course, render, render_clip, sample_course
 from .questions import (
     COUNT_KINDS,
     FOLLOW_UPS,
@@ -40,6 +40,7 @@ from .speech import SAMPLE_RATE, Speaker, Utterance, augment
 NOISY_SNR = 15.0  # dB
 MAX_CLIP_SIDE = 160  # pixels; a clip has up to 16 frames
 NUM_DENSE_TURNS = 5  # questions before the description
+ALIKE_SHAPES = 0.35  # share of shapes of a training scene that are made to resemble the first one
 TRANSCRIBE = (
     "Please recognize the language of this speech and transcribe it. Format: oral.",
     "Transcribe this recording.",
@@ -68,13 +69,13 @@ class Sample:
     `messages` alternate {"role": "user", "content": [...]} and {"role": "assistant", "content": [...]} and end with an
     assistant turn. Items of the content: {"type": "image", "image": PIL image}, {"type": "video", "video": [PIL image,
     ...]}, {"type": "audio", "audio": (float32 waveform [N], rate in Hz)}, {"type": "text", "text": words}.
-    `labels`: per medium of the first message what it is: the `Scene` of a picture, the text of a recording, None for a
-    clip.
+    `labels`: per medium of the first message what it is: the `Scene` of a picture, the `Course` of a clip, the text of
+    a recording.
     """
 
     messages: list[dict[str, Any]]
     row: str
-    labels: tuple[Scene | str | None, ...] = ()
+    labels: tuple[Scene | Course | str, ...] = ()
 
     @property
     def media(self) -> list[Content]:
@@ -102,10 +103,16 @@ class Studio:
         width, height = sample_canvas(self.rng, self.max_side)
         return {"type": "image", "image": render(scene, width, height, self.rng), "label": scene}
 
+    def scene(self, **settings) -> Scene:
+        """A scene of the split. For training, shapes that share a colour or a kind are frequent: they make counting
+        worth while."""
+        return sample_scene(self.rng, self.split, alike=ALIKE_SHAPES if self.dense else 0.0, **settings)
+
     def video(self, clip: Clip) -> Content:
         """The rendered clip as a content item."""
         width, height = sample_canvas(self.rng, min(self.max_side, MAX_CLIP_SIDE))
-        return {"type": "video", "video": render_clip(clip, width, height, self.rng)}
+        course = sample_course(clip, self.rng)
+        return {"type": "video", "video": render_clip(course, width, height, self.rng), "label": course}
 
     def recording(self, utterance: Utterance, snr: float | None = None) -> Content:
         """The utterance, with the changes of `augment`, as a content item."""
@@ -159,7 +166,7 @@ def sample_chat(
     if speaker is not None and speaker.split != split:
         raise ValueError(f"the speaker belongs to split {speaker.split!r}, the sample to {split!r}; use one split")
     media, turns = ROWS[row](Studio(rng, split, speaker, dense, max_side))
-    labels = tuple(item.pop("label", None) for item in media)
+    labels = tuple(item.pop("label") for item in media)
     return Sample(to_messages(media, turns), row, labels)
 
 
@@ -194,7 +201,7 @@ def _scene_turns(studio: Studio, scene: Scene, kinds: tuple[str, ...]) -> list[T
     rng = studio.rng
     if not studio.dense:
         return [_turn(word(sample_fact(scene, rng, kinds), rng))]
-    kinds = (*QA_KINDS, "count", "count_by", "yes_no", "yes_no")
+    kinds = (*QA_KINDS, "count", "count_by", "count_by", "yes_no", "yes_no")
     facts = _distinct(lambda: sample_fact(scene, rng, kinds), NUM_DENSE_TURNS)
     # The description comes first at times: it makes the model look at everything before any hint from a question.
     facts.insert(int(rng.choice((0, len(facts)))), Fact("describe", describe_scene(scene)))
@@ -211,22 +218,22 @@ def _clip_turns(studio: Studio, clip: Clip) -> list[Turn]:
 
 
 def _image_qa(studio: Studio) -> tuple[list[Content], list[Turn]]:
-    scene = sample_scene(studio.rng, studio.split)
+    scene = studio.scene()
     return [studio.picture(scene)], _scene_turns(studio, scene, QA_KINDS)
 
 
 def _image_count_describe(studio: Studio) -> tuple[list[Content], list[Turn]]:
-    scene = sample_scene(studio.rng, studio.split)
+    scene = studio.scene()
     return [studio.picture(scene)], _scene_turns(studio, scene, COUNT_KINDS)
 
 
 def _two_images(studio: Studio) -> tuple[list[Content], list[Turn]]:
     rng = studio.rng
-    first = sample_scene(rng, studio.split)
+    first = studio.scene()
     # Half of the pairs share the background, so that "the same?" is answered yes as often as no.
     others = [colour for colour in COLOURS if colour != first.background]
     background = first.background if rng.random() < 0.5 else choose(rng, others)
-    second = sample_scene(rng, studio.split, background=background)
+    second = studio.scene(background=background)
     facts = pair_facts(first, second, rng)
     questions = [word(facts[index], rng) for index in rng.permutation(len(facts))]
     for name, scene in (("first", first), ("second", second)):
@@ -252,7 +259,7 @@ def _multi_turn(studio: Studio) -> tuple[list[Content], list[Turn]]:
     """A chain about "it" in a picture of one shape, about a named shape among several, or a free sequence."""
     rng = studio.rng
     chain = choose(rng, ("single", "named", "free"))
-    scene = sample_scene(rng, studio.split, 1 if chain == "single" else None)
+    scene = studio.scene(num_shapes=1 if chain == "single" else None)
     named = unique_by(scene.shapes, "kind")
     if chain == "free" or (chain == "named" and not named):
         kinds = (*QA_KINDS, "count", "count_by", "yes_no")
@@ -302,7 +309,7 @@ def _spoken_question(studio: Studio) -> tuple[list[Content], list[Turn]]:
     rng = studio.rng
     asked = None
     while asked is None:  # a small pool may lack every question about a scene
-        scene = sample_scene(rng, studio.split)
+        scene = studio.scene()
         asked = studio.question(_spoken_facts(scene, rng))
     utterance, answer = asked
     media = [studio.picture(scene), studio.recording(utterance)]
@@ -316,7 +323,7 @@ def _mixed(studio: Studio) -> tuple[list[Content], list[Turn]]:
     """Several media in one prompt; the question says which of them it is about, or is itself spoken."""
     rng = studio.rng
     names = choose(rng, MEDIA_OF_MIXED)
-    scene, clip = sample_scene(rng, studio.split), sample_clip(rng, studio.split)
+    scene, clip = studio.scene(), sample_clip(rng, studio.split)
     media, turns, spoken = {}, [], None
     if "audio" in names:
         medium = choose(rng, [name for name in names if name != "audio"])
