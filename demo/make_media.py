@@ -1,4 +1,4 @@
-"""Make the demo's picture, recording and clip from the test split of Ming-Tiny's world (needs espeak-ng).
+"""Make the demo's picture, recordings and clip from the test split of Ming-Tiny's world (needs espeak-ng).
 
 The files are part of the repository; run this only to make others: `python -m demo.make_media --seed 22`.
 """
@@ -13,8 +13,9 @@ import soundfile
 from PIL import Image, ImageFilter
 
 from training.tiny.drawing import render, render_clip, sample_course
-from training.tiny.questions import describe_clip, describe_scene
+from training.tiny.questions import Fact, describe_clip, describe_scene
 from training.tiny.scenes import Clip, Scene, sample_clip, sample_scene
+from training.tiny.sentences import spoken_forms
 from training.tiny.speech import SAMPLE_RATE, LiveSpeaker, augment
 
 HERE = Path(__file__).parent
@@ -45,13 +46,17 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
     scene, clip = sample_scene(rng, "test", num_shapes=2), sample_clip(rng, "test", num_frames=12)
-    utterance = LiveSpeaker("test").sentence(rng)
+    speaker = LiveSpeaker("test")
+    utterance = speaker.sentence(rng)
     write_picture(scene, rng, HERE / "picture.jpg")
     write_clip(clip, rng, HERE / "clip.mp4")
     soundfile.write(HERE / "recording.wav", augment(utterance.waveform, rng), SAMPLE_RATE)
+    question = speaker.question(rng, spoken_forms(Fact("describe", describe_scene(scene))))
+    soundfile.write(HERE / "question.wav", augment(question.waveform, rng), SAMPLE_RATE)
     expected = {
         "picture": describe_scene(scene),
         "recording": utterance.text,
+        "question": question.text,
         "clip": describe_clip(clip),
     }
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")

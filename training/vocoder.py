@@ -7,6 +7,7 @@ from torch import nn
 from voices_bailingmm import vocoder_mel
 
 RESOLUTIONS = ((1024, 256), (512, 128), (256, 64))  # samples of a window, samples between two
+CRITIC_RESOLUTIONS = RESOLUTIONS[:2]
 LEAKY_SLOPE = 0.1
 VOICED_CLARITY = 0.5  # normalised autocorrelation from which a frame counts as voiced
 QUIET = 1e-3  # root mean square below which a frame counts as unvoiced
@@ -90,11 +91,11 @@ class SpectrogramCritic(nn.Module):
 
 
 class Critics(nn.Module):
-    """`SpectrogramCritic`s at all `RESOLUTIONS`."""
+    """`SpectrogramCritic`s at the `CRITIC_RESOLUTIONS`."""
 
     def __init__(self, channels: int = 16):
         super().__init__()
-        self.critics = nn.ModuleList(SpectrogramCritic(*resolution, channels) for resolution in RESOLUTIONS)
+        self.critics = nn.ModuleList(SpectrogramCritic(*resolution, channels) for resolution in CRITIC_RESOLUTIONS)
 
     def forward(self, waveform: torch.Tensor) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
         return [critic(waveform) for critic in self.critics]

@@ -15,10 +15,12 @@ from processing_bailingmm import BailingMMProcessor
 from ..balance import DynamicBalance
 from ..chats import BalanceCallback, StepwiseObjective
 from ..loop import fit
+from . import stage_speaking
 from .architecture import tiny_config
 from .dense import DenseLoss
 from .perception import MIX, PerceptionData
 from .speech import SpeechPool
+from .stage_listeners import train_speaker_encoder, train_speech_tokenizer
 from .warmup import HeadsWarmUp, SpeechWarmUp, SpeechWarmUpData, VisionWarmUp, VisionWarmUpData
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ PARTS = {
     "sanm": ("audio", "linear_proj_audio"),
     "whisper": ("whisper_encoder", "linear_proj_whisper"),
 }
+ORDER = ("speech", *PARTS, "heads", "chat", "speaking")
 # Optimiser steps and batch size of each stage.
 STEPS = {"vision": (1600, 40), "sanm": (1500, 32), "whisper": (1500, 24), "heads": (150, None), "chat": (3000, None)}
 AUTO_MAP = {
@@ -114,7 +117,7 @@ def heads(args: argparse.Namespace) -> None:
 
 
 def chat(args: argparse.Namespace) -> None:
-    """Perception proper: all modalities through the decoder; writes RUNS/model.
+    """Perception proper: all modalities through the decoder; writes RUNS/thinker.
 
     Starts from the warmed-up encoders and heads in RUNS; with `--start-from` the rest, and encoders that RUNS has not,
     come from that checkpoint directory.
@@ -141,7 +144,7 @@ def chat(args: argparse.Namespace) -> None:
         save_steps=100,
     )
     if trainer.is_world_process_zero():
-        export(objective.model, processor, args.runs / "model")
+        export(objective.model, processor, args.runs / "thinker")
 
 
 def export(model: BailingMMNativeForConditionalGeneration, processor: BailingMMProcessor, directory: Path) -> None:
@@ -155,10 +158,21 @@ def export(model: BailingMMNativeForConditionalGeneration, processor: BailingMMP
     processor.save_pretrained(directory)
 
 
+def speaking(args: argparse.Namespace) -> None:
+    """Stage 2a: what listens to voices, then what speaks; writes RUNS/model, thinker included."""
+    pool = SpeechPool(args.speech)
+    train_speech_tokenizer(args.runs, pool, quick=args.quick)
+    train_speaker_encoder(args.runs, pool, quick=args.quick)
+    args = argparse.Namespace(**{**vars(args), "thinker": args.runs / "thinker"})
+    for name in stage_speaking.STAGES:
+        stage_speaking.train(name, args)
+    stage_speaking.export(args)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m training.tiny", description=__doc__)
-    parser.add_argument("stage", choices=("all", "speech", *PARTS, "heads", "chat"), help="all: one after the other")
+    parser.add_argument("stage", choices=("all", *ORDER), help="all: one after the other")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
     parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
@@ -174,12 +188,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
     args.runs.mkdir(parents=True, exist_ok=True)
-    for stage in ("speech", *PARTS, "heads", "chat") if args.stage == "all" else (args.stage,):
+    for stage in ORDER if args.stage == "all" else (args.stage,):
         logger.info("stage %s", stage)
         if stage in PARTS:
             warm_up(stage, args)
         else:
-            {"speech": speech, "heads": heads, "chat": chat}[stage](args)
+            {"speech": speech, "heads": heads, "chat": chat, "speaking": speaking}[stage](args)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ pool: its speech codes and its speaker embedding.
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from audio_detokenizer.modeling_flow import flow_matching_loss
 from modeling_talker import BailingMMTalker, TalkerPrompt
 from processing_talker import BailingMMTalkerProcessor
-from voices_bailingmm import CODES_PER_SECOND, MIN_SECONDS, Voice, VoiceEncoder, prompt_mel, vocoder_mel
+from voices_bailingmm import CODES_PER_SECOND, MIN_SECONDS, VoiceEncoder, prompt_mel, vocoder_mel
 
 from ..talker import talker_batch, talker_loss
 from ..vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
@@ -33,9 +34,20 @@ logger = logging.getLogger(__name__)
 MAX_PROMPT_SECONDS = 4.0  # recordings that lend their voice; a longer one would leave no room for what is to be said
 NUM_LENDERS = 3
 NO_THINKER = 0.5  # share of texts that are read without a chat
+COMMA_SHARE, CAPITAL_SHARE = 0.5, 0.3
+MARKS = ("", "", "", ".", ",", "?")  # what may follow the words of a piece
 SEGMENT_FRAMES = 40  # mel frames (0.46 s) of a vocoder example
-ADVERSARY_FROM = 0.3  # share of the steps after which the critics have a say
+ADVERSARY_FROM = 0.7  # share of the steps after which the critics have a say
 MEL_WEIGHT, MATCHING_WEIGHT, PITCH_WEIGHT = 15.0, 2.0, 0.05
+
+
+def written(text: str, rng: np.random.Generator) -> str:
+    """Spoken words as they may stand in a reply: at times with a capital, a comma before the background, a mark."""
+    if rng.random() < COMMA_SHARE:
+        text = re.sub(r" (on an? \w+ background)$", r", \1", text)
+    if rng.random() < CAPITAL_SHARE:
+        text = text[0].upper() + text[1:]
+    return text + choose(rng, MARKS)
 
 
 class HeardPool:
@@ -93,16 +105,6 @@ class HeardPool:
         ]
         return sorted(others, key=distance)[:NUM_LENDERS] or [target]
 
-    def voice(self, index: int) -> Voice:
-        """Utterance number `index` as a voice to speak with."""
-        return Voice(
-            name="prompt",
-            prompt_text=self.text(index),
-            prompt_codes=self.codes[index].long(),
-            prompt_mel=prompt_mel(torch.from_numpy(self.pool[index].waveform)),
-            speaker_embedding=self.embeddings[index],
-        )
-
 
 class FlowData(torch.utils.data.Dataset):
     """Item `step`: codes, speaker embedding and mel of whole utterances, as `flow_matching_loss` takes them."""
@@ -116,7 +118,7 @@ class FlowData(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, step))
-        chosen = [int(rng.integers(len(self.heard))) for _ in range(self.batch_size)]
+        chosen = self.heard.pool.alike(rng, self.batch_size)
         codes, mels = [self.heard.codes[index].long() for index in chosen], []
         for index, row in zip(chosen, codes, strict=True):
             mel = prompt_mel(torch.from_numpy(self.heard.pool[index].waveform))
@@ -168,7 +170,7 @@ class VocoderData(torch.utils.data.Dataset):
 class VocoderTask(nn.Module):
     """Trains a detokenizer's vocoder against recordings: mel, spectra, pitch, and from some step on critics."""
 
-    def __init__(self, detokenizer: AudioDetokenizer, channels: int = 16):
+    def __init__(self, detokenizer: AudioDetokenizer, channels: int = 8):
         super().__init__()
         self.hift, self.config = detokenizer.hift, detokenizer.config
         self.heads = nn.ModuleDict({"critics": Critics(channels)})
@@ -223,7 +225,7 @@ class TalkerData(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> dict:
         rng = np.random.default_rng((self.seed, step))
-        targets = [int(rng.integers(len(self.heard))) for _ in range(self.batch_size)]
+        targets = self.heard.pool.alike(rng, self.batch_size)
         chats = self._chats(rng)
         lengths = chats["attention_mask"].sum(dim=1).tolist()
         silent = rng.random(self.batch_size) < NO_THINKER
@@ -245,7 +247,8 @@ class TalkerData(torch.utils.data.Dataset):
         """The text of an utterance, to be said in the voice of another one."""
         lender = choose(rng, self.heard.lenders(target))
         tokenizer, codec_bpe = self.talker_processor.tokenizer, self.talker_processor.codec_bpe
-        text = [*tokenizer(self.heard.text(lender))["input_ids"], *tokenizer(self.heard.text(target))["input_ids"]]
+        texts = [written(self.heard.text(index), rng) for index in (lender, target)]
+        text = [token for part in texts for token in tokenizer(part)["input_ids"]]
         ids = codec_bpe.encode(self.heard.codes[lender].long())
         return TalkerPrompt(torch.tensor(text), torch.tensor(ids), self.heard.embeddings[lender], states)
 

@@ -29,12 +29,12 @@ from modeling_talker import BailingMMTalker
 from processing_bailingmm import BailingMMProcessor
 from processing_talker import TOKENIZER_FOLDER, BailingMMTalkerProcessor
 from speech_bailingmm import DETOKENIZER_FOLDER
-from voices_bailingmm import CODES_PER_SECOND, SPEAKER_FILE, TOKENIZER_FILE, Voice, VoiceEncoder
+from voices_bailingmm import SPEAKER_FILE, TOKENIZER_FILE, Voice, VoiceEncoder
 
 from ..loop import fit
+from . import speech
 from .listeners import FiniteScalarQuantizer
 from .speaking import FlowData, FlowTask, HeardPool, TalkerData, TalkerTask, VocoderData, VocoderTask
-from .speech import SpeechPool
 from .tokenizer import byte_level_bpe, corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,8 +44,9 @@ CODEC_VOCAB = 512
 QUICK_CODEC_VOCAB = 256  # a few utterances do not repeat enough pairs of codes for more
 NUM_BPE_SAMPLES = 4000  # utterances that the codec's pairs are counted in
 # Optimiser steps, batch size and learning rate.
-STAGES = {"flow": (2500, 16, 1e-3), "vocoder": (3000, 16, 5e-4), "talker": (3000, 24, 1.5e-3)}
+STAGES = {"flow": (2000, 12, 1e-3), "vocoder": (2000, 16, 1e-3), "talker": (2000, 24, 1.5e-3)}
 QUICK = (2, 4)
+PRESET_TEXT = "please say what shape is at the top"
 # Preset voices: espeak-ng's voice name -> name and description.
 SPEAKERS = {
     "en-us+f3": ("iris", "a clear, higher voice"),
@@ -64,7 +65,14 @@ def tiny_detokenizer_config() -> AudioDetokenizerConfig:
             "encoder": encoder,
             "estimator": estimator,
         },
-        hift={"base_channels": 128, "f0_predictor": {"cond_channels": 96}},
+        hift={
+            "base_channels": 128,
+            "f0_predictor": {"cond_channels": 96},
+            "resblock_kernel_sizes": [3, 7],
+            "resblock_dilation_sizes": [[1, 3], [1, 3]],
+            "source_resblock_kernel_sizes": [7, 7],
+            "source_resblock_dilation_sizes": [[1, 3], [1, 3]],
+        },
     )
 
 
@@ -107,7 +115,7 @@ def new_talker(thinker_size: int, codec_vocab: int = CODEC_VOCAB) -> BailingMMTa
 def hear(args: argparse.Namespace) -> HeardPool:
     """What the trained listeners make of the speech pool; kept in RUNS/heard.safetensors."""
     encoder = VoiceEncoder.from_pretrained(args.runs)
-    return HeardPool.build(SpeechPool(args.speech), encoder, args.runs / "heard.safetensors")
+    return HeardPool.build(speech.SpeechPool(args.speech), encoder, args.runs / "heard.safetensors")
 
 
 def talker_processor(args: argparse.Namespace, heard: HeardPool) -> BailingMMTalkerProcessor:
@@ -159,7 +167,7 @@ def export(args: argparse.Namespace) -> None:
     model.talker, model.config.talker_config = talker.to(torch.bfloat16), talker.config
     model.save_pretrained(target)
     BailingMMProcessor.from_pretrained(args.thinker).save_pretrained(target)
-    processor.voices = preset_voices(heard)
+    processor.voices = preset_voices(VoiceEncoder.from_pretrained(args.runs))
     processor.save_pretrained(target)
     for file in (SPEAKER_FILE, TOKENIZER_FILE):
         shutil.copy(args.runs / file, target / TOKENIZER_FOLDER)
@@ -169,18 +177,13 @@ def export(args: argparse.Namespace) -> None:
     detokenizer.to(torch.bfloat16).save_pretrained(target / DETOKENIZER_FOLDER)
 
 
-def preset_voices(heard: HeardPool) -> dict[str, Voice]:
-    """One recording of the pool per preset speaker: about three seconds, pitch and speed in the middle."""
+def preset_voices(encoder: VoiceEncoder) -> dict[str, Voice]:
+    """The preset speakers, each saying one sentence (needs espeak-ng)."""
     voices = {}
     for voice_name, (name, description) in SPEAKERS.items():
-
-        def oddity(index: int) -> float:
-            own = heard.pool.records[index]["voice"]
-            seconds = len(heard.codes[index]) / CODES_PER_SECOND
-            return abs(own["pitch"] - 50) + abs(own["speed"] - 160) / 2 + 10 * abs(seconds - 3)
-
-        voice = heard.voice(min(heard.by_voice[voice_name], key=oddity))
-        voices[name] = replace(voice, name=name, description=f"espeak-ng {voice_name}: {description}", licence="MIT")
+        waveform = speech.speak(PRESET_TEXT, speech.Voice(voice_name))
+        voice = encoder.encode((waveform, speech.SAMPLE_RATE), PRESET_TEXT, name)
+        voices[name] = replace(voice, description=f"espeak-ng {voice_name}: {description}", licence="MIT")
     return voices
 
 
