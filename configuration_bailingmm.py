@@ -346,8 +346,8 @@ class BailingMMTalkerConfig(PreTrainedConfig):
 class BailingMMConfig(PreTrainedConfig):
     """Ming-Lite-Omni: the thinker with its vision tower and two audio encoders, and the talker.
 
-    `load_vision`, `load_audio` (SANM), `load_whisper` and `load_talker` leave a part out: pass them to
-    `from_pretrained` to save its memory. `mlp_depth` counts the linear layers of each projector (released: 2).
+    `load_vision`, `load_audio` (SANM), `load_whisper`, `load_talker` and `load_image_gen` leave a part out: pass them
+    to `from_pretrained` to save its memory. `mlp_depth` counts the linear layers of each projector (released: 2).
     Without a `talker_config` there is no talker.
     """
 
@@ -371,6 +371,7 @@ class BailingMMConfig(PreTrainedConfig):
     load_audio: bool = True
     load_whisper: bool = True
     load_talker: bool = True
+    load_image_gen: bool = True
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
 

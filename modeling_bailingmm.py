@@ -1,4 +1,4 @@
-"""Ming-Lite-Omni (Ming-Omni, arXiv 2506.09344): text, images, video and audio in, text out.
+"""Ming-Lite-Omni (Ming-Omni, arXiv 2506.09344): text, images, video and audio in; text, speech and pictures out.
 
     pixels -> vision tower -> projector ---+
     audio  -> SANM | Whisper -> projector --+-> scattered into the word embeddings by token type -> Ling decoder
@@ -12,6 +12,7 @@ Shape letters: B batch, L tokens, N images, videos or audio segments, P patches,
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -24,7 +25,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 try:
+    from .calls_bailingmm import Call, sort_call
     from .configuration_bailingmm import BailingMMConfig
+    from .drawing_bailingmm import DrawingMixin
     from .modeling_bailing_moe import (
         AUDIO_TYPE,
         IMAGE_TYPE,
@@ -37,12 +40,15 @@ try:
         BailingMMVisionTransformer,
         BailingMMWhisperEncoder,
         audio_projector,
+        split_audio_segments,
         vision_projector,
     )
     from .modeling_talker import BailingMMTalker
-    from .speech_bailingmm import SpeechMixin, SpeechOutput, StreamEvent
+    from .speech_bailingmm import Done, SpeechMixin, SpeechOutput, StreamEvent
 except ImportError:
+    from calls_bailingmm import Call, sort_call
     from configuration_bailingmm import BailingMMConfig
+    from drawing_bailingmm import DrawingMixin
     from modeling_bailing_moe import (
         AUDIO_TYPE,
         IMAGE_TYPE,
@@ -55,10 +61,11 @@ except ImportError:
         BailingMMVisionTransformer,
         BailingMMWhisperEncoder,
         audio_projector,
+        split_audio_segments,
         vision_projector,
     )
     from modeling_talker import BailingMMTalker
-    from speech_bailingmm import SpeechMixin, SpeechOutput, StreamEvent
+    from speech_bailingmm import Done, SpeechMixin, SpeechOutput, StreamEvent
 
 # What the processor hands over beside token ids; consumed once, before the first decoding step.
 MEDIA_INPUTS = (
@@ -71,8 +78,6 @@ MEDIA_INPUTS = (
     "audio_placeholder_loc_lens",
     "use_whisper_encoder",
 )
-# What the audio mode passes on to `speak`.
-SPEECH_INPUTS = ("speaker", "prompt_audio", "prompt_text", "seed", "generator")
 
 
 @contextmanager
@@ -92,13 +97,26 @@ def sequential_loading() -> Iterator[None]:
         del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
 
 
+@dataclass
+class OmniOutput(SpeechOutput):
+    """A reply of several kinds: of speech what `SpeechOutput` holds, and pictures.
+
+    Args:
+        images: RGB, all pictures of the first chat first.
+        native_size: (height, width) in pixels they were made at.
+    """
+
+    images: list | None = None
+    native_size: tuple[int, int] | None = None
+
+
 class BailingMMPreTrainedModel(PreTrainedModel):
     config: BailingMMConfig
     config_class = BailingMMConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("text", "image", "video", "audio")
-    output_modalities = ("text", "audio")
+    output_modalities = ("text", "audio", "image")
     supports_gradient_checkpointing = True
     _no_split_modules = [
         "BailingMoeDecoderLayer",
@@ -119,8 +137,10 @@ class BailingMMPreTrainedModel(PreTrainedModel):
         return True
 
 
-class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMixin, GenerationMixin):
+class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMixin, DrawingMixin, GenerationMixin):
     """The whole model under the released weight names."""
+
+    media_inputs = MEDIA_INPUTS
 
     def __init__(self, config: BailingMMConfig):
         super().__init__(config)
@@ -165,7 +185,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
     ):
         """Library `from_pretrained` that refuses incomplete checkpoints instead of leaving layers random.
 
-        `load_vision=False`, `load_audio=False` (SANM), `load_whisper=False` or `load_talker=False` leave a part out.
+        `load_vision=False`, `load_audio=False` (SANM), `load_whisper=False`, `load_talker=False` or
+        `load_image_gen=False` leave a part out.
 
         Raises:
             ValueError: a weight of the model is missing from the checkpoint or has another shape there (unless
@@ -194,6 +215,13 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
         if generation_config.pad_token_id is None:
             generation_config.pad_token_id = text_config.pad_token_id
         return (model, info) if output_loading_info else model
+
+    def __setattr__(self, name: str, value):
+        # Components beside the main weights are no sub-modules, which `nn.Module` would make of them.
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.get_input_embeddings()
@@ -429,77 +457,83 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
         self,
         inputs: torch.Tensor | None = None,
         *args,
-        generation_mode: str | None = None,
+        generation_mode: str | list[str] | None = None,
         talker_kwargs: dict | None = None,
         **kwargs,
-    ) -> torch.Tensor | ModelOutput | SpeechOutput:
+    ) -> torch.Tensor | ModelOutput:
         """Answer: the library's `generate` with every option of it, over the processor's output.
 
         Media are encoded once, before decoding starts. Returned sequences [B, L + new] begin with the prompt.
 
         Args:
             inputs: [B, L] prompt ids, or pass `input_ids=`.
-            generation_mode: "text" (default) or "audio", which returns a `SpeechOutput` with text and waveforms.
+            generation_mode: "text" (default); "audio" returns a `SpeechOutput` with text and waveforms; "image" a
+                `Drawing` of what the chat asks for; several of them in a list, an `OmniOutput`.
             speaker, prompt_audio, prompt_text, seed, generator: of the audio mode, see `speak`.
+            height, width, num_inference_steps, guidance_scale, num_images_per_prompt, callback, progress, resize,
+                seed, generator: of the image mode, see `ImageGen.draw`. One seed draws the first picture of every
+                chat, the numbers after it its further ones. `image_gen=True` with `image_gen_seed` and so on, as
+                released, returns the picture itself.
             talker_kwargs: further options of `speak`; `top_k`, `temperature` and so on outside are the thinker's.
 
         Raises:
             ValueError: an output mode this model does not have, or a prompt longer than its context.
         """
-        kwargs, speech = self._split_inputs(inputs, generation_mode, talker_kwargs, kwargs)
-        generate_text = super().generate
-        if generation_mode == "audio":
-            return self._generate_speech(partial(self._generate_text, generate_text, *args), kwargs, speech)
-        return self._generate_text(generate_text, *args, **kwargs)
+        call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
+        generate_text = partial(self._generate_text, super().generate, *args)
+        if "image" not in call.modes:
+            return self._reply(generate_text, call)
+        self._check_drawing(call.drawing, call.kwargs["input_ids"])
+        if call.only_draws:
+            drawing = self._draw(call.kwargs, call.drawing)
+            return drawing.images[0] if call.released else drawing
+        reply = self._reply(generate_text, call)
+        drawing = self._draw(call.kwargs, call.drawing)
+        said = reply if "audio" in call.modes else {"sequences": getattr(reply, "sequences", reply)}
+        return OmniOutput(**said, images=drawing.images, native_size=drawing.native_size)
+
+    def _reply(self, generate_text, call: Call) -> torch.Tensor | ModelOutput:
+        if "audio" in call.modes:
+            return self._generate_speech(generate_text, call.kwargs, call.speech)
+        return generate_text(**call.kwargs)
 
     def stream(
         self,
         inputs: torch.Tensor | None = None,
-        generation_mode: str | None = None,
+        generation_mode: str | list[str] | None = None,
         talker_kwargs: dict | None = None,
         **kwargs,
     ) -> Iterator[StreamEvent]:
-        """`generate` for one chat, as events: `TextDelta`, in the audio mode also `AudioChunk`, at last `Done`.
+        """`generate` for one chat, as events, at last `Done`.
 
+        They are `TextDelta`, in the audio mode also `AudioChunk`, in the image mode `ImageProgress` and `ImageDone`.
         Closing the iterator cancels the work. Arguments as in `generate`.
 
         Raises:
             ValueError: as in `generate`, or a batch of several chats.
         """
-        kwargs, speech = self._split_inputs(inputs, generation_mode, talker_kwargs, kwargs)
-        if (rows := len(kwargs.get("input_ids", ()))) != 1:
+        call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
+        if (rows := len(call.kwargs.get("input_ids", ()))) != 1:
             raise ValueError(f"stream answers one chat at a time, got a batch of {rows}; use generate for batches")
-        generate_text = partial(self._generate_text, super().generate)
-        if generation_mode != "audio":
-            return self._stream_text(generate_text, kwargs)
-        self._check_speech(speech, 1)
-        return self._stream_speech(generate_text, kwargs, speech)
+        if "image" in call.modes:
+            self._check_drawing(call.drawing, call.kwargs["input_ids"])
+        if "audio" in call.modes:
+            self._check_speech(call.speech, 1)
+        return self._events(partial(self._generate_text, super().generate), call)
 
-    def _split_inputs(
-        self, inputs: torch.Tensor | None, generation_mode: str | None, talker_kwargs: dict | None, kwargs: dict
-    ) -> tuple[dict, dict]:
-        """Arguments of a call -> those of the library's `generate` and those of `speak`, checked."""
-        if generation_mode not in (None, *self.output_modalities):
-            raise ValueError(
-                f"generation_mode={generation_mode!r} is not available; this model answers in: "
-                + ", ".join(self.output_modalities)
-            )
-        kwargs = dict(kwargs)
-        speech = {name: kwargs.pop(name) for name in SPEECH_INPUTS if name in kwargs}
-        if generation_mode == "audio":
-            speech.update(talker_kwargs or {})
-        elif speech or talker_kwargs:
-            names = ", ".join(speech) or "talker_kwargs"
-            raise ValueError(f"{names}: only generation_mode='audio' speaks; pass it, or leave this out")
-        if inputs is not None:
-            kwargs["input_ids"] = inputs
-        input_ids = kwargs.get("input_ids")
-        if generation_mode == "audio" and input_ids is None:
-            raise ValueError("generation_mode='audio' needs input_ids (the processor's output)")
-        limit = self.config.llm_config.max_position_embeddings
-        if input_ids is not None and input_ids.shape[1] > limit:
-            raise ValueError(f"the prompt has {input_ids.shape[1]} tokens; the model's context is {limit}")
-        return kwargs, speech
+    def _events(self, generate_text, call: Call) -> Iterator[StreamEvent]:
+        done = Done("")
+        if "audio" in call.modes:
+            done = yield from self._stream_speech(generate_text, call.kwargs, call.speech)
+        elif "text" in call.modes:
+            done = yield from self._stream_text(generate_text, call.kwargs)
+        if "image" in call.modes:
+            yield from self._stream_drawing(call.kwargs, call.drawing)
+        yield done
+
+    def _sort(self, inputs, generation_mode, talker_kwargs, kwargs) -> Call:
+        context = self.config.llm_config.max_position_embeddings
+        return sort_call(self.output_modalities, context, inputs, generation_mode, talker_kwargs, kwargs)
 
     @torch.no_grad()
     def _generate_text(self, generate_text, *args, input_ids: torch.Tensor | None = None, **kwargs):
@@ -549,28 +583,4 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
         return model_inputs
 
 
-def split_audio_segments(
-    audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, L1 + ... + LN, D] and lengths [B, N] -> segments [S, max length, D] padded with 0, lengths [S]."""
-    shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (audio_feats, audio_feats_lengths)]
-    if None in shapes or [len(shape) for shape in shapes] != [3, 2] or shapes[0][0] != shapes[1][0]:
-        raise ValueError(
-            f"audio_feats must be [B, frames, width] and audio_feats_lengths [B, N], got {shapes[0]} and {shapes[1]}"
-        )
-    if not audio_feats.is_floating_point():
-        raise ValueError(f"audio_feats must be floats, got {audio_feats.dtype}")
-    if audio_feats_lengths.is_floating_point() or (audio_feats_lengths < 0).any():
-        raise ValueError(f"audio_feats_lengths must be counts of frames, got {audio_feats_lengths.tolist()}")
-    if not audio_feats_lengths.any():
-        raise ValueError("audio_feats was given but every length in audio_feats_lengths is 0")
-    segments = []
-    for row, lengths in zip(audio_feats, audio_feats_lengths.tolist(), strict=True):
-        if sum(lengths) > row.shape[0]:
-            raise ValueError(f"audio_feats_lengths {lengths} add up to more than the {row.shape[0]} frames given")
-        segments += [segment for segment in row.split([*lengths, row.shape[0] - sum(lengths)])[:-1] if len(segment)]
-    lengths = torch.tensor([len(segment) for segment in segments], device=audio_feats.device)
-    return nn.utils.rnn.pad_sequence(segments, batch_first=True), lengths
-
-
-__all__ = ["BailingMMNativeForConditionalGeneration", "BailingMMPreTrainedModel"]
+__all__ = ["BailingMMNativeForConditionalGeneration", "BailingMMPreTrainedModel", "OmniOutput"]

@@ -265,6 +265,30 @@ def vision_projector(in_features: int, hidden_size: int, depth: int) -> nn.Seque
     return nn.Sequential(*layers)
 
 
+def split_audio_segments(
+    audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, L1 + ... + LN, D] and lengths [B, N] -> segments [S, max length, D] padded with 0, lengths [S]."""
+    shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (audio_feats, audio_feats_lengths)]
+    if None in shapes or [len(shape) for shape in shapes] != [3, 2] or shapes[0][0] != shapes[1][0]:
+        raise ValueError(
+            f"audio_feats must be [B, frames, width] and audio_feats_lengths [B, N], got {shapes[0]} and {shapes[1]}"
+        )
+    if not audio_feats.is_floating_point():
+        raise ValueError(f"audio_feats must be floats, got {audio_feats.dtype}")
+    if audio_feats_lengths.is_floating_point() or (audio_feats_lengths < 0).any():
+        raise ValueError(f"audio_feats_lengths must be counts of frames, got {audio_feats_lengths.tolist()}")
+    if not audio_feats_lengths.any():
+        raise ValueError("audio_feats was given but every length in audio_feats_lengths is 0")
+    segments = []
+    for row, lengths in zip(audio_feats, audio_feats_lengths.tolist(), strict=True):
+        if sum(lengths) > row.shape[0]:
+            raise ValueError(f"audio_feats_lengths {lengths} add up to more than the {row.shape[0]} frames given")
+        segments += [segment for segment in row.split([*lengths, row.shape[0] - sum(lengths)])[:-1] if len(segment)]
+    lengths = torch.tensor([len(segment) for segment in segments], device=audio_feats.device)
+    return nn.utils.rnn.pad_sequence(segments, batch_first=True), lengths
+
+
 def audio_projector(in_features: int, hidden_size: int, depth: int, kernel_size: int, stride: int) -> nn.Sequential:
     """[N, in_features, T] -> [N, T', hidden_size]; the released indexes are 0 (convolution) and 3 (linear)."""
     layers: list[nn.Module] = [

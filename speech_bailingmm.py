@@ -11,7 +11,7 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -396,8 +396,8 @@ class SpeechMixin:
         row_generators(speech.get("seed"), speech.get("generator"), rows)
         self.talker_processor.voice(*(speech.get(name) for name in ("speaker", "prompt_audio", "prompt_text")))
 
-    def _stream_text(self, generate_text, kwargs: dict) -> Iterator[StreamEvent]:
-        """The text mode of `stream`."""
+    def _stream_text(self, generate_text, kwargs: dict) -> Generator[StreamEvent, None, Done]:
+        """The text mode of `stream`; returns its last event."""
         reply, text = BackgroundReply(generate_text, self.text_tokenizer, kwargs), ""
         try:
             while not reply.finished:
@@ -406,10 +406,11 @@ class SpeechMixin:
                     yield TextDelta(delta)
         finally:
             reply.close()
-        yield Done(text)
+        return Done(text)
 
-    def _stream_speech(self, generate_text, kwargs: dict, speech: dict) -> Iterator[StreamEvent]:
-        """The audio mode of `stream`: a thread decodes the text, this one speaks what has come of it."""
+    def _stream_speech(self, generate_text, kwargs: dict, speech: dict) -> Generator[StreamEvent, None, Done]:
+        """The audio mode of `stream`: a thread decodes the text, this one speaks what has come of it; returns
+        the last event."""
         states: list[PrefillStates] = []
 
         def decode(**kwargs):
@@ -432,7 +433,7 @@ class SpeechMixin:
                 yield from speaker.finish()
         finally:
             reply.close()
-        yield Done(text, speaker.spoken if speaker else [])
+        return Done(text, speaker.spoken if speaker else [])
 
     def speak_stream(self, text: str, **speech) -> Iterator[StreamEvent]:
         """`speak` for one text, as `AudioChunk`s while it is being spoken, then `Done`. Arguments as in `speak`."""

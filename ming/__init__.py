@@ -18,12 +18,16 @@ from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerCo
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from configuration_bailingmm import BailingMMConfig
 from feature_extraction_bailingmm import BailingMMFeatureExtractor
+from image_gen.configuration_image_gen import ImageGenConfig
+from image_gen.modeling_image_gen import ImageGen
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from processing_bailingmm import BailingMMProcessor
 
 AutoConfig.register("bailingmm", BailingMMConfig, exist_ok=True)
 AutoConfig.register("bailingmm_audio_detokenizer", AudioDetokenizerConfig, exist_ok=True)
 AutoModel.register(AudioDetokenizerConfig, AudioDetokenizer, exist_ok=True)
+AutoConfig.register("bailingmm_image_gen", ImageGenConfig, exist_ok=True)
+AutoModel.register(ImageGenConfig, ImageGen, exist_ok=True)
 AutoFeatureExtractor.register(BailingMMConfig, BailingMMFeatureExtractor, exist_ok=True)
 AutoProcessor.register(BailingMMConfig, BailingMMProcessor, exist_ok=True)
 for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
@@ -36,4 +40,6 @@ __all__ = [
     "BailingMMFeatureExtractor",
     "BailingMMNativeForConditionalGeneration",
     "BailingMMProcessor",
+    "ImageGen",
+    "ImageGenConfig",
 ]

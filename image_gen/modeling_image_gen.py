@@ -1,0 +1,316 @@
+"""Pictures from the states of a language model (Ming-Lite-Uni, arXiv 2505.02471, sections 2 and 3).
+
+    queries -> language model -> states of the finest scale -> connector -> condition -> Sana -> DC-AE -> picture
+
+    image_gen = AutoModel.from_pretrained(repository, subfolder="image_gen", trust_remote_code=True)
+    image_gen.draw(image_gen.condition(states)).images[0].save("drawing.png")
+
+Transformer, autoencoder, schedule and sampling loop are diffusers'; state-dict names are the released ones below the
+names of the released folders (those of `mlp/` have no prefix).
+
+Shape letters: B conditions, I pictures, N query tokens of the finest scale, H width of the language model, C channels.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
+from diffusers.image_processor import PixArtImageProcessor
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
+from transformers import initialization as init
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+from .configuration_image_gen import ImageGenConfig
+
+NAMES_SHOWN = 8
+# Called after every denoising step with (step, number of steps, latents [I, C, h, w]); returning False cancels.
+StepCallback = Callable[[int, int, torch.Tensor], bool | None]
+
+
+class ConditionProjection(nn.Module):
+    """Condition [..., H] -> caption embeddings of the transformer [..., C]."""
+
+    def __init__(self, config: ImageGenConfig):
+        super().__init__()
+        channels = config.transformer["caption_channels"]
+        self.fc1 = nn.Linear(config.hidden_size, config.mlp_hidden_size)
+        self.layer_norm1 = nn.LayerNorm(config.mlp_hidden_size)
+        self.fc2 = nn.Linear(config.mlp_hidden_size, channels)
+        self.layer_norm2 = nn.LayerNorm(channels)
+
+    def forward(self, condition: torch.Tensor) -> torch.Tensor:
+        return self.layer_norm2(self.fc2(F.relu(self.layer_norm1(self.fc1(condition)))))
+
+
+@dataclass
+class Drawing:
+    """Pictures, in the order of the conditions (all pictures of the first one first).
+
+    Args:
+        images: RGB.
+        native_size: (height, width) in pixels they were made at; they are resized where another one was asked for.
+    """
+
+    images: list[Image.Image]
+    native_size: tuple[int, int]
+
+
+class ImageGen(PreTrainedModel):
+    config: ImageGenConfig
+    config_class = ImageGenConfig
+    base_model_prefix = ""
+    main_input_name = "states"
+    _no_split_modules = ["Qwen2DecoderLayer", "SanaTransformerBlock", "ResBlock", "EfficientViTBlock"]
+    _supports_sdpa = True
+
+    def __init__(self, config: ImageGenConfig):
+        super().__init__(config)
+        width = config.connector["hidden_size"]
+        self.query_tokens_dict = nn.ParameterDict(
+            {f"{side}x{side}": nn.Parameter(torch.zeros(side * side, config.hidden_size)) for side in config.scales}
+        )
+        self.proj_in = nn.Linear(config.hidden_size, width)
+        self.proj_out = nn.Linear(width, config.hidden_size)
+        self.mlp = ConditionProjection(config)
+        self.connector = Qwen2Model(Qwen2Config(**config.connector, vocab_size=1, attn_implementation="sdpa"))
+        self.connector.embed_tokens = nn.Identity()  # it reads states; the released table has 311 M weights
+        self.transformer = SanaTransformer2DModel.from_config(config.transformer)
+        self.vae = AutoencoderDC.from_config(config.vae)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self:
+            for queries in self.query_tokens_dict.values():
+                init.normal_(queries)
+                init.copy_(queries, F.normalize(queries, dim=-1))
+
+    def queries(self) -> list[torch.Tensor]:
+        """The learnable query tokens [side * side, H] of every scale, coarse to fine."""
+        return [self.query_tokens_dict[f"{side}x{side}"] for side in self.config.scales]
+
+    def condition(self, states: torch.Tensor) -> torch.Tensor:
+        """Last hidden states of a language model at the query tokens of a scale [B, N, H] -> condition [B, N, H].
+
+        The connector sees all of them at once; the condition has unit length per token.
+        """
+        embeds = self.proj_in(states.to(self.proj_in.weight.dtype))
+        size = embeds.shape[1]
+        sees_all = embeds.new_zeros(len(embeds), 1, size, size)
+        hidden = self.connector(
+            inputs_embeds=embeds, attention_mask={"full_attention": sees_all}, use_cache=False
+        ).last_hidden_state
+        return F.normalize(self.proj_out(hidden).float(), dim=-1).to(hidden.dtype)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        condition: torch.Tensor,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: list[torch.Generator] | None = None,
+        callback: StepCallback | None = None,
+        progress: bool = False,
+        resize: bool = True,
+    ) -> Drawing:
+        """Pictures of conditions.
+
+        Args:
+            condition: [B, N, H], see `condition`.
+            height, width: in pixels, 64 to 2048; default the native square. The picture is made at the nearest native
+                size, and resized to fill this one, with what sticks out cut off, unless `resize` is False.
+            num_inference_steps: steps of the flow; guidance_scale: of classifier-free guidance, 1 is none.
+            generator: one per picture, I = B * num_images_per_prompt; None: a fresh draw. Made on the CPU they give
+                the same noise on every device. PyTorch's global generator is never used.
+            callback: see `StepCallback`.
+            progress: show a progress bar.
+
+        Raises:
+            ValueError: sizes, steps, guidance or generators that cannot be used, before any work.
+            concurrent.futures.CancelledError: the callback said so.
+        """
+        options = self.check_options(height, width, num_inference_steps, guidance_scale, num_images_per_prompt)
+        size, native, num_steps, scale = options
+        count = len(condition) * num_images_per_prompt
+        if generator is not None and len(generator) != count:
+            raise ValueError(f"{len(generator)} generators for {count} pictures; give one per picture")
+        if generator is None:
+            generator = [torch.Generator() for _ in range(count)]
+            for own in generator:
+                own.seed()
+        condition = condition.repeat_interleave(num_images_per_prompt, dim=0)
+        latents = self._denoise(condition, native, num_steps, scale, generator, callback, progress)
+        return Drawing(self.decode(latents, size if resize else native), native)
+
+    def check_options(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+    ) -> tuple[tuple[int, int], tuple[int, int], int, float]:
+        """Options of `draw` -> wanted and native (height, width), number of steps, guidance scale.
+
+        Raises:
+            ValueError: sizes, steps, guidance or a number of pictures that cannot be used.
+        """
+        config = self.config
+        size = (config.native_side if height is None else height, config.native_side if width is None else width)
+        native = config.native_size(*size)
+        num_steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        for name, value in (("num_inference_steps", num_steps), ("num_images_per_prompt", num_images_per_prompt)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        scale = config.guidance_scale if guidance_scale is None else guidance_scale
+        if not 1 <= scale < float("inf"):
+            raise ValueError(f"guidance_scale must be at least 1 (no guidance), got {scale!r}")
+        return size, native, num_steps, scale
+
+    def _denoise(self, condition, native, num_steps, scale, generator, callback, progress) -> torch.Tensor:
+        """The library's sampling loop -> latents [I, C, h, w], float32, scaled."""
+        from diffusers import SanaPipeline
+
+        scheduler = FlowMatchEulerDiscreteScheduler(**self.config.scheduler)
+        pipeline = SanaPipeline(None, None, self.vae, self.transformer, scheduler)
+        pipeline.set_progress_bar_config(disable=not progress)
+        captions, nothing = self.mlp(condition), self.mlp(torch.zeros_like(condition))
+        mask = torch.ones(captions.shape[:2], device=captions.device)
+
+        def after_step(pipeline, step, timestep, tensors):
+            if callback is not None and callback(step, num_steps, tensors["latents"]) is False:
+                raise CancelledError(f"cancelled after step {step + 1} of {num_steps}")
+            return tensors
+
+        return pipeline(
+            negative_prompt=None,
+            prompt_embeds=captions,
+            prompt_attention_mask=mask,
+            negative_prompt_embeds=nothing,
+            negative_prompt_attention_mask=mask,
+            num_inference_steps=num_steps,
+            guidance_scale=scale,
+            height=native[0],
+            width=native[1],
+            generator=generator,
+            use_resolution_binning=False,
+            output_type="latent",
+            callback_on_step_end=after_step,
+        ).images
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, size: tuple[int, int] | None = None) -> list[Image.Image]:
+        """Latents [I, C, h, w], those that a callback gets too -> RGB pictures, of (height, width) `size` if given."""
+        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        pixels = self.vae.decode(scaled, return_dict=False)[0]
+        processor = PixArtImageProcessor(vae_scale_factor=self.config.size_multiple)
+        if size is not None:
+            pixels = processor.resize_and_crop_tensor(pixels, size[1], size[0])
+        return processor.postprocess(pixels, output_type="pil")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs,
+    ):
+        """Library `from_pretrained` that refuses incomplete checkpoints instead of leaving layers random.
+
+        Raises:
+            ValueError: names missing from the checkpoint, unknown to the model, or of another shape (unless
+                `ignore_mismatched_sizes`).
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        shapes = [f"{name} {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]]
+        report(
+            pretrained_model_name_or_path,
+            info["missing_keys"],
+            info["unexpected_keys"],
+            [] if ignore_mismatched_sizes else shapes,
+        )
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def from_released(cls, directory: str | os.PathLike, dtype: torch.dtype = torch.float32) -> "ImageGen":
+        """From the released folders `mlp/`, `connector/`, `transformer/` and `vae/` of a directory, read in place.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: names or shapes of the weights do not fit the configs.
+        """
+        config = ImageGenConfig.from_released(directory)
+        with torch.device("meta"):
+            model = cls(config)
+        # The one part whose tensors are computed, not stored.
+        model.connector.rotary_emb = Qwen2RotaryEmbedding(model.connector.config)
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for folder in RELEASED_FOLDERS:
+            tensors = {}
+            for path in sorted((Path(directory) / folder).glob("*.safetensors")):
+                for name, tensor in load_file(path).items():
+                    if (own_name := released_name(folder, name)) is not None:
+                        tensors[own_name] = tensor.to(dtype)
+            own = {name for name in wanted if folder_of(name) == folder}
+            common = own & tensors.keys()
+            shapes = [
+                f"{name} {tuple(tensors[name].shape)}, not {wanted[name]}"
+                for name in common
+                if tuple(tensors[name].shape) != wanted[name]
+            ]
+            report(Path(directory) / folder, own - common, tensors.keys() - common, shapes)
+            model.load_state_dict(tensors, strict=False, assign=True)
+        return model.eval()
+
+
+RELEASED_FOLDERS = ("mlp", "connector", "transformer", "vae")
+
+
+def folder_of(name: str) -> str:
+    """The released folder that holds a weight of `ImageGen`."""
+    part = name.split(".")[0]
+    return part if part in RELEASED_FOLDERS else "mlp"
+
+
+def released_name(folder: str, name: str) -> str | None:
+    """The name in `ImageGen` of a weight in a released folder; None for what is not used.
+
+    That is the connector's vocabulary, and a projector that an earlier release kept in `mlp/`.
+    """
+    if folder == "mlp":
+        return None if name.startswith("linear_proj.") else name
+    if folder == "connector":
+        is_vocabulary = name.startswith(("model.embed_tokens.", "lm_head."))
+        return None if is_vocabulary else "connector." + name.removeprefix("model.")
+    return f"{folder}.{name}"
+
+
+def report(source, missing, unexpected, shapes) -> None:
+    """Raise one ValueError that names what does not fit between a checkpoint and the model, if anything."""
+    problems = {"missing keys": missing, "unexpected keys": unexpected, "wrong shapes": shapes}
+    for problem, found in problems.items():
+        if names := sorted(found):
+            more = f", ... ({len(names)} in all)" if len(names) > NAMES_SHOWN else ""
+            raise ValueError(
+                f"{source}: {problem}: {', '.join(names[:NAMES_SHOWN])}{more}. "
+                "The weights and their configuration do not belong together."
+            )
+
+
+__all__ = ["Drawing", "ImageGen"]

@@ -1,0 +1,293 @@
+"""Drawing through the whole model: conversations, batches, seeds, sizes, streams, errors, saving (random weights)."""
+
+import subprocess
+import sys
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+import torch
+from image_helpers import ROOT, STEPS, build_drawing_repository, small_config, small_image_gen
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor
+
+from image_gen.configuration_image_gen import ImageGenConfig
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+
+PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
+RECORDING = {"type": "audio", "audio": str(ROOT / "demo" / "recording.wav")}
+CLIP = {"type": "video", "video": str(ROOT / "demo" / "clip.mp4")}
+CHATS = [
+    [{"role": "user", "content": "Draw a small red circle on the left."}],
+    [{"role": "user", "content": [PICTURE, {"type": "text", "text": "Make the circle blue."}]}],
+    [{"role": "user", "content": [CLIP, RECORDING, PICTURE, {"type": "text", "text": "Draw what you hear."}]}],
+    [
+        {"role": "user", "content": [PICTURE, {"type": "text", "text": "What shape is it?"}]},
+        {"role": "assistant", "content": "circle"},
+        {"role": "user", "content": "Draw it again."},
+    ],
+]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return build_drawing_repository(tmp_path_factory.mktemp("drawing"))
+
+
+@pytest.fixture(scope="module")
+def model(repository):
+    return BailingMMNativeForConditionalGeneration.from_pretrained(repository, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
+
+
+def prepare(processor, chats) -> dict:
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    return dict(processor.apply_chat_template(chats, **options))
+
+
+def draw(model, processor, chats, **options):
+    return model.generate(**prepare(processor, chats), generation_mode="image", **options)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def test_a_batch_of_mixed_chats_draws_as_each_alone(model, processor):
+    together = draw(model, processor, CHATS, seed=5)
+    assert len(together.images) == 4 and together.native_size == (64, 64)
+    for chat, image in zip(CHATS, together.images, strict=True):
+        alone = draw(model, processor, [chat], seed=5).images[0]
+        assert np.abs(pixels(alone) - pixels(image)).max() <= 1
+
+
+def test_what_was_said_earlier_matters(model, processor):
+    states = [model.image_states(**prepare(processor, [chat]))[-1] for chat in (CHATS[3], CHATS[3][2:])]
+    assert (states[0] - states[1]).abs().max() > 0.1
+
+
+def test_seeds_belong_to_pictures_and_leave_the_global_generator_alone(model, processor):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    pair = draw(model, processor, CHATS[:2], seed=[7, 8], num_images_per_prompt=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    again = draw(model, processor, CHATS[1:2], seed=8)
+    assert np.abs(pixels(pair.images[1]) - pixels(again.images[0])).max() <= 1
+    variants = draw(model, processor, CHATS[:1], seed=7, num_images_per_prompt=2)
+    assert np.abs(pixels(variants.images[0]) - pixels(pair.images[0])).max() <= 1
+    assert (pixels(variants.images[0]) != pixels(variants.images[1])).any()
+    generator = [torch.Generator().manual_seed(8)]
+    assert draw(model, processor, CHATS[1:2], generator=generator).images == again.images
+    fresh = [draw(model, processor, CHATS[:1]).images[0] for _ in range(2)]
+    assert fresh[0] != fresh[1]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (250, 260), (100, 64), (2048, 64), (333, 2048)])
+def test_pictures_have_the_size_asked_for(model, processor, size):
+    options = {"seed": 1, "height": size[0], "width": size[1], "num_inference_steps": 1}
+    drawing = draw(model, processor, CHATS[:1], **options)
+    assert drawing.images[0].size == (size[1], size[0]) and drawing.images[0].mode == "RGB"
+    native = draw(model, processor, CHATS[:1], **options, resize=False)
+    assert native.images[0].size == native.native_size[::-1] == drawing.native_size[::-1]
+
+
+def test_every_size_has_a_native_size_near_its_shape():
+    config = ImageGenConfig()
+    for height in range(64, 2049, 31):
+        for width in range(64, 2049, 37):
+            native = config.native_size(height, width)
+            assert all(side % 32 == 0 for side in native)
+            if 0.25 <= height / width <= 4:  # the table has nothing between 3 and 4
+                assert (
+                    abs(native[0] / native[1] / (height / width) - 1) < 0.17
+                )  # the table has nothing between 3 and 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"height": 63}, "height=63: pictures have whole sides of 64 to 2048 pixels"),
+        ({"width": 64.5}, "width=64.5"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number of at least 1, got 0"),
+        ({"num_inference_steps": -3}, "got -3"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be"),
+        ({"guidance_scale": -1.0}, r"guidance_scale must be at least 1 \(no guidance\), got -1.0"),
+        ({"seed": [1, 2]}, "2 seeds for 1 rows"),
+        ({"seed": 1, "generator": torch.Generator()}, "either seed or generator"),
+        ({"speaker": "luna"}, "speaker: only generation_mode='audio' speaks"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_any_work(model, processor, options, message, monkeypatch):
+    monkeypatch.setattr(model, "image_states", lambda **kwargs: pytest.fail("work began"))
+    with pytest.raises(ValueError, match=message):
+        draw(model, processor, CHATS[:1], **options)
+
+
+def test_drawing_needs_its_mode_its_component_and_room(model, processor, repository, tmp_path):
+    inputs = prepare(processor, CHATS[:1])
+    with pytest.raises(ValueError, match="height: only generation_mode='image' draws"):
+        model.generate(**inputs, height=64)
+    with pytest.raises(ValueError, match="seed: only generation_mode='audio' or 'image' takes it"):
+        model.generate(**inputs, seed=1)
+    without = BailingMMNativeForConditionalGeneration.from_pretrained(
+        repository, dtype=torch.float32, load_image_gen=False
+    )
+    with pytest.raises(ValueError, match="load_image_gen=False"):
+        without.generate(**inputs, generation_mode="image")
+    build_drawing_repository(tmp_path)
+    for path in (tmp_path / "image_gen").iterdir():
+        path.unlink()
+    bare = BailingMMNativeForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    with pytest.raises(ValueError, match="has no image_gen/ folder"):
+        bare.generate(**inputs, generation_mode="image")
+    ids = torch.full((1, model.config.llm_config.max_position_embeddings - 5), 30)
+    with pytest.raises(ValueError, match="prompt and query tokens are .*; the model's context is"):
+        model.generate(ids, generation_mode="image")
+
+
+def test_a_callback_sees_every_step_and_may_cancel(model, processor):
+    steps = []
+
+    def callback(step, num_steps, latents):
+        steps.append((step, num_steps, tuple(latents.shape)))
+        return step < 1
+
+    with pytest.raises(CancelledError, match="after step 2 of 3"):
+        draw(model, processor, CHATS[:1], callback=callback, num_inference_steps=3)
+    assert steps == [(0, 3, (1, 4, 2, 2)), (1, 3, (1, 4, 2, 2))]
+
+
+def test_stream_shows_progress_then_the_picture(model, processor):
+    inputs = prepare(processor, CHATS[:1])
+    events = list(model.stream(**inputs, generation_mode="image", seed=3))
+    assert [type(event).__name__ for event in events] == ["ImageProgress"] * STEPS + ["ImageDone", "Done"]
+    assert events[-2].images == draw(model, processor, CHATS[:1], seed=3).images
+    preview = model.image_gen.decode(events[0].latents)
+    assert preview[0].size == (64, 64)
+
+
+def test_closing_a_stream_stops_the_drawing(model, processor):
+    steps = []
+    options = {"num_inference_steps": 50, "callback": lambda step, *rest: steps.append(step)}
+    events = model.stream(**prepare(processor, CHATS[:1]), generation_mode="image", **options)
+    next(events)
+    events.close()
+    seen = len(steps)
+    assert seen < 50 and len(steps) == seen
+
+
+def test_errors_of_a_stream_reach_its_reader(model, processor, monkeypatch):
+    with pytest.raises(ValueError, match="height=1"):
+        model.stream(**prepare(processor, CHATS[:1]), generation_mode="image", height=1)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of paint")
+
+    monkeypatch.setattr(model.image_gen, "draw", fail)
+    with pytest.raises(RuntimeError, match="out of paint"):
+        list(model.stream(**prepare(processor, CHATS[:1]), generation_mode="image"))
+
+
+def test_text_and_picture_from_one_call(model, processor):
+    inputs = prepare(processor, CHATS[1:2])
+    output = model.generate(**inputs, generation_mode=["text", "image"], seed=3, max_new_tokens=5)
+    assert torch.equal(output.sequences, model.generate(**inputs, max_new_tokens=5))
+    assert output.images == draw(model, processor, CHATS[1:2], seed=3).images and output.waveforms is None
+    names = [
+        type(event).__name__
+        for event in model.stream(**inputs, generation_mode=["image", "text"], seed=3, max_new_tokens=5)
+    ]
+    assert names[0] == "TextDelta" and names[-2:] == ["ImageDone", "Done"]
+
+
+def test_the_released_call_returns_the_picture(model, processor):
+    inputs = prepare(processor, CHATS[:1])
+    options = {"image_gen_seed": 3, "image_gen_steps": 2, "image_gen_cfg": 4.0}
+    options |= {"image_gen_height": 80, "image_gen_width": 96}
+    image = model.generate(**inputs, image_gen=True, **options)
+    ours = {"seed": 3, "num_inference_steps": 2, "guidance_scale": 4.0, "height": 80, "width": 96}
+    assert image == draw(model, processor, CHATS[:1], **ours).images[0] and image.size == (96, 80)
+
+
+def test_guidance_of_one_is_the_condition_alone(model, processor):
+    calls = []
+    handle = model.image_gen.transformer.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
+    draw(model, processor, CHATS[:1], seed=3, guidance_scale=1.0)
+    draw(model, processor, CHATS[:1], seed=3, guidance_scale=2.0)
+    handle.remove()
+    assert calls == [1] * STEPS + [2] * STEPS
+
+
+def test_bfloat16_is_close(repository, model, processor):
+    low = BailingMMNativeForConditionalGeneration.from_pretrained(repository, dtype=torch.bfloat16).eval()
+    inputs = prepare(processor, CHATS[:2])
+    cast = {name: v.bfloat16() if v.is_floating_point() else v for name, v in inputs.items()}
+    assert low.image_gen.dtype == torch.bfloat16
+    difference = [
+        np.abs(pixels(ours) - pixels(theirs)).mean()
+        for ours, theirs in zip(
+            low.generate(**cast, generation_mode="image", seed=1).images,
+            model.generate(**inputs, generation_mode="image", seed=1).images,
+            strict=True,
+        )
+    ]
+    assert max(difference) < 4
+
+
+def test_component_is_no_part_of_the_main_weights_and_loads_alone(model, repository):
+    assert not [name for name in model.state_dict() if name.startswith("image_gen")]
+    alone = AutoModel.from_pretrained(repository, subfolder="image_gen", trust_remote_code=True).eval()
+    states = torch.randn(1, 9, 192, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(alone.condition(states), model.image_gen.condition(states), rtol=0, atol=1e-6)
+    norms = alone.condition(states).norm(dim=-1)
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+
+
+def test_saved_model_draws_the_same_in_a_fresh_process(model, processor, tmp_path):
+    model.save_pretrained(tmp_path / "copy")
+    processor.save_pretrained(tmp_path / "copy")
+    draw(model, processor, CHATS[:1], seed=3).images[0].save(tmp_path / "before.png")
+    script = """
+import sys, torch
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+repository, target = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
+model = AutoModelForMultimodalLM.from_pretrained(repository, trust_remote_code=True, dtype=torch.float32)
+chat = [{"role": "user", "content": "Draw a small red circle on the left."}]
+options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+inputs = processor.apply_chat_template(chat, **options)
+model.generate(**inputs, generation_mode="image", seed=3).images[0].save(target)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "copy"), str(tmp_path / "after.png")]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    before, after = (pixels(Image.open(tmp_path / name)) for name in ("before.png", "after.png"))
+    assert np.abs(before - after).max() <= 1
+
+
+def test_an_incomplete_component_is_refused(tmp_path):
+    small_image_gen().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {name: value for name, value in tensors.items() if name != "mlp.fc1.bias"}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"missing keys: mlp\.fc1\.bias"):
+        type(small_image_gen()).from_pretrained(tmp_path)
+
+
+def test_sizes_that_do_not_fit_each_other_are_refused():
+    config = small_config(192)
+    with pytest.raises(ValueError, match="must be equal, got 8, 4, 4"):
+        ImageGenConfig(transformer=config.transformer, vae={**config.vae, "latent_channels": 8})
+    with pytest.raises(ValueError, match="native_side must be a multiple of 32, got 100"):
+        ImageGenConfig(native_side=100)
+
+
+def test_auto_class_draws(repository, processor):
+    model = AutoModelForMultimodalLM.from_pretrained(repository, trust_remote_code=True, dtype=torch.float32)
+    assert len(draw(model, processor, CHATS[:1], seed=3).images) == 1
