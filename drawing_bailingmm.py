@@ -87,7 +87,6 @@ class DrawingMixin:
     def image_gen(self, value: nn.Module):
         self.__dict__.setdefault("_speech_parts", {})["image_gen"] = value
 
-    @torch.no_grad()
     def image_states(
         self,
         input_ids: torch.Tensor,
@@ -97,7 +96,8 @@ class DrawingMixin:
     ) -> list[torch.Tensor]:
         """What conversations say about the picture to draw: per scale, coarse to fine, states [B, n, H].
 
-        One pass over the prompts, padded on the left, with the query tokens behind them. Arguments as of `forward`.
+        One pass over the prompts, padded on the left, with the query tokens behind them; gradients reach the queries.
+        Arguments as of `forward`.
         """
         embeds, token_types = self.embed(input_ids, mm_token_type_ids, **media)
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
