@@ -57,7 +57,7 @@ def render(
         low, high = RADIUS[shape.size]
         centre = (x * width + float(offsets[index, 0]), y * height + float(offsets[index, 1]))
         radius = (low + (high - low) * float(fractions[index])) * short
-        _draw_shape(image, shape.kind, shape.colour, centre, radius, outline)
+        draw_shape(image, shape.kind, shape.colour, centre, radius, outline)
     return image if clean else _photograph([image], rng)[0]
 
 
@@ -85,7 +85,7 @@ def render_clip(
     frames = []
     for x, y in zip(course.xs, course.ys, strict=True):
         image = Image.new("RGB", (width, height), COLOURS[clip.background])
-        _draw_shape(image, clip.kind, clip.colour, (float(x) * width, float(y) * height), radius, outline=False)
+        draw_shape(image, clip.kind, clip.colour, (float(x) * width, float(y) * height), radius, outline=False)
         frames.append(image)
     return frames if clean else _photograph(frames, rng)
 
@@ -107,7 +107,7 @@ def _path(clip: Clip, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]
     return (along, across) if clip.motion in ("left", "right") else (across, along)
 
 
-def _draw_shape(
+def draw_shape(
     image: Image.Image, kind: str, colour: str, centre: tuple[float, float], radius: float, outline: bool
 ) -> None:
     """Draw one shape with soft edges. Only the shape's own square is supersampled, which is what makes this fast."""

@@ -27,6 +27,7 @@ from .speech import SAMPLE_RATE, Voice, sample_voice, speak
 from .world import TRANSCRIBE
 
 WER_BAR, DURATION_BAR, VOICE_BAR = 8.0, 25.0, 90.0
+PAUSE = SAMPLE_RATE // 10  # samples of silence around what is listened to, as recordings have it
 NUM_OTHERS = 9  # voices that an output is compared with beside its own
 
 
@@ -62,9 +63,16 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
     heard = []
     for start in tqdm(range(0, samples, batch_size), desc="listening"):
         chats = [
-            [{"role": "user", "content": [{"type": "audio", "audio": (wave.numpy(), SAMPLE_RATE)}, question]}]
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": TRANSCRIBE[0]},
+                        {"type": "audio", "audio": (F.pad(wave, (PAUSE, PAUSE)).numpy(), SAMPLE_RATE)},
+                    ],
+                }
+            ]
             for wave in waves[start : start + batch_size]
-            for question in ({"type": "text", "text": TRANSCRIBE[0]},)
         ]
         heard += answer(model, processor, chats, whisper=False)
     readings = []
