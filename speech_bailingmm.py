@@ -281,7 +281,9 @@ class SpeechMixin:
     @property
     def text_tokenizer(self):
         """The thinker's tokenizer, for calls that return text; read from the repository on first use."""
-        return self._speech_part("text_tokenizer", lambda source, revision: AutoTokenizer.from_pretrained(source))
+        return self._speech_part(
+            "text_tokenizer", lambda source, revision: AutoTokenizer.from_pretrained(source, trust_remote_code=True)
+        )
 
     @text_tokenizer.setter
     def text_tokenizer(self, value):

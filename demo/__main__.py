@@ -1,4 +1,4 @@
-"""Ask the bundled Ming-Tiny about a picture, a recording and a clip, and about files of your own.
+"""Ask the bundled Ming-Tiny about a picture, a recording, a clip and files of your own; it speaks too.
 
 python -m demo [--image FILE] [--audio FILE] [--video FILE] [--question TEXT] [--model DIRECTORY_OR_ID]
 """
@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import soundfile
 import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor, TextStreamer
 
@@ -26,14 +27,9 @@ def say(text: str, end: str = "\n") -> None:
     sys.stdout.flush()
 
 
-def ask(model, processor, medium: str, path: str, question: str, whisper: bool = False) -> str:
-    """Print question and streamed answer; return the answer."""
-    item = {"type": medium, medium: path}
-    text = {"type": "text", "text": question}
-    # As in the released examples: what to do with a recording stands before it, questions about pictures after them.
-    content = [text, item] if medium == "audio" else [item, text]
-    say(f"  {question}{' (Whisper encoder)' if whisper else ''}\n    -> ", end="")
-    inputs = processor.apply_chat_template(
+def prepare(model, processor, content: list[dict], whisper: bool = False):
+    """One user message as inputs of the model."""
+    return processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
         tokenize=True,
@@ -41,9 +37,36 @@ def ask(model, processor, medium: str, path: str, question: str, whisper: bool =
         return_tensors="pt",
         use_whisper_encoder=whisper,
     ).to(model.device, model.dtype)
+
+
+def ask(model, processor, medium: str, path: str, question: str, whisper: bool = False) -> str:
+    """Print question and streamed answer; return the answer."""
+    item = {"type": medium, medium: path}
+    text = {"type": "text", "text": question}
+    # As in the released examples: what to do with a recording stands before it, questions about pictures after them.
+    content = [text, item] if medium == "audio" else [item, text]
+    say(f"  {question}{' (Whisper encoder)' if whisper else ''}\n    -> ", end="")
+    inputs = prepare(model, processor, content, whisper)
     streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     sequences = model.generate(**inputs, max_new_tokens=64, streamer=streamer)
     return processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+
+
+def say_again(model, processor, heard: str, output: Path) -> dict:
+    """The bundled recording in another voice: listened to as codes, spoken by the detokenizer, and heard by the model."""
+    parts = model.talker_processor
+    recording, (name, voice) = str(HERE / "recording.wav"), list(parts.voices.items())[-1]
+    codes = parts.voice_encoder.encode(recording, heard).prompt_codes
+    generator = torch.Generator().manual_seed(0)
+    (waveform,) = model.audio_detokenizer.decode([codes], voice.speaker_embedding[None], generator=generator)
+    rate = model.audio_detokenizer.config.sample_rate
+    soundfile.write(output, waveform.numpy(), rate)
+    say(f"  {recording}, said again by {name}\n    -> {output} ({len(waveform) / rate:.1f} s)")
+    return {
+        "file": recording,
+        "spoken": output.name,
+        "answer": ask(model, processor, "audio", str(output), TRANSCRIBE),
+    }
 
 
 def main() -> None:
@@ -56,7 +79,7 @@ def main() -> None:
     parser.add_argument("--audio", help="a recording of yours")
     parser.add_argument("--video", help="a clip of yours")
     parser.add_argument("--question", help="what to ask about your files instead of the usual questions")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for answers.json")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder for answers.json and reply.wav")
     args = parser.parse_args()
 
     started = time.monotonic()
@@ -72,12 +95,15 @@ def main() -> None:
             files.append((medium, path, (args.question,) if args.question else QUESTIONS[medium]))
     answers = []
     for number, (medium, path, questions) in enumerate(files, start=1):
-        say(f"[{number}/{len(files)}] {medium}: {path}")
+        say(f"[{number}/{len(files) + 1}] {medium}: {path}")
         for question in questions:
             for whisper in (False, True) if medium == "audio" else (False,):
                 reply = ask(model, processor, medium, path, question, whisper)
                 answers.append({"file": path, "question": question, "whisper": whisper, "answer": reply})
+    say(f"[{len(files) + 1}/{len(files) + 1}] speech")
     args.output.mkdir(parents=True, exist_ok=True)
+    heard = next(item["answer"] for item in answers if item["question"] == TRANSCRIBE)
+    answers.append(say_again(model, processor, heard, args.output / "reply.wav"))
     (args.output / "answers.json").write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
     say(f"\nAnswers written to {args.output / 'answers.json'} after {time.monotonic() - started:.1f} s")
 

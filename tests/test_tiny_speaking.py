@@ -11,7 +11,7 @@ from transformers import AutoModelForMultimodalLM
 
 from modeling_talker import StopRules
 from training.tiny import speech
-from training.tiny.speaking import FlowData, VocoderData
+from training.tiny.speaking import FlowData, VocoderData, written
 from training.tiny.speech import VARIANTS, SpeechPool, Voice
 from training.tiny.stage_listeners import train_speaker_encoder, train_speech_tokenizer
 from training.tiny.stage_speaking import SPEAKERS, STAGES, export, hear, tiny_detokenizer_config, train
@@ -62,6 +62,13 @@ def test_lenders_have_the_voice_of_the_utterance_and_are_others(heard):
         lenders = heard.lenders(target)
         assert target not in lenders
         assert {records[index]["voice"]["name"] for index in lenders} == {records[target]["voice"]["name"]}
+
+
+def test_spoken_words_are_written_as_in_replies():
+    words = "a small red circle on the left on a white background"
+    forms = {written(words, np.random.default_rng(seed)) for seed in range(60)}
+    assert {form.lower().rstrip(".,?").replace(",", "") for form in forms} == {words}
+    assert {words, words.replace("left on", "left, on"), words.capitalize() + "."} <= forms
 
 
 def test_flow_examples_have_the_frames_that_their_codes_make(heard):
