@@ -53,7 +53,7 @@ def ask(model, processor, medium: str, path: str, question: str, whisper: bool =
 
 
 def say_again(model, processor, heard: str, output: Path) -> dict:
-    """The bundled recording in another voice: listened to as codes, spoken by the detokenizer, and heard by the model."""
+    """The bundled recording in another voice: turned into codes, spoken by the detokenizer, heard by the model."""
     parts = model.talker_processor
     recording, (name, voice) = str(HERE / "recording.wav"), list(parts.voices.items())[-1]
     codes = parts.voice_encoder.encode(recording, heard).prompt_codes
