@@ -1,6 +1,7 @@
 """A whole speaking model of random weights: Ming-Tiny's thinker with a small talker, codec, detokenizer and voices."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -87,6 +88,8 @@ def build_speaking_repository(directory: Path) -> Path:
             parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.0) + (parameter.ndim == 1))
     model.config.talker_config = config
     model.save_pretrained(directory)
+    for folder in ("voices", "talker", "codec_bpe"):  # Ming-Tiny's own travel with its weights
+        shutil.rmtree(directory / folder)
     for file in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
         (directory / file).write_text((ROOT / file).read_text(encoding="utf-8"), encoding="utf-8")
     BailingMMTalkerProcessor(
