@@ -23,13 +23,21 @@ RADII = np.linspace(0.055, 0.17, 24)
 SMALL_BELOW = (RADIUS["small"][1] + RADIUS["large"][0]) / 2
 
 
+def centred(mask: np.ndarray) -> np.ndarray:
+    """A mask [n, n] moved so that its bounding box is in the middle."""
+    half = len(mask) // 2
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    shift = (half - (rows[0] + rows[-1]) // 2, half - (columns[0] + columns[-1]) // 2)
+    return np.roll(mask, shift, axis=(0, 1))
+
+
 @cache
 def template(kind: str, radius: float) -> np.ndarray:
-    """Filled shape in the middle of a square of side 2 * REACH: bool [n, n]."""
+    """Filled shape, centred in a square of side 2 * REACH: bool [n, n]."""
     side = 2 * round(REACH * SIDE) + 1
     image = Image.new("RGB", (side, side))
     draw_shape(image, kind, "white", (side / 2, side / 2), radius * SIDE, outline=False)
-    return np.asarray(image.convert("L")) > 127
+    return centred(np.asarray(image.convert("L")) > 127)
 
 
 def nearest_colour(pixels: np.ndarray, other_than: str | None = None) -> str:
@@ -61,9 +69,7 @@ def read_shape(pixels: np.ndarray, background: str, position: str) -> tuple[Shap
     mask, colour = cover(pixels[y - half : y + half + 1, x - half : x + half + 1], background)
     if mask.sum() < MIN_AREA * SIDE * SIDE:
         return None, False
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    shift = (half - (rows[0] + rows[-1]) // 2, half - (columns[0] + columns[-1]) // 2)
-    filled = fill(np.roll(mask, shift, axis=(0, 1)))
+    filled = fill(centred(mask))
     overlaps = {(kind, radius): _overlap(filled, kind, radius) for kind in KINDS for radius in RADII}
     kind, radius = max(overlaps, key=overlaps.get)
     if overlaps[kind, radius] < MIN_OVERLAP:
@@ -73,11 +79,8 @@ def read_shape(pixels: np.ndarray, background: str, position: str) -> tuple[Shap
 
 
 def _overlap(mask: np.ndarray, kind: str, radius: float) -> float:
-    """Intersection over union with a template, centred by its bounding box like the mask."""
+    """Intersection over union of a centred mask with a template."""
     drawn = template(kind, radius)
-    rows, columns = np.flatnonzero(drawn.any(axis=1)), np.flatnonzero(drawn.any(axis=0))
-    half = len(drawn) // 2
-    drawn = np.roll(drawn, (half - (rows[0] + rows[-1]) // 2, half - (columns[0] + columns[-1]) // 2), axis=(0, 1))
     return float((mask & drawn).sum() / max((mask | drawn).sum(), 1))
 
 
