@@ -81,11 +81,11 @@ class DrawingMixin:
                 raise ValueError(f"{source} has no {IMAGE_FOLDER}/ folder; take a repository that draws")
             return AutoModel.from_pretrained(source, dtype=self.dtype, trust_remote_code=True, **options).eval()
 
-        return self._speech_part("image_gen", read).to(self.device)
+        return self._component("image_gen", read).to(self.device)
 
     @image_gen.setter
     def image_gen(self, value: nn.Module):
-        self.__dict__.setdefault("_speech_parts", {})["image_gen"] = value
+        self.__dict__.setdefault("_components", {})["image_gen"] = value
 
     def image_states(
         self,

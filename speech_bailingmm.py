@@ -241,11 +241,11 @@ class BackgroundReply:
 class SpeechMixin:
     """`speak`, `stream` and the audio mode of `generate` for a model with a `talker` (or None)."""
 
-    _speech_parts: dict
+    _components: dict
 
-    def _speech_part(self, name: str, read):
+    def _component(self, name: str, read):
         """A part that lives beside the main weights, read on first use."""
-        parts = self.__dict__.setdefault("_speech_parts", {})
+        parts = self.__dict__.setdefault("_components", {})
         if name not in parts:
             source = self.config._name_or_path
             if not source:
@@ -263,31 +263,31 @@ class SpeechMixin:
             options = {"subfolder": DETOKENIZER_FOLDER, "trust_remote_code": True, "revision": revision or "main"}
             return AutoModel.from_pretrained(source, **options).eval()
 
-        return self._speech_part("audio_detokenizer", read).to(self.device)
+        return self._component("audio_detokenizer", read).to(self.device)
 
     @audio_detokenizer.setter
     def audio_detokenizer(self, value: nn.Module):
-        self.__dict__.setdefault("_speech_parts", {})["audio_detokenizer"] = value
+        self.__dict__.setdefault("_components", {})["audio_detokenizer"] = value
 
     @property
     def talker_processor(self) -> BailingMMTalkerProcessor:
         """Voices, codec vocabulary and the talker's tokenizer; read from the repository on first use."""
-        return self._speech_part("talker_processor", BailingMMTalkerProcessor.from_pretrained)
+        return self._component("talker_processor", BailingMMTalkerProcessor.from_pretrained)
 
     @talker_processor.setter
     def talker_processor(self, value: BailingMMTalkerProcessor):
-        self.__dict__.setdefault("_speech_parts", {})["talker_processor"] = value
+        self.__dict__.setdefault("_components", {})["talker_processor"] = value
 
     @property
     def text_tokenizer(self):
         """The thinker's tokenizer, for calls that return text; read from the repository on first use."""
-        return self._speech_part(
+        return self._component(
             "text_tokenizer", lambda source, revision: AutoTokenizer.from_pretrained(source, trust_remote_code=True)
         )
 
     @text_tokenizer.setter
     def text_tokenizer(self, value):
-        self.__dict__.setdefault("_speech_parts", {})["text_tokenizer"] = value
+        self.__dict__.setdefault("_components", {})["text_tokenizer"] = value
 
     def _require_talker(self) -> BailingMMTalker:
         if getattr(self, "talker", None) is None:
