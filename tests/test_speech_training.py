@@ -99,12 +99,13 @@ def test_talker_labels_are_the_next_ids_and_the_end(talker):
 
 def test_talker_loss_equals_that_of_forward_and_falls(talker):
     batch = talker_batch(talker, [prompt(0), prompt(1, 4)], [torch.tensor([5, 6, 7]), torch.tensor([9])])
-    loss = talker_loss(talker, batch)
+    loss, states = talker_loss(talker, batch)
+    assert len(states) == talker.config.llm_config.num_hidden_layers + 1
     torch.testing.assert_close(loss, talker(**batch).loss)
     optimizer = torch.optim.Adam(talker.parameters(), 1e-2)
     for _ in range(40):
         optimizer.zero_grad()
-        now = talker_loss(talker, batch)
+        now = talker_loss(talker, batch)[0]
         now.backward()
         optimizer.step()
     assert now < 0.1 * loss
@@ -118,7 +119,7 @@ def test_gradients_reach_text_voice_and_thinker(talker):
     batch = talker_batch(talker, [prompt(1, 4)], [torch.tensor([9, 8])])
     for name in ("speaker_embedding", "thinker_states"):
         batch[name].requires_grad_()
-    talker_loss(talker, batch).backward()
+    talker_loss(talker, batch)[0].backward()
     assert batch["speaker_embedding"].grad.abs().sum() > 0 and batch["thinker_states"].grad.abs().sum() > 0
     assert talker.get_input_embeddings().weight.grad[prompt(1).text_ids].abs().sum() > 0
 

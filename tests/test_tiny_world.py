@@ -1,5 +1,6 @@
 """The world of Ming-Tiny: deterministic, split cleanly, and right about its own pictures."""
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from training.tiny import speech
-from training.tiny.drawing import CENTRE, render, render_clip, sample_course
+from training.tiny.drawing import CENTRE, compress, render, render_clip, sample_course
 from training.tiny.questions import (
     Fact,
     describe_scene,
@@ -19,6 +20,7 @@ from training.tiny.questions import (
     sample_clip_fact,
     sample_fact,
     sample_yes_no,
+    say,
     scene_facts,
     unique_by,
     word,
@@ -39,6 +41,8 @@ from training.tiny.scenes import (
     split_of,
 )
 from training.tiny.sentences import (
+    draw_command,
+    read_command,
     sample_edit,
     sample_sentence,
     sample_spoken_question,
@@ -63,6 +67,9 @@ class ToneSpeaker:
 
     def question(self, rng: np.random.Generator, texts: list[str]) -> Utterance:
         return self._say(texts[int(rng.integers(len(texts)))])
+
+    def command(self, rng: np.random.Generator) -> Utterance:
+        return self._say(say(draw_command(sample_scene(rng, "train", 1), rng)))
 
     def _say(self, text: str) -> Utterance:
         time = np.arange(len(text) * 500, dtype=np.float32) / SAMPLE_RATE
@@ -236,6 +243,47 @@ def test_clips_move_the_way_they_say(rng):
         assert len(frames) == 6
         assert np.abs(moved[1 - axis]) < 2
         assert np.sign(np.round(moved[axis] / 4)) == sign
+
+
+def test_a_clip_out_of_a_file_keeps_its_frames_and_loses_colour_detail(rng):
+    course = sample_course(Clip("circle", "red", "small", "left", "white", 7), rng)
+    frames = render_clip(course, 97, 64, rng, clean=True)
+    filed = compress(frames, 20)
+    assert [frame.size for frame in filed] == [(96, 64)] * 7
+    drawn, read = (np.float32([np.asarray(frame)[:, :96] for frame in some]) for some in (frames, filed))
+    assert 0.2 < np.abs(read - drawn).mean() < 12
+
+
+def test_wishes_for_pictures_follow_one_another():
+    outlines = 0
+    for seed in range(40):
+        sample = sample_chat("editing", np.random.default_rng(seed), "train", dense=True, max_side=96)
+        answers = [m["content"][0]["text"] for m in sample.messages if m["role"] == "assistant"]
+        scenes = [sample.labels[0], *(picture.scene for picture in sample.pictures)]
+        assert answers == [describe_scene(scene) for scene in scenes[1:]]
+        styles = [picture.outline for picture in sample.pictures]
+        assert styles == sorted(styles)  # an outline stays one
+        outlines += styles[-1]
+        for before, after in itertools.pairwise(zip(scenes, [False, *styles], strict=True)):
+            assert before != after
+    assert 5 < outlines < 35
+
+
+def test_spoken_commands_are_read_back(rng):
+    for _ in range(50):
+        scene = sample_scene(rng, "train", 1)
+        assert read_command(say(draw_command(scene, rng))) == scene
+    assert read_command(say(draw_command(sample_scene(rng, "train", 2), rng))) is None
+    assert read_command("draw a small red circle") is None
+
+
+def test_spoken_chats_ask_several_times_about_one_picture(rng):
+    sample = sample_chat("spoken_question", rng, "train", ToneSpeaker(), dense=True, max_side=96)
+    kinds = [item["type"] for item in sample.media]
+    assert kinds.count("image") == 1 and kinds.count("audio") == 4
+    spoken = [label for item, label in zip(sample.media, sample.labels, strict=True) if item["type"] == "audio"]
+    transcripts = [m["content"][0]["text"] for m in sample.messages if m["role"] == "assistant"]
+    assert len(spoken) == 4 and len(transcripts) >= 4
 
 
 def test_answers_about_a_known_scene():

@@ -2,24 +2,35 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from modeling_bailing_moe import AUDIO_TYPE, IMAGE_TYPE
+from processing_bailingmm import BailingMMProcessor
 from training.balance import DynamicBalance, relative_slope, weighted_sum
+from training.chats import chat_batch
 from training.loop import fit
 from training.objectives import IGNORE, chat_labels, ctc_greedy, ctc_loss
 from training.optimizer import Muon, MuonAdamW
-from training.tiny.dense import ASPECTS, CLIP_ASPECTS, cell_labels, clip_labels
+from training.tiny.dense import ASPECTS, CLIP_ASPECTS, DenseLoss, _runs, cell_labels, clip_labels, dense_labels
 from training.tiny.drawing import Course, render
 from training.tiny.evaluate import questions_of, word_errors
 from training.tiny.scenes import MOTIONS, Clip, Scene, Shape
 from training.tiny.warmup import silhouettes
+from training.tiny.world import sample_chat
 
+ROOT = Path(__file__).resolve().parents[1]
 ROLE, HUMAN, ASSISTANT, END_ROLE, EOS = 90, 91, 92, 93, 99
 HEADER = [ROLE, ASSISTANT, END_ROLE]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
 
 
 def test_chat_labels_cover_every_assistant_turn_and_its_end():
@@ -197,6 +208,41 @@ def test_cell_labels_name_the_shape_where_it_is():
     kind = labels["kind"].reshape(5, 5)
     assert kind[2, 0] == ASPECTS["kind"].index("star") and kind[:, 3:].max() == 0
     assert (labels["background"] == ASPECTS["background"].index("white")).all() and (labels["count"] == 0).all()
+
+
+def test_runs_are_the_stretches_of_a_mask_row_by_row():
+    mask = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1]]).bool()
+    assert _runs(mask).tolist() == [2, 1, 1, 3]
+
+
+def test_dense_labels_number_the_pictures_of_a_chat_and_spell_all_recordings(rng):
+    processor = BailingMMProcessor.from_pretrained(ROOT)
+    samples = [sample_chat(row, rng, "train", dense=True, max_side=96) for row in ("two_images", "image_qa")]
+    inputs = chat_batch(processor, [sample.messages for sample in samples])
+    labels = dense_labels(samples, processor.tokenizer, inputs, use_whisper_encoder=False)
+    tokens = (inputs["image_grid_thw"].prod(dim=1) // 4).tolist()
+    assert labels["order"]["order"].tolist() == [0] * tokens[0] + [1] * tokens[1] + [0] * tokens[2]
+    assert len(labels["vision"]["kind"]) == sum(tokens) == (inputs["mm_token_type_ids"] == IMAGE_TYPE).sum()
+    waves = [(np.zeros(8000 + 4000 * n, np.float32), 16000) for n in range(3)]
+    chats = [
+        [{"role": "user", "content": [{"type": "audio", "audio": wave}, {"type": "text", "text": "hm"}]}]
+        for wave in waves
+    ]
+    chats = [[*chats[0], {"role": "assistant", "content": "no"}, *chats[1]], chats[2]]
+    inputs = processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt")
+    lengths = _runs(inputs["mm_token_type_ids"] == AUDIO_TYPE)
+    assert len(lengths) == 3 and lengths.tolist() == sorted(lengths.tolist())
+
+
+def test_dense_loss_trains_the_first_layer_to_tell_pictures_apart(rng):
+    torch.manual_seed(0)
+    dense = DenseLoss(16, 8)
+    types = torch.tensor([[0, IMAGE_TYPE, IMAGE_TYPE, 0, IMAGE_TYPE]])
+    embeds, states = torch.randn(1, 5, 16), torch.randn(1, 5, 16, requires_grad=True)
+    labels = {"order": {"order": torch.tensor([0, 0, 1])}}
+    dense(embeds, states, types, labels).backward()
+    assert (states.grad.abs().sum(-1)[0] > 0).tolist() == (types[0] == IMAGE_TYPE).tolist()
+    assert dense(embeds, None, types, labels) == 0
 
 
 def test_clip_labels_follow_the_shape():

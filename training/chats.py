@@ -49,8 +49,8 @@ class StepwiseObjective(nn.Module):
 
     Args:
         model: a `BailingMMNativeForConditionalGeneration`.
-        dense: module (inputs_embeds, mm_token_type_ids, labels) -> scalar that trains encoders beside the replies; a
-            batch that has labels for it holds them as "dense".
+        dense: module (inputs_embeds, first layer's states, mm_token_type_ids, labels) -> scalar that trains encoders
+            beside the replies; a batch that has labels for it holds them as "dense".
         dense_weight: factor on its losses.
     """
 
@@ -66,9 +66,9 @@ class StepwiseObjective(nn.Module):
             labels, attention_mask = batch.pop("labels"), batch.pop("attention_mask")
             dense_labels = batch.pop("dense", None)
             inputs_embeds, token_types = self.model.embed(**batch)
-            losses[name] = embedded_loss(self.model, inputs_embeds, token_types, attention_mask, labels)
+            losses[name], states = embedded_loss(self.model, inputs_embeds, token_types, attention_mask, labels)
             if dense_labels:
-                dense_losses.append(self.dense(inputs_embeds, token_types, dense_labels))
+                dense_losses.append(self.dense(inputs_embeds, states[1], token_types, dense_labels))
         loss = weighted_sum(losses, self.weights)
         if not dense_losses:
             return {"loss": loss, **losses}

@@ -7,6 +7,7 @@ frozen.
 Shape letters: B pictures, n query tokens of a scale, H width of the language model, C latent channels, h x w latents.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,13 +83,15 @@ class AlignmentHead(nn.Module):
 
 def alignment_loss(head: AlignmentHead, states: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     """Representation alignment at one scale: mean squared error between the projected states of a middle block
-    [B, h * w, D] and the clean latents [B, C, h, w] of the same places.
+    [B, h * w, D] and the clean latents [B, C, h, w] of the same places (the mean of those that a token stands for,
+    where the transformer's patches are larger than one latent).
 
     The paper names the mean squared error and the release the block and the head, which ends in a layer norm over
     latent channels; the target is our choice: the clean latent of a place, normalised over its channels like the
     head's output.
     """
-    wanted = latents.flatten(2).transpose(1, 2)
+    patch = math.isqrt(latents.shape[-2] * latents.shape[-1] // states.shape[1])
+    wanted = F.avg_pool2d(latents, patch).flatten(2).transpose(1, 2)
     return F.mse_loss(head(states), F.layer_norm(wanted, wanted.shape[-1:]))
 
 

@@ -60,7 +60,7 @@ def next_token_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.T
     """
     batch = dict(batch)
     labels, attention_mask = batch.pop("labels"), batch.pop("attention_mask")
-    return embedded_loss(model, *model.embed(**batch), attention_mask, labels)
+    return embedded_loss(model, *model.embed(**batch), attention_mask, labels)[0]
 
 
 def embedded_loss(
@@ -69,8 +69,9 @@ def embedded_loss(
     mm_token_type_ids: torch.Tensor | None,
     attention_mask: torch.Tensor,
     labels: torch.Tensor,
-) -> torch.Tensor:
-    """`next_token_loss` from what `model.embed` returns: inputs_embeds [B, L, H], the others [B, L]."""
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """`next_token_loss` from what `model.embed` returns, inputs_embeds [B, L, H], the others [B, L]; also the hidden
+    states [B, L, H] before the first layer and behind each one."""
     causal_lm = model.model
     outputs = causal_lm.model(
         inputs_embeds=inputs_embeds,
@@ -78,6 +79,7 @@ def embedded_loss(
         mm_token_type_ids=mm_token_type_ids,
         use_cache=False,
         output_router_logits=True,
+        output_hidden_states=True,
     )
     is_trained = labels[:, 1:] != IGNORE
     logits = causal_lm.lm_head(outputs.last_hidden_state[:, :-1][is_trained]).float()
@@ -85,7 +87,7 @@ def embedded_loss(
         outputs.router_logits, causal_lm.config.num_experts_per_tok, mm_token_type_ids, attention_mask
     )
     loss = F.cross_entropy(logits, labels[:, 1:][is_trained])
-    return loss + weighted_router_loss(causal_lm.config, load_balancing, router_z)
+    return loss + weighted_router_loss(causal_lm.config, load_balancing, router_z), outputs.hidden_states
 
 
 def ctc_loss(

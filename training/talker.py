@@ -32,14 +32,21 @@ def talker_batch(
     return {**inputs, "labels": labels}
 
 
-def talker_loss(talker: BailingMMTalker, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of the ids that are trained, without the logits of the others."""
+def talker_loss(
+    talker: BailingMMTalker, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Mean cross-entropy of the ids that are trained, without the logits of the others; also the hidden states
+    [B, L, H] before the first layer and behind each one."""
     batch = dict(batch)
     labels = batch.pop("labels")
     position_ids, attention_mask = batch.pop("position_ids"), batch.pop("attention_mask")
     outputs = talker.model.model(
-        inputs_embeds=talker.embed(**batch), attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        inputs_embeds=talker.embed(**batch),
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        use_cache=False,
+        output_hidden_states=True,
     )
     trained = labels != IGNORE
     logits = talker.model.lm_head(outputs.last_hidden_state[trained]).float()
-    return torch.nn.functional.cross_entropy(logits, labels[trained])
+    return torch.nn.functional.cross_entropy(logits, labels[trained]), outputs.hidden_states

@@ -15,7 +15,7 @@ from processing_bailingmm import BailingMMProcessor
 from ..balance import DynamicBalance
 from ..chats import BalanceCallback, StepwiseObjective
 from ..loop import fit
-from . import stage_speaking
+from . import stage_drawing, stage_speaking
 from .architecture import tiny_config
 from .dense import DenseLoss
 from .perception import MIX, PerceptionData
@@ -33,7 +33,7 @@ PARTS = {
     "sanm": ("audio", "linear_proj_audio"),
     "whisper": ("whisper_encoder", "linear_proj_whisper"),
 }
-ORDER = ("speech", *PARTS, "heads", "chat", "speaking")
+ORDER = ("speech", *PARTS, "heads", "chat", "speaking", "drawing")
 # Optimiser steps and batch size of each stage.
 STEPS = {"vision": (1600, 40), "sanm": (1500, 32), "whisper": (1500, 24), "heads": (150, None), "chat": (3000, None)}
 AUTO_MAP = {
@@ -169,6 +169,14 @@ def speaking(args: argparse.Namespace) -> None:
     stage_speaking.export(args)
 
 
+def drawing(args: argparse.Namespace) -> None:
+    """Stage 2b: what draws; writes RUNS/model/image_gen."""
+    args = argparse.Namespace(**{**vars(args), "thinker": args.runs / "thinker"})
+    for name in stage_drawing.STAGES:
+        stage_drawing.train(name, args)
+    stage_drawing.export(args)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m training.tiny", description=__doc__)
@@ -193,7 +201,7 @@ def main() -> None:
         if stage in PARTS:
             warm_up(stage, args)
         else:
-            {"speech": speech, "heads": heads, "chat": chat, "speaking": speaking}[stage](args)
+            {"speech": speech, "heads": heads, "chat": chat, "speaking": speaking, "drawing": drawing}[stage](args)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ ASPECTS = {
     "background": tuple(COLOURS),
     "count": (1, 2, 3),
 }
+ORDER = {"order": ("first", "second")}  # of a chat's pictures
 NUM_PLACES = 8  # along each side, for the centre of a clip's shape
 CLIP_ASPECTS = {name: ASPECTS[name] for name in ("kind", "colour", "size", "background")} | {
     "motion": MOTIONS,
@@ -119,7 +120,7 @@ def dense_labels(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Labels for the media of a batch of chats: "vision", "clip" and "sanm" or "whisper", as far as there are any.
 
-    A chat has at most one recording. inputs: as the processor made them.
+    inputs: as the processor made them.
     """
     media = [pair for sample in samples for pair in zip(sample.media, sample.labels, strict=True)]
     pictures = [(label, item["image"].size) for item, label in media if item["type"] == "image"]
@@ -128,11 +129,20 @@ def dense_labels(
     labels = {}
     if pictures:
         labels["vision"] = joined_cell_labels(*map(list, zip(*pictures, strict=True)), inputs["image_grid_thw"])
+        order = [place for sample in samples for place in range(sum(item["type"] == "image" for item in sample.media))]
+        tokens = inputs["image_grid_thw"].prod(dim=1) // 4
+        labels["order"] = {"order": torch.tensor(order).repeat_interleave(tokens)}
     if clips:
         labels["clip"] = joined_clip_labels(*map(list, zip(*clips, strict=True)), inputs["video_grid_thw"])
     if texts:
         labels["whisper" if use_whisper_encoder else "sanm"] = spelling(tokenizer, texts)
     return labels
+
+
+def _runs(mask: torch.Tensor) -> torch.Tensor:
+    """Lengths of the runs of True in a mask [B, L], row by row; no run reaches over the end of a row."""
+    values, lengths = torch.unique_consecutive(F.pad(mask, (0, 1)).flatten(), return_counts=True)
+    return lengths[values]
 
 
 class CellHeads(nn.Module):
@@ -171,26 +181,38 @@ class SpellingHead(nn.Module):
 
 
 class DenseLoss(nn.Module):
-    """Dense losses of a batch of chats, from the embeddings that its media got."""
+    """Dense losses of a batch of chats: from the embeddings that its media got, and one from the decoder.
+
+    The decoder's is the order of pictures, told by its first layer: "the second" is otherwise hardly learned, as no
+    encoder sees more than one picture.
+    """
 
     def __init__(self, hidden_size: int, vocab_size: int):
         super().__init__()
+        self.order = CellHeads(hidden_size, ORDER)
         self.vision = CellHeads(hidden_size)
         self.clip = CellHeads(hidden_size, CLIP_ASPECTS)
         self.sanm = SpellingHead(hidden_size, vocab_size)
         self.whisper = SpellingHead(hidden_size, vocab_size)
 
     def forward(
-        self, inputs_embeds: torch.Tensor, mm_token_type_ids: torch.Tensor, labels: Mapping[str, Mapping]
+        self,
+        inputs_embeds: torch.Tensor,
+        first_layer: torch.Tensor | None,
+        mm_token_type_ids: torch.Tensor,
+        labels: Mapping[str, Mapping],
     ) -> torch.Tensor:
-        """inputs_embeds [B, L, H], mm_token_type_ids [B, L], labels as from `dense_labels` -> scalar loss."""
+        """inputs_embeds and what the first layer makes of them [B, L, H] (None: without the order of pictures),
+        mm_token_type_ids [B, L], labels as from `dense_labels` -> scalar loss."""
         loss = inputs_embeds.new_zeros(())
+        if "order" in labels and first_layer is not None:
+            states = F.normalize(first_layer[mm_token_type_ids == IMAGE_TYPE], dim=-1)
+            loss = loss + self.order(states, labels["order"])[0]
         for name, token_type in (("vision", IMAGE_TYPE), ("clip", VIDEO_TYPE)):
             if name in labels:
                 loss = loss + getattr(self, name)(inputs_embeds[mm_token_type_ids == token_type], labels[name])[0]
         for name in ("sanm", "whisper"):
             if name in labels:
                 is_audio = mm_token_type_ids == AUDIO_TYPE
-                lengths = is_audio.sum(dim=1)
-                loss = loss + getattr(self, name)(inputs_embeds[is_audio], lengths[lengths > 0], labels[name])[0]
+                loss = loss + getattr(self, name)(inputs_embeds[is_audio], _runs(is_audio), labels[name])[0]
         return loss

@@ -21,6 +21,8 @@ from torchaudio.functional import resample
 from tqdm import tqdm
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+from voices_bailingmm import MIN_SECONDS
+
 from .evaluate import EVALUATION_SEED, ROOT, Result, answer, table, word_errors
 from .sentences import sample_sentence
 from .speech import SAMPLE_RATE, Voice, sample_voice, speak
@@ -79,7 +81,8 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
     for index, (text, voice, espeak_seconds) in enumerate(cases):
         rng = np.random.default_rng((seed, samples + index))
         others = rng.permutation([other for other in range(samples) if other != index])[:NUM_OTHERS]
-        cosines = embeddings @ F.normalize(encoder.embed(waves[index]), dim=-1)
+        missing = max(0, int(MIN_SECONDS * SAMPLE_RATE) - len(waves[index]))  # single words are short
+        cosines = embeddings @ F.normalize(encoder.embed(F.pad(waves[index], (0, missing))), dim=-1)
         readings.append(
             Reading(
                 text,

@@ -12,13 +12,14 @@ from .world import sample_chat
 # Per step and modality: which abilities are drawn, and how many chats. Rows repeat to weigh them. What a question is
 # about, of several pictures or media, is learned last and late: chats of more than one medium are frequent.
 MIX: dict[str, tuple[tuple[str, ...], int]] = {
-    "text": (("text_only",), 8),
+    "text": (("text_only",), 20),
     "image": (("image_qa", "image_count_describe", "multi_turn"), 12),
     "pair": (("two_images",), 14),
     "video": (("video_qa",), 8),
     "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 24),
     "spoken": (("spoken_question",), 8),
     "mixed": (("mixed",), 6),
+    "request": (("drawing", "spoken_drawing", "editing"), 8),
 }
 
 
@@ -47,6 +48,10 @@ class SameDuration:
     def question(self, rng: np.random.Generator, texts: list[str]) -> Utterance | None:
         """A recording of one of the questions `texts`, of any duration."""
         return self.pool.question(rng, texts)
+
+    def command(self, rng: np.random.Generator) -> Utterance | None:
+        """A spoken wish for a picture, of any duration."""
+        return self.pool.command(rng)
 
 
 class PerceptionData(torch.utils.data.Dataset):

@@ -4,6 +4,7 @@ Split rule. A text prompt and a spoken sentence belong to "train" or "test" by t
 test prompt is a wording of a fact that training never shows, a test sentence a sequence of words it never shows.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -36,6 +37,7 @@ from .scenes import (
     SIZES,
     WHERE,
     Scene,
+    Shape,
     check_split,
     choose,
     sample_clip,
@@ -253,6 +255,28 @@ TO = {
 def draw_command(scene: Scene, rng: np.random.Generator) -> str:
     """ "Draw a small red circle on the left, on a white background."."""
     return choose(rng, DRAW).format(a=describe_scene(scene))
+
+
+@cache
+def spoken_command_pattern() -> re.Pattern:
+    """A spoken `draw_command` for one shape."""
+    starts = "|".join(say(start).replace("{a}", "").strip() for start in DRAW)
+    shape = " ".join(
+        f"(?P<{name}>{'|'.join(names)})" for name, names in (("size", SIZES), ("colour", COLOURS), ("kind", KINDS))
+    )
+    places = "|".join(say(WHERE[position]) for position in POSITIONS)
+    return re.compile(
+        f"(?:{starts}) an? {shape} (?P<where>{places}) on an? (?P<background>{'|'.join(COLOURS)}) background"
+    )
+
+
+def read_command(text: str) -> Scene | None:
+    """The scene of one shape that a spoken command wants drawn; None if the text is anything else."""
+    match = spoken_command_pattern().fullmatch(text)
+    if match is None:
+        return None
+    position = next(position for position in POSITIONS if say(WHERE[position]) == match["where"])
+    return Scene(match["background"], (Shape(match["kind"], match["colour"], match["size"], position),))
 
 
 def sample_edit(scene: Scene, rng: np.random.Generator) -> tuple[str, Scene]:

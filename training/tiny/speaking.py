@@ -23,7 +23,8 @@ from modeling_talker import BailingMMTalker, TalkerPrompt
 from processing_talker import BailingMMTalkerProcessor
 from voices_bailingmm import CODES_PER_SECOND, MIN_SECONDS, VoiceEncoder, prompt_mel, vocoder_mel
 
-from ..talker import talker_batch, talker_loss
+from ..objectives import ctc_loss, ctc_targets
+from ..talker import IGNORE, talker_batch, talker_loss
 from ..vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
 from .scenes import choose
 from .speech import SAMPLE_RATE, SpeechPool
@@ -33,7 +34,12 @@ logger = logging.getLogger(__name__)
 
 MAX_PROMPT_SECONDS = 4.0  # recordings that lend their voice; a longer one would leave no room for what is to be said
 NUM_LENDERS = 3
-NO_THINKER = 0.5  # share of texts that are read without a chat
+NO_THINKER = 0.75  # share of batches that are read without a chat
+# The talker begins with the shortest share of utterances and hears all of them after this share of the steps: which
+# word is due is learned where there are few.
+SHORTEST, ALL_AFTER = 0.2, 0.5
+SPELLING_WEIGHT = 0.3
+SPELLING_LAYER = 2  # of the talker, behind which it tells the words that were said so far
 COMMA_SHARE, CAPITAL_SHARE = 0.5, 0.3
 MARKS = ("", "", "", ".", ",", "?")  # what may follow the words of a piece
 SEGMENT_FRAMES = 40  # mel frames (0.46 s) of a vocoder example
@@ -59,6 +65,7 @@ class HeardPool:
         if len(lengths) != len(pool):
             raise ValueError(f"{len(lengths)} utterances were heard, the pool has {len(pool)}; delete the file")
         self.codes = tensors["codes"].split(lengths)
+        self.by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
         self.by_voice: dict[str, list[int]] = {}
         for index, record in enumerate(pool.records):
             self.by_voice.setdefault(record["voice"]["name"], []).append(index)
@@ -89,9 +96,9 @@ class HeardPool:
     def text(self, index: int) -> str:
         return self.pool.records[index]["text"]
 
-    def lenders(self, target: int) -> list[int]:
-        """Short utterances whose voice, pitch and speed are nearest to those of an utterance, which is not among them
-        unless there is no other."""
+    def lenders(self, target: int, longest: float = MAX_PROMPT_SECONDS * CODES_PER_SECOND) -> list[int]:
+        """Utterances of at most `longest` codes whose voice, pitch and speed are nearest to those of `target`, which
+        is among them only if there is no other."""
         records = self.pool.records
         wanted = records[target]["voice"]
 
@@ -99,7 +106,6 @@ class HeardPool:
             own = records[index]["voice"]
             return abs(own["pitch"] - wanted["pitch"]) / 60 + abs(own["speed"] - wanted["speed"]) / 100
 
-        longest = MAX_PROMPT_SECONDS * CODES_PER_SECOND
         others = [
             index for index in self.by_voice[wanted["name"]] if index != target and len(self.codes[index]) <= longest
         ]
@@ -204,7 +210,10 @@ class VocoderTask(nn.Module):
 
 
 class TalkerData(torch.utils.data.Dataset):
-    """Item `step`: texts, each in the voice of another utterance of the same speaker; half of them answer a chat."""
+    """Item `step`: texts, each in the voice of another utterance of the same speaker; some batches answer chats.
+
+    "spelling" holds the words of both utterances in the talker's tokens, as `ctc_loss` takes them.
+    """
 
     def __init__(
         self,
@@ -225,17 +234,26 @@ class TalkerData(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> dict:
         rng = np.random.default_rng((self.seed, step))
-        targets = self.heard.pool.alike(rng, self.batch_size)
-        chats = self._chats(rng)
-        lengths = chats["attention_mask"].sum(dim=1).tolist()
-        silent = rng.random(self.batch_size) < NO_THINKER
-        prompts, ids = [], []
-        for row, target in enumerate(targets):
+        share = SHORTEST + (1 - SHORTEST) * min(1.0, step / (ALL_AFTER * self.steps))
+        shortest = self.heard.by_length[: int(share * len(self.heard))]
+        targets = self.heard.pool.alike(rng, self.batch_size, shortest)
+        longest = min(len(self.heard.codes[shortest[-1]]), MAX_PROMPT_SECONDS * CODES_PER_SECOND)
+        lenders = [choose(rng, self.heard.lenders(target, longest)) for target in targets]
+        item = {} if rng.random() < NO_THINKER else {"chats": self._chats(rng)}
+        states = [None] * self.batch_size
+        if item:
             # Of the states only their number counts here; the thinker makes them when the batch is trained on.
-            states = None if silent[row] else torch.zeros(lengths[row], self.talker.config.qa_model_hidden_size)
-            prompts.append(self._prompt(rng, target, states))
-            ids.append(torch.tensor(self.talker_processor.codec_bpe.encode(self.heard.codes[target].long())))
-        return {"talker": talker_batch(self.talker, prompts, ids), "chats": chats}
+            lengths = item["chats"]["attention_mask"].sum(dim=1).tolist()
+            states = [torch.zeros(length, self.talker.config.qa_model_hidden_size) for length in lengths]
+        pairs = list(zip(lenders, targets, strict=True))
+        prompts = [self._prompt(rng, *pair, row) for pair, row in zip(pairs, states, strict=True)]
+        ids = [self._codec_ids(target) for target in targets]
+        tokenizer = self.talker_processor.tokenizer
+        words = [
+            [token for index in pair for token in tokenizer(" " + self.heard.text(index))["input_ids"]]
+            for pair in pairs
+        ]
+        return {"talker": talker_batch(self.talker, prompts, ids), "spelling": ctc_targets(words), **item}
 
     def _chats(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         prompts = [sample_chat("text_only", rng, "train").messages[:1] for _ in range(self.batch_size)]
@@ -243,22 +261,30 @@ class TalkerData(torch.utils.data.Dataset):
         chats = self.chat_processor.apply_chat_template(prompts, **options)
         return {name: chats[name] for name in ("input_ids", "attention_mask")}
 
-    def _prompt(self, rng: np.random.Generator, target: int, states: torch.Tensor | None) -> TalkerPrompt:
+    def _codec_ids(self, index: int) -> torch.Tensor:
+        return torch.tensor(self.talker_processor.codec_bpe.encode(self.heard.codes[index].long()))
+
+    def _prompt(self, rng: np.random.Generator, lender: int, target: int, states: torch.Tensor | None) -> TalkerPrompt:
         """The text of an utterance, to be said in the voice of another one."""
-        lender = choose(rng, self.heard.lenders(target))
-        tokenizer, codec_bpe = self.talker_processor.tokenizer, self.talker_processor.codec_bpe
+        tokenizer = self.talker_processor.tokenizer
         texts = [written(self.heard.text(index), rng) for index in (lender, target)]
         text = [token for part in texts for token in tokenizer(part)["input_ids"]]
-        ids = codec_bpe.encode(self.heard.codes[lender].long())
-        return TalkerPrompt(torch.tensor(text), torch.tensor(ids), self.heard.embeddings[lender], states)
+        return TalkerPrompt(torch.tensor(text), self._codec_ids(lender), self.heard.embeddings[lender], states)
 
 
 class TalkerTask(nn.Module):
-    """Trains a talker on what a frozen thinker makes of chats."""
+    """Trains a talker on what a frozen thinker makes of chats.
+
+    Beside the next id a middle layer learns to spell the words that the ids so far have said (a head for training
+    only): who knows what was said knows what is due.
+    """
 
     def __init__(self, talker: BailingMMTalker, thinker: nn.Module):
         super().__init__()
         self.talker = talker
+        self.heads = nn.ModuleDict(
+            {"spelling": nn.Linear(talker.config.llm_config.hidden_size, talker.config.text_vocab_size + 1)}
+        )
         self.frozen = [thinker]  # in a list: no part of this module, so neither trained nor saved with it
 
     @torch.no_grad()
@@ -271,9 +297,20 @@ class TalkerTask(nn.Module):
         rows = [row[mask.bool()] for row, mask in zip(states, attention_mask, strict=True)]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
-    def forward(self, talker: dict[str, torch.Tensor], chats: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(
+        self,
+        talker: dict[str, torch.Tensor],
+        spelling: dict[str, torch.Tensor],
+        chats: dict[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
         batch = dict(talker)
-        if "thinker_states" in batch:
-            states = self.thinker_states(**chats)
-            batch["thinker_states"] = states[:, : batch["thinker_states"].shape[1]].to(batch["thinker_states"].dtype)
-        return {"loss": talker_loss(self.talker, batch)}
+        if chats is not None:
+            batch["thinker_states"] = self.thinker_states(**chats).to(batch["thinker_states"].dtype)
+        loss, hidden_states = talker_loss(self.talker, batch)
+        said = (batch["labels"] != IGNORE).sum(dim=1)  # left-padded: what is said stands last
+        logits = self.heads["spelling"](
+            F.normalize(hidden_states[SPELLING_LAYER], dim=-1) * hidden_states[0].shape[-1] ** 0.5
+        )
+        rows = [row[-length:] for row, length in zip(logits, said.tolist(), strict=True)]
+        words = ctc_loss(nn.utils.rnn.pad_sequence(rows, batch_first=True), said, **spelling)
+        return {"loss": loss + SPELLING_WEIGHT * words, "next_id": loss.detach(), "spelling": words.detach()}

@@ -26,8 +26,9 @@ from torchaudio.functional import lowpass_biquad
 from torchaudio.transforms import Resample
 from tqdm import tqdm
 
-from .scenes import check_split, choose, split_of
-from .sentences import sample_sentence, sample_spoken_question
+from .questions import say
+from .scenes import check_split, choose, sample_scene, split_of
+from .sentences import draw_command, read_command, sample_sentence, sample_spoken_question
 
 SAMPLE_RATE = 16000  # Hz
 # Plain "en" is British; "en-gb" is the same accent, but espeak-ng 1.51 ignores variants after it.
@@ -79,6 +80,9 @@ class Speaker(Protocol):
 
     def question(self, rng: np.random.Generator, texts: list[str]) -> Utterance | None:
         """One of the spoken questions `texts`, or None if none of them can be spoken."""
+
+    def command(self, rng: np.random.Generator) -> Utterance | None:
+        """A spoken wish for a picture of one shape, or None if there is none."""
 
 
 @cache
@@ -180,6 +184,14 @@ class LiveSpeaker:
         text, voice = choose(rng, texts), sample_voice(rng, self.split)
         return Utterance(speak(text, voice), text, voice)
 
+    def command(self, rng: np.random.Generator) -> Utterance:
+        """A spoken wish for a picture of one shape."""
+        while True:
+            text = say(draw_command(sample_scene(rng, self.split, 1), rng))
+            if split_of(text) == self.split:
+                voice = sample_voice(rng, self.split)
+                return Utterance(speak(text, voice), text, voice)
+
 
 class SpeechPool:
     """Utterances on disk, as made by `SpeechPool.build`.
@@ -207,6 +219,7 @@ class SpeechPool:
         for i, record in enumerate(self.records):
             if record["question"]:
                 self.questions.setdefault(record["text"], []).append(i)
+        self.commands = [i for i in self.sentences if read_command(self.records[i]["text"]) is not None]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -239,6 +252,10 @@ class SpeechPool:
         """A recording of one of the questions `texts`, or None if the pool holds none of them."""
         known = [text for text in texts if text in self.questions]
         return self[choose(rng, self.questions[choose(rng, known)])] if known else None
+
+    def command(self, rng: np.random.Generator) -> Utterance | None:
+        """A spoken wish for a picture of one shape, or None if the pool holds none."""
+        return self[choose(rng, self.commands)] if self.commands else None
 
     @classmethod
     def build(

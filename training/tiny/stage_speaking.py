@@ -44,7 +44,7 @@ CODEC_VOCAB = 512
 QUICK_CODEC_VOCAB = 256  # a few utterances do not repeat enough pairs of codes for more
 NUM_BPE_SAMPLES = 4000  # utterances that the codec's pairs are counted in
 # Optimiser steps, batch size and learning rate.
-STAGES = {"flow": (2000, 12, 1e-3), "vocoder": (2000, 16, 1e-3), "talker": (2000, 24, 1.5e-3)}
+STAGES = {"flow": (2000, 12, 1e-3), "vocoder": (2000, 16, 1e-3), "talker": (5000, 16, 1.5e-3)}
 QUICK = (2, 4)
 PRESET_TEXT = "please say what shape is at the top"
 # Preset voices: espeak-ng's voice name -> name and description.
@@ -77,12 +77,12 @@ def tiny_detokenizer_config() -> AudioDetokenizerConfig:
 
 
 def tiny_talker_config(thinker_size: int, codec_vocab: int = CODEC_VOCAB) -> BailingMMTalkerConfig:
-    """About 2 M parameters."""
+    """About 3 M parameters."""
     return BailingMMTalkerConfig(
         llm_config={
             "hidden_size": 192,
             "intermediate_size": 512,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 6,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
@@ -150,11 +150,11 @@ def train(name: str, args: argparse.Namespace) -> None:
         module = detokenizer.flow if name == "flow" else detokenizer.hift
         source = heard if name == "flow" else heard.pool
         data = (FlowData if name == "flow" else VocoderData)(source, detokenizer.config, *size)
+    weights = args.runs / f"{name}.safetensors"
+    if weights.is_file():  # of an earlier training
+        module.load_state_dict(load_file(weights))
     fit(task, data, args.runs / name, args.learning_rate or learning_rate, SEED)
-    save_file(
-        {key: value.detach().contiguous() for key, value in module.state_dict().items()},
-        args.runs / f"{name}.safetensors",
-    )
+    save_file({key: value.detach().contiguous() for key, value in module.state_dict().items()}, weights)
 
 
 def export(args: argparse.Namespace) -> None:

@@ -106,7 +106,8 @@ class HeadsWarmUp(nn.Module):
             batch = {key: value for key, value in batch.items() if key not in ("labels", "attention_mask")}
             labels = batch.pop("dense")
             if labels:
-                losses[name] = self.dense(*self.model.embed(**batch), labels)
+                inputs_embeds, token_types = self.model.embed(**batch)
+                losses[name] = self.dense(inputs_embeds, None, token_types, labels)
         return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
 
 

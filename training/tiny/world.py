@@ -9,11 +9,11 @@ Grammar of the answers: see `questions`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .drawing import Course, render, render_clip, sample_course
+from .drawing import Course, compress, render, render_clip, sample_course
 from .questions import (
     COUNT_KINDS,
     FOLLOW_UPS,
@@ -34,11 +34,13 @@ from .questions import (
     word,
 )
 from .scenes import COLOURS, MAX_SIDE, Clip, Scene, check_split, choose, sample_canvas, sample_clip, sample_scene
-from .sentences import sample_text_question, spoken_forms
+from .sentences import OUTLINE, draw_command, read_command, sample_edit, sample_text_question, spoken_forms
 from .speech import SAMPLE_RATE, Speaker, Utterance, augment
 
 NOISY_SNR = 15.0  # dB
 MAX_CLIP_SIDE = 160  # pixels; a clip has up to 16 frames
+FILED_CLIPS = 0.4  # share of training clips that come out of a video file, with the colours it leaves of small shapes
+RATE_FACTORS = (16, 30)  # of H.264: quality from hardly any loss to visible blocks
 NUM_DENSE_TURNS = 5  # questions before the description
 ALIKE_SHAPES = 0.35  # share of shapes of a training scene that are made to resemble the first one
 TRANSCRIBE = (
@@ -58,8 +60,30 @@ ANSWER_ABOUT = (
 IN_MEDIUM = ("In the {medium}, {question}", "Look at the {medium}. {Question}", "About the {medium}: {question}")
 MEDIA_OF_MIXED = (("image", "audio", "video"),) * 3 + (("image", "audio"), ("image", "video"), ("audio", "video"))
 
+NUM_DENSE_EDITS = 2
+EDITS = ("change", "change", "change", "outline")
+NUM_SPOKEN_TURNS = 4  # of a dense chat: spoken questions about one picture
+REPEATED_BEFORE, REPEATED_AFTER = 0.25, 0.25  # share of them that are also written down, before or after the answer
+NUM_WHICH = 2  # questions of a dense pair per way to ask which of the two
+
 Content = dict[str, Any]
-Turn = tuple[str, str]  # question, answer
+
+
+class Picture(NamedTuple):
+    """What a picture that was asked for must show: a scene, its shapes filled or in outline."""
+
+    scene: Scene
+    outline: bool = False
+
+
+class Turn(NamedTuple):
+    """What is asked and answered; `media` come with the question, besides those that open the chat, and `picture` with
+    the answer."""
+
+    question: str
+    answer: str
+    media: tuple[Content, ...] = ()
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -69,18 +93,19 @@ class Sample:
     `messages` alternate {"role": "user", "content": [...]} and {"role": "assistant", "content": [...]} and end with an
     assistant turn. Items of the content: {"type": "image", "image": PIL image}, {"type": "video", "video": [PIL image,
     ...]}, {"type": "audio", "audio": (float32 waveform [N], rate in Hz)}, {"type": "text", "text": words}.
-    `labels`: per medium of the first message what it is: the `Scene` of a picture, the `Course` of a clip, the text of
-    a recording.
+    `labels`: per medium what it is: the `Scene` of a picture, the `Course` of a clip, the text of a recording.
+    `pictures`: per turn the picture that it asks for, if any.
     """
 
     messages: list[dict[str, Any]]
     row: str
     labels: tuple[Scene | Course | str, ...] = ()
+    pictures: tuple[Picture | None, ...] = ()
 
     @property
     def media(self) -> list[Content]:
-        """The pictures, clips and recordings of the chat, all of them in its first message."""
-        return [item for item in self.messages[0]["content"] if item["type"] != "text"]
+        """The pictures, clips and recordings of the chat."""
+        return [item for message in self.messages for item in message["content"] if item["type"] != "text"]
 
     @property
     def answer(self) -> str:
@@ -112,7 +137,10 @@ class Studio:
         """The rendered clip as a content item."""
         width, height = sample_canvas(self.rng, min(self.max_side, MAX_CLIP_SIDE))
         course = sample_course(clip, self.rng)
-        return {"type": "video", "video": render_clip(course, width, height, self.rng), "label": course}
+        frames = render_clip(course, width, height, self.rng)
+        if self.dense and self.rng.random() < FILED_CLIPS:
+            frames = compress(frames, int(self.rng.integers(*RATE_FACTORS)))
+        return {"type": "video", "video": frames, "label": course}
 
     def recording(self, utterance: Utterance, snr: float | None = None) -> Content:
         """The utterance, with the changes of `augment`, as a content item."""
@@ -131,6 +159,13 @@ class Studio:
             if utterance is not None:
                 return utterance, facts[index].answer
         return None
+
+    def command(self) -> Utterance:
+        """A spoken wish for a picture of one shape."""
+        command = self._speaker().command(self.rng)
+        if command is None:
+            raise ValueError("this pool holds no command to draw; make a larger one")
+        return command
 
     def _speaker(self) -> Speaker:
         if self.speaker is None:
@@ -166,22 +201,23 @@ def sample_chat(
     if speaker is not None and speaker.split != split:
         raise ValueError(f"the speaker belongs to split {speaker.split!r}, the sample to {split!r}; use one split")
     media, turns = ROWS[row](Studio(rng, split, speaker, dense, max_side))
-    labels = tuple(item.pop("label") for item in media)
-    return Sample(to_messages(media, turns), row, labels)
+    sample = Sample(to_messages(media, turns), row, pictures=tuple(turn.picture for turn in turns))
+    return replace(sample, labels=tuple(item.pop("label") for item in sample.media))
 
 
 def to_messages(media: list[Content], turns: list[Turn]) -> list[dict[str, Any]]:
     """Messages of a chat: the media and the first question, its answer, further questions and answers."""
     messages = []
-    for question, answer in turns:
-        content = [*(media if not messages else []), *([{"type": "text", "text": question}] if question else [])]
+    for turn in turns:
+        content = [*(media if not messages else []), *turn.media]
+        content += [{"type": "text", "text": turn.question}] if turn.question else []
         messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
     return messages
 
 
 def _turn(question: Question) -> Turn:
-    return question.text, question.answer
+    return Turn(question.text, question.answer)
 
 
 def _distinct(draw: Callable[[], Fact], count: int) -> list[Fact]:
@@ -193,6 +229,15 @@ def _distinct(draw: Callable[[], Fact], count: int) -> list[Fact]:
             facts.append(fact)
         if len(facts) == count:
             break
+    return facts
+
+
+def _distinct_of(lists: list[list[Fact]]) -> list[Fact]:
+    """The facts of several lists, each once."""
+    facts: list[Fact] = []
+    for fact in (fact for some in lists for fact in some):
+        if fact not in facts:
+            facts.append(fact)
     return facts
 
 
@@ -235,6 +280,8 @@ def _two_images(studio: Studio) -> tuple[list[Content], list[Turn]]:
     background = first.background if rng.random() < 0.5 else choose(rng, others)
     second = studio.scene(background=background)
     facts = pair_facts(first, second, rng)
+    if studio.dense:  # what is asked of pairs is learned late: ask it often
+        facts = _distinct_of([facts, *(pair_facts(first, second, rng) for _ in range(NUM_WHICH - 1))])
     questions = [word(facts[index], rng) for index in rng.permutation(len(facts))]
     for name, scene in (("first", first), ("second", second)):
         inner = word(sample_fact(scene, rng, (*QA_KINDS, "count", "yes_no")), rng)
@@ -242,10 +289,8 @@ def _two_images(studio: Studio) -> tuple[list[Content], list[Turn]]:
     if not studio.dense:
         questions = [choose(rng, questions) if rng.random() < 0.4 else questions[0]]
     else:
-        questions += [
-            Question("describe", f"Describe the {name} picture.", describe_scene(scene))
-            for name, scene in (("first", first), ("second", second))
-        ]
+        name, scene = choose(rng, (("first", first), ("second", second)))
+        questions.append(Question("describe", f"Describe the {name} picture.", describe_scene(scene)))
     return [studio.picture(first), studio.picture(second)], [_turn(question) for question in questions]
 
 
@@ -291,12 +336,12 @@ def _video_qa(studio: Studio) -> tuple[list[Content], list[Turn]]:
 
 def _asr(studio: Studio) -> tuple[list[Content], list[Turn]]:
     utterance = studio.sentence()
-    return [studio.recording(utterance)], [(choose(studio.rng, TRANSCRIBE), utterance.text)]
+    return [studio.recording(utterance)], [Turn(choose(studio.rng, TRANSCRIBE), utterance.text)]
 
 
 def _asr_noisy(studio: Studio) -> tuple[list[Content], list[Turn]]:
     utterance = studio.sentence()
-    return [studio.recording(utterance, NOISY_SNR)], [(choose(studio.rng, TRANSCRIBE), utterance.text)]
+    return [studio.recording(utterance, NOISY_SNR)], [Turn(choose(studio.rng, TRANSCRIBE), utterance.text)]
 
 
 def _spoken_facts(scene: Scene, rng: np.random.Generator) -> list[Fact]:
@@ -306,17 +351,34 @@ def _spoken_facts(scene: Scene, rng: np.random.Generator) -> list[Fact]:
 
 
 def _spoken_question(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    """Spoken questions about one picture: one, or when dense several, some of them also written down."""
     rng = studio.rng
     asked = None
     while asked is None:  # a small pool may lack every question about a scene
         scene = studio.scene()
         asked = studio.question(_spoken_facts(scene, rng))
-    utterance, answer = asked
-    media = [studio.picture(scene), studio.recording(utterance)]
-    turns = [(choose(rng, ANSWER_SPOKEN), answer)]
-    if studio.dense:
-        turns += [(choose(rng, ASK_AGAIN), utterance.text), *_scene_turns(studio, scene, QA_KINDS)]
-    return [media[index] for index in rng.permutation(2)], turns
+    picture, recording = studio.picture(scene), studio.recording(asked[0])
+    if not studio.dense:
+        turns = [Turn(choose(rng, ANSWER_SPOKEN), asked[1])]
+    else:
+        turns = _spoken_turns(rng, *asked)
+        for _ in range(NUM_SPOKEN_TURNS - 1):
+            if (asked := studio.question(_spoken_facts(scene, rng))) is not None:
+                turns += _spoken_turns(rng, *asked, media=(studio.recording(asked[0]),))
+    return [(picture, recording)[index] for index in rng.permutation(2)], turns
+
+
+def _spoken_turns(
+    rng: np.random.Generator, utterance: Utterance, answer: str, media: tuple[Content, ...] = ()
+) -> list[Turn]:
+    """A spoken question, answered; at times the words are asked for as well."""
+    where = rng.random()
+    if where < REPEATED_BEFORE:
+        return [Turn(choose(rng, ASK_AGAIN), utterance.text, media), Turn("Answer the spoken question.", answer)]
+    turns = [Turn(choose(rng, ANSWER_SPOKEN), answer, media)]
+    if where < REPEATED_BEFORE + REPEATED_AFTER:
+        turns.append(Turn(choose(rng, ASK_AGAIN), utterance.text))
+    return turns
 
 
 def _mixed(studio: Studio) -> tuple[list[Content], list[Turn]]:
@@ -333,26 +395,79 @@ def _mixed(studio: Studio) -> tuple[list[Content], list[Turn]]:
         media["audio"] = studio.recording(utterance)
         if spoken is not None:
             name = "picture" if medium == "image" else "video"
-            turns.append((choose(rng, ANSWER_ABOUT).format(medium=name), spoken[1]))
-        turns.append((choose(rng, TRANSCRIBE) if spoken is None else choose(rng, ASK_AGAIN), utterance.text))
+            turns.append(Turn(choose(rng, ANSWER_ABOUT).format(medium=name), spoken[1]))
+        turns.append(Turn(choose(rng, TRANSCRIBE) if spoken is None else choose(rng, ASK_AGAIN), utterance.text))
     if "image" in names:
         media["image"] = studio.picture(scene)
         for fact in _distinct(lambda: sample_fact(scene, rng, (*QA_KINDS, "count", "count_by", "yes_no")), 2):
             question = word(fact, rng)
-            turns.append((_about("picture", question.text, rng), question.answer))
-        turns.append(("Describe the picture.", describe_scene(scene)))
+            turns.append(Turn(_about("picture", question.text, rng), question.answer))
+        turns.append(Turn("Describe the picture.", describe_scene(scene)))
     if "video" in names:
         media["video"] = studio.video(clip)
         for fact in _distinct(lambda: sample_clip_fact(clip, rng), 2):
             question = word(fact, rng)
-            turns.append((_about("video", question.text, rng), question.answer))
-        turns.append(("Describe the video.", describe_clip(clip)))
+            turns.append(Turn(_about("video", question.text, rng), question.answer))
+        turns.append(Turn("Describe the video.", describe_clip(clip)))
     order = rng.permutation(len(turns))
     # Asked alone, a spoken question is answered, not repeated; a third of the single questions are spoken ones.
     if not studio.dense:
         order = [0 if spoken is not None and rng.random() < 0.6 else order[0]]
     shown = [media[names[index]] for index in rng.permutation(len(names))]
     return shown, [turns[index] for index in order]
+
+
+def _edit_turns(studio: Studio, picture: Picture, count: int, edits: tuple[str, ...] = EDITS) -> list[Turn]:
+    """Wishes to change a picture, one after another; each is answered by a description of the whole."""
+    rng, turns = studio.rng, []
+    for number in range(count):
+        if choose(rng, edits) == "outline" and not picture.outline:
+            command, picture = choose(rng, OUTLINE), picture._replace(outline=True)
+        else:
+            command, scene = sample_edit(picture.scene, rng)
+            picture = picture._replace(scene=scene)
+        if number and rng.random() < 0.5:
+            command = f"Now {command[0].lower()}{command[1:]}"
+        turns.append(Turn(command, describe_scene(picture.scene), picture=picture))
+    return turns
+
+
+def _drawing(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    """A wish for a picture of one shape; when dense, at times of two, otherwise followed by edits."""
+    rng = studio.rng
+    count = 2 if studio.dense and rng.random() < 0.25 else 1
+    picture = Picture(studio.scene(num_shapes=count))
+    turns = [Turn(draw_command(picture.scene, rng), describe_scene(picture.scene), picture=picture)]
+    return [], turns + _edit_turns(studio, picture, NUM_DENSE_EDITS if studio.dense and count == 1 else 0)
+
+
+def _spoken_drawing(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    """The same, asked for aloud."""
+    utterance = studio.command()
+    picture = Picture(read_command(utterance.text))
+    turns = [Turn("", describe_scene(picture.scene), picture=picture)]
+    turns += _edit_turns(studio, picture, NUM_DENSE_EDITS if studio.dense else 0)
+    return [studio.recording(utterance)], turns
+
+
+def _editing(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    """A picture of one shape and a wish to change it; when dense several, outlines among them."""
+    picture = Picture(studio.scene(num_shapes=1))
+    count, edits = (NUM_DENSE_EDITS, EDITS) if studio.dense else (1, EDITS[:1])
+    return [studio.picture(picture.scene)], _edit_turns(studio, picture, count, edits)
+
+
+def _style(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    """A picture of one shape that is wanted in outline."""
+    picture = Picture(studio.scene(num_shapes=1))
+    return [studio.picture(picture.scene)], _edit_turns(studio, picture, 1, EDITS[-1:])
+
+
+def _edits(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    """A picture is asked for and then changed, in words alone."""
+    picture = Picture(studio.scene(num_shapes=1))
+    turns = [Turn(draw_command(picture.scene, studio.rng), describe_scene(picture.scene), picture=picture)]
+    return [], turns + _edit_turns(studio, picture, NUM_DENSE_EDITS if studio.dense else 1, EDITS[:1])
 
 
 def _text_only(studio: Studio) -> tuple[list[Content], list[Turn]]:
@@ -373,4 +488,9 @@ ROWS: dict[str, Callable[[Studio], tuple[list[Content], list[Turn]]]] = {
     "spoken_question": _spoken_question,
     "mixed": _mixed,
     "text_only": _text_only,
+    "drawing": _drawing,
+    "spoken_drawing": _spoken_drawing,
+    "editing": _editing,
+    "edits": _edits,
+    "style": _style,
 }

@@ -1,0 +1,96 @@
+"""The stage that teaches Ming-Tiny to draw: its data, and a few steps of all of it up to a component that draws."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_tiny_world import ToneSpeaker
+from transformers import AutoModel
+
+from processing_bailingmm import BailingMMProcessor
+from training.tiny import stage_drawing
+from training.tiny.judge import shows
+from training.tiny.picturing import SCENE_ASPECTS, AutoencoderData, RequestData, scene_labels, to_pixels
+from training.tiny.scenes import Scene, Shape
+from training.tiny.stage_drawing import PARTS, STAGES, export, new_image_gen, part_of, tiny_image_gen_config, train
+from training.tiny.world import Picture
+
+ROOT = Path(__file__).resolve().parents[1]
+SCENE = Scene("white", (Shape("star", "red", "small", "left"), Shape("circle", "blue", "large", "center")))
+
+
+@pytest.fixture
+def data():
+    config = tiny_image_gen_config(192)
+    return RequestData(BailingMMProcessor.from_pretrained(ROOT), ToneSpeaker(), config, 12, 4, seed=3)
+
+
+def test_labels_name_what_stands_where():
+    labels = scene_labels([Picture(SCENE, outline=True), Picture(Scene("black", SCENE.shapes[:1]))])
+    named = [
+        {name: SCENE_ASPECTS[name][row] for name, row in zip(labels, column, strict=True)}
+        for column in zip(*(values.tolist() for values in labels.values()), strict=True)
+    ]
+    assert (named[0]["background"], named[0]["style"]) == ("white", "outline")
+    assert (named[0]["kind_left"], named[0]["colour_left"], named[0]["size_left"]) == ("star", "red", "small")
+    assert (named[0]["kind_center"], named[0]["size_center"]) == ("circle", "large")
+    assert {named[0][f"kind_{place}"] for place in ("right", "top", "bottom")} == {"nothing"}
+    assert (named[1]["style"], named[1]["kind_center"]) == ("filled", "nothing")
+
+
+def test_targets_show_the_scene():
+    for outline in (False, True):
+        pixels = to_pixels([Picture(SCENE, outline)], 96, 96, np.random.default_rng(0))
+        assert pixels.shape == (1, 3, 96, 96) and pixels.min() >= -1 and pixels.max() <= 1
+        image = ((pixels[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+        assert shows(Image.fromarray(image), SCENE, outline)
+
+
+def test_requests_end_with_a_wish_and_are_the_same_for_the_same_step(data):
+    first, again = data[5], data[5]
+    assert torch.equal(first["pixels"], again["pixels"])
+    assert torch.equal(first["chats"]["input_ids"], again["chats"]["input_ids"])
+    tokenizer = data.processor.tokenizer
+    for step in range(12):
+        item = data[step]
+        texts = tokenizer.batch_decode(item["chats"]["input_ids"])
+        assert all(text.endswith("<role>ASSISTANT</role>") for text in texts)
+        assert item["pixels"].shape[:2] == (4, 3) and len(item["labels"]["background"]) == 4
+    assert len({tuple(data[step]["pixels"].shape[2:]) for step in range(12)}) > 1
+
+
+def test_the_autoencoder_sees_outlines_and_several_sizes():
+    data = AutoencoderData(8, 4, seed=1)
+    assert len({data[step]["pixels"].shape[-1] for step in range(8)}) > 1
+    assert all(data[step]["pixels"].abs().max() <= 1 for step in range(8))
+
+
+def test_every_weight_belongs_to_one_stage():
+    image_gen = new_image_gen(8)
+    names = [name for stage in PARTS for name in part_of(image_gen, stage)]
+    assert sorted(names) == sorted(name for name, _ in image_gen.named_parameters())
+
+
+def test_quick_stage_ends_in_a_component_that_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage_drawing, "SpeechPool", lambda path: ToneSpeaker())
+    args = argparse.Namespace(
+        runs=tmp_path, speech=None, thinker=ROOT, quick=True, steps=None, batch_size=None, learning_rate=None
+    )
+    before = {name: value.clone() for name, value in new_image_gen(192).named_parameters()}
+    for stage in STAGES:
+        train(stage, args)
+        learned = load_file(tmp_path / f"{stage}.safetensors")
+        assert learned.keys() - {"scaling_factor"} == part_of(new_image_gen(192), stage).keys()
+    moved = load_file(tmp_path / "picture.safetensors") | load_file(tmp_path / "condition.safetensors")
+    assert sum(not torch.equal(before[name], value) for name, value in moved.items()) > 0.9 * len(moved)
+    export(args)
+    image_gen = AutoModel.from_pretrained(tmp_path / "model", subfolder="image_gen", trust_remote_code=True)
+    scale = load_file(tmp_path / "autoencoder.safetensors")["scaling_factor"].item()
+    assert image_gen.vae.config.scaling_factor == pytest.approx(scale)
+    condition = image_gen.condition(torch.randn(1, 64, 192))
+    drawn = image_gen.draw(condition, num_inference_steps=1, generator=[torch.Generator().manual_seed(0)])
+    assert drawn.images[0].size == (96, 96)

@@ -1,0 +1,162 @@
+"""Stage 2b of Ming-Tiny: what conversations ask to be drawn, as batches, and the three things that are learned.
+
+An autoencoder learns the world's pictures. Query tokens and connector learn what a conversation wants drawn: a head,
+for training only, must read the scene from every token of the condition. Then the transformer learns to draw scenes
+from conditions. The thinker stays as it is.
+
+Shape letters: B pictures, N query tokens of a scale, H width of the language model.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from image_gen.modeling_image_gen import ImageGen
+
+from ..drawing import AlignmentHead, drawing_loss, encode_scales
+from .dense import CellHeads
+from .drawing import render
+from .scenes import COLOURS, KINDS, POSITIONS, SIZES, choose
+from .speech import SpeechPool
+from .world import Picture, sample_chat
+
+# Rows repeat to weigh them.
+REQUESTS = ("drawing", "drawing", "drawing", "editing", "editing", "editing", "spoken_drawing")
+OTHER_SHAPES = 0.2  # share of batches that are not square
+AUTOENCODER_SIDES = (48, 64, 64, 96)
+OUTLINED = 0.3  # share of the autoencoder's pictures
+ALIGNMENT_WEIGHT = 0.5
+EDGE_WEIGHT = 0.5
+NUM_NOISES = 2  # per conversation and step: reading it costs as much as drawing
+
+SCENE_ASPECTS: dict[str, tuple[str, ...]] = {"background": tuple(COLOURS), "style": ("filled", "outline")}
+for position in POSITIONS:
+    SCENE_ASPECTS[f"kind_{position}"] = ("nothing", *KINDS)
+    SCENE_ASPECTS[f"colour_{position}"] = ("nothing", *COLOURS)
+    SCENE_ASPECTS[f"size_{position}"] = ("nothing", *SIZES)
+
+
+def scene_labels(pictures: list[Picture]) -> dict[str, torch.Tensor]:
+    """What pictures must show: per aspect of `SCENE_ASPECTS` int64 [B]."""
+    values = {name: ["nothing"] * len(pictures) for name in SCENE_ASPECTS}
+    values["background"] = [picture.scene.background for picture in pictures]
+    values["style"] = [SCENE_ASPECTS["style"][picture.outline] for picture in pictures]
+    for row, picture in enumerate(pictures):
+        for shape in picture.scene.shapes:
+            for aspect in ("kind", "colour", "size"):
+                values[f"{aspect}_{shape.position}"][row] = getattr(shape, aspect)
+    return {name: torch.tensor([SCENE_ASPECTS[name].index(value) for value in values[name]]) for name in SCENE_ASPECTS}
+
+
+def to_pixels(pictures: list[Picture], height: int, width: int, rng: np.random.Generator) -> torch.Tensor:
+    """Clean renderings [B, 3, height, width] in -1..1."""
+    images = [render(picture.scene, width, height, rng, outline=picture.outline, clean=True) for picture in pictures]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class AutoencoderData(torch.utils.data.Dataset):
+    """Item `step`: pictures of scenes, filled and in outline, of one of several sizes."""
+
+    def __init__(self, steps: int, batch_size: int, seed: int):
+        self.steps, self.batch_size, self.seed = steps, batch_size, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng((self.seed, step))
+        scenes = [sample_chat("drawing", rng, "train", dense=True).pictures[0].scene for _ in range(self.batch_size)]
+        pictures = [Picture(scene, bool(rng.random() < OUTLINED)) for scene in scenes]
+        side = choose(rng, AUTOENCODER_SIDES)
+        return {"pixels": to_pixels(pictures, side, side, rng)}
+
+
+class AutoencoderTask(nn.Module):
+    """Mean absolute error of pixels, and of their differences to their neighbours: edges tell what a shape is."""
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        restored = self.vae.decode(self.vae.encode(pixels, return_dict=False)[0], return_dict=False)[0]
+        error = F.l1_loss(restored, pixels)
+        edges = sum(F.l1_loss(restored.diff(dim=dim), pixels.diff(dim=dim)) for dim in (2, 3))
+        return {"loss": error + EDGE_WEIGHT * edges, "error": error.detach(), "edges": edges.detach()}
+
+
+class RequestData(torch.utils.data.Dataset):
+    """Item `step`: conversations that end with a wish for a picture, and the pictures."""
+
+    def __init__(self, processor, pool: SpeechPool, config, steps: int, batch_size: int, seed: int):
+        self.processor, self.pool, self.config = processor, pool, config
+        self.steps, self.batch_size, self.seed = steps, batch_size, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict:
+        rng = np.random.default_rng((self.seed, step))
+        prompts, pictures = [], []
+        for _ in range(self.batch_size):
+            sample = sample_chat(choose(rng, REQUESTS), rng, "train", self.pool, dense=True, max_side=192)
+            turn = int(rng.integers(len(sample.pictures)))
+            prompts.append(sample.messages[: 2 * turn + 1])
+            pictures.append(sample.pictures[turn])
+        chats = self.processor.apply_chat_template(
+            prompts, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+        )
+        size = (self.config.native_side, self.config.native_side)
+        if rng.random() < OTHER_SHAPES:
+            size = choose(rng, sorted(set(self.config.native_sizes.values())))
+        labels = scene_labels(pictures)
+        return {"chats": dict(chats), "labels": labels, "pixels": to_pixels(pictures, *size, rng)}
+
+
+class ConditionTask(nn.Module):
+    """Query tokens and connector learn what is wanted: every token of every scale's condition must tell the scene."""
+
+    def __init__(self, thinker: nn.Module, image_gen: ImageGen):
+        super().__init__()
+        thinker.image_gen = image_gen
+        self.image_gen = image_gen
+        self.frozen = [thinker]  # in a list: no part of this module, so neither trained nor saved with it
+        self.heads = nn.ModuleDict({"scene": CellHeads(image_gen.config.hidden_size, SCENE_ASPECTS)})
+
+    def forward(
+        self, chats: dict, labels: Mapping[str, torch.Tensor], pixels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        losses, right = [], []
+        for states in self.frozen[0].image_states(**chats):
+            condition = self.image_gen.condition(states)
+            per_token = {name: values.repeat_interleave(condition.shape[1]) for name, values in labels.items()}
+            loss, shares = self.heads["scene"](condition.flatten(0, 1), per_token)
+            losses.append(loss)
+            right.append(torch.stack(list(shares.values())).min())
+        return {"loss": torch.stack(losses).mean(), "least": right[-1]}  # the worst aspect of the finest scale
+
+
+class PictureTask(nn.Module):
+    """The transformer learns to draw from conditions that are learned already; the loss is that of `drawing_loss`."""
+
+    def __init__(self, thinker: nn.Module, image_gen: ImageGen):
+        super().__init__()
+        thinker.image_gen = image_gen
+        self.image_gen = image_gen
+        self.frozen = [thinker]
+        self.heads = nn.ModuleDict({"alignment": AlignmentHead(image_gen)})
+
+    def forward(self, chats: dict, labels: dict, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            states = self.frozen[0].image_states(**chats)
+        states = [scale.repeat_interleave(NUM_NOISES, dim=0) for scale in states]
+        latents = [scale.repeat_interleave(NUM_NOISES, dim=0) for scale in encode_scales(self.image_gen, pixels)]
+        losses = drawing_loss(self.image_gen, states, latents, self.heads["alignment"], ALIGNMENT_WEIGHT)
+        return {
+            "loss": losses.loss,
+            "finest": losses.flow[-1].detach(),
+            "alignment": torch.stack(losses.alignment).mean().detach(),
+        }

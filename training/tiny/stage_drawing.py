@@ -1,0 +1,183 @@
+"""Stage 2b of Ming-Tiny: sizes of what draws, its training, and its place in a repository.
+
+python -m training.tiny.stage_drawing autoencoder  # pictures <-> latents  (these two can
+python -m training.tiny.stage_drawing condition    # conversation -> condition   run side by side)
+python -m training.tiny.stage_drawing picture      # condition -> latents
+python -m training.tiny.stage_drawing export       # RUNS/model/image_gen
+"""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import set_seed
+
+from image_gen.configuration_image_gen import FOLDER, ImageGenConfig
+from image_gen.modeling_image_gen import ImageGen
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from processing_bailingmm import BailingMMProcessor
+
+from ..loop import fit
+from .picturing import AutoencoderData, AutoencoderTask, ConditionTask, PictureTask, RequestData
+from .speech import SpeechPool
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = 2506
+LATENT_CHANNELS = 16
+# Optimiser steps, batch size and learning rate.
+STAGES = {"autoencoder": (1500, 16, 5e-4), "condition": (1200, 32, 1e-3), "picture": (4000, 24, 1e-3)}
+QUICK = (2, 2)
+NUM_MEASURED = 8  # batches of pictures that the scale of latents is measured on
+# Parts of the component that each stage trains and hands over.
+PARTS = {
+    "autoencoder": ("vae",),
+    "condition": ("query_tokens_dict", "proj_in", "proj_out", "connector"),
+    "picture": ("transformer", "mlp"),
+}
+
+
+def tiny_image_gen_config(thinker_size: int) -> ImageGenConfig:
+    """About 6 M parameters; pictures of 96 x 96 pixels or as many in another shape, latents of an eighth of that."""
+    stages = {
+        "block_types": ["ResBlock"] * 4,
+        "block_out_channels": [16, 32, 64, 128],
+        "layers_per_block": [1, 1, 2, 2],
+    }
+    vae = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in stages.items()}
+    vae |= {"encoder_qkv_multiscales": [[]] * 4, "decoder_qkv_multiscales": [[]] * 4}
+    vae |= {"latent_channels": LATENT_CHANNELS, "scaling_factor": 1.0}
+    heads = {"num_attention_heads": 6, "attention_head_dim": 32, "num_cross_attention_heads": 6}
+    sizes = {"cross_attention_head_dim": 32, "cross_attention_dim": 192, "caption_channels": 192, "num_layers": 6}
+    return ImageGenConfig(
+        hidden_size=thinker_size,
+        scales=[4, 8],
+        mlp_hidden_size=192,
+        connector={
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+        },
+        transformer={
+            "in_channels": LATENT_CHANNELS,
+            "out_channels": LATENT_CHANNELS,
+            "sample_size": 12,
+            "patch_size": 2,
+        }
+        | heads
+        | sizes,
+        vae=vae,
+        native_side=96,
+        num_inference_steps=20,
+        guidance_scale=2.0,
+    )
+
+
+def new_image_gen(thinker_size: int) -> ImageGen:
+    """The component with the random weights that every run starts from."""
+    set_seed(SEED)
+    return ImageGen(tiny_image_gen_config(thinker_size))
+
+
+def part_of(image_gen: ImageGen, stage: str) -> dict[str, nn.Parameter]:
+    """The weights that a stage trains."""
+    return {name: value for name, value in image_gen.named_parameters() if name.split(".")[0] in PARTS[stage]}
+
+
+def restore(image_gen: ImageGen, runs: Path, stages: tuple[str, ...]) -> None:
+    """Read what earlier stages learned, where RUNS has it."""
+    for stage in stages:
+        if (path := runs / f"{stage}.safetensors").is_file():
+            tensors = load_file(path)
+            if "scaling_factor" in tensors:
+                factor = tensors.pop("scaling_factor").item()
+                image_gen.config.vae["scaling_factor"] = factor
+                image_gen.vae.register_to_config(scaling_factor=factor)
+            if unexpected := image_gen.load_state_dict(tensors, strict=False).unexpected_keys:
+                raise ValueError(f"{path.name} does not fit: {unexpected[:4]}")
+
+
+def train(stage: str, args: argparse.Namespace) -> None:
+    """Train a stage, or go on; writes RUNS/STAGE.safetensors."""
+    steps, batch_size, learning_rate = STAGES[stage]
+    steps, batch_size = QUICK if args.quick else (args.steps or steps, args.batch_size or batch_size)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    size = (processes * steps, batch_size, SEED)
+    if stage == "autoencoder":
+        image_gen = new_image_gen(1)
+        task: nn.Module = AutoencoderTask(image_gen.vae)
+        data: torch.utils.data.Dataset = AutoencoderData(*size)
+    else:
+        thinker = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.float32).eval()
+        image_gen = new_image_gen(thinker.config.llm_config.hidden_size)
+        task = (ConditionTask if stage == "condition" else PictureTask)(thinker.requires_grad_(False), image_gen)
+        processor = BailingMMProcessor.from_pretrained(args.thinker)
+        data = RequestData(processor, SpeechPool(args.speech), image_gen.config, *size)
+    restore(image_gen, args.runs, tuple(STAGES))
+    part = part_of(image_gen, stage)
+    heads = [value for name, value in task.named_parameters() if name.startswith("heads.")]
+    trainer = fit(
+        task,
+        data,
+        args.runs / stage,
+        args.learning_rate or learning_rate,
+        SEED,
+        parameters=[*part.values(), *heads],
+    )
+    if trainer.is_world_process_zero():
+        tensors = {name: value.detach().contiguous() for name, value in part.items()}
+        if stage == "autoencoder":
+            tensors["scaling_factor"] = scaling_factor(image_gen.vae.eval())
+        save_file(tensors, args.runs / f"{stage}.safetensors")
+
+
+@torch.no_grad()
+def scaling_factor(vae: nn.Module) -> torch.Tensor:
+    """One over the standard deviation of the latents of pictures, [1]."""
+    data = AutoencoderData(NUM_MEASURED, 16, SEED + 1)
+    latents = [vae.encode(data[step]["pixels"], return_dict=False)[0].flatten() for step in range(NUM_MEASURED)]
+    return 1 / torch.cat(latents).std()[None]
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write RUNS/model/image_gen from all stages, in bfloat16."""
+    thinker = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.bfloat16)
+    image_gen = new_image_gen(thinker.config.llm_config.hidden_size)
+    restore(image_gen, args.runs, tuple(STAGES))
+    image_gen.to(torch.bfloat16).save_pretrained(args.runs / "model" / FOLDER)
+
+
+def main() -> None:
+    """Command line: one stage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.tiny.stage_drawing",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("action", choices=(*STAGES, "export"))
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
+    parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
+    parser.add_argument("--thinker", type=Path, default=ROOT, help="checkpoint directory of the trained thinker")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    if args.action == "export":
+        export(args)
+    else:
+        train(args.action, args)
+
+
+if __name__ == "__main__":
+    main()
