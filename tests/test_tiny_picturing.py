@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from test_tiny_world import ToneSpeaker
 from transformers import AutoModel
 
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from processing_bailingmm import BailingMMProcessor
 from training.tiny import stage_drawing
+from training.tiny.evaluate_drawing import CELL, MARGIN, PER_ROW, ROWS, contact_sheet, draw_row
 from training.tiny.judge import shows
 from training.tiny.picturing import SCENE_ASPECTS, AutoencoderData, RequestData, scene_labels, to_pixels
 from training.tiny.scenes import Scene, Shape
@@ -94,3 +96,21 @@ def test_quick_stage_ends_in_a_component_that_draws(tmp_path, monkeypatch):
     condition = image_gen.condition(torch.randn(1, 64, 192))
     drawn = image_gen.draw(condition, num_inference_steps=1, generator=[torch.Generator().manual_seed(0)])
     assert drawn.images[0].size == (96, 96)
+
+
+def test_wishes_are_drawn_judged_and_shown():
+    model = BailingMMNativeForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    model.image_gen = new_image_gen(192).eval()
+    model.image_gen.config.num_inference_steps = 1
+    processor = BailingMMProcessor.from_pretrained(ROOT)
+    speaker = ToneSpeaker()
+    speaker.split = "test"  # the words are of no account here
+    drawn = [item for row in ROWS for item in draw_row(row, model, processor, speaker, 2, seed=5, batch_size=2)]
+    assert len(drawn) == 2 * len(ROWS)
+    assert not any(item.right for item in drawn)  # untrained: noise
+    assert drawn[2].sample.pictures[-1] == drawn[2].wanted
+    again = draw_row("drawing", model, processor, speaker, 2, seed=5, batch_size=1)
+    for one, two in zip(drawn, again, strict=False):
+        assert np.abs(np.float32(one.image) - np.float32(two.image)).max() <= 1
+    sheet = contact_sheet(drawn)
+    assert sheet.size[0] == PER_ROW * (CELL + MARGIN) + MARGIN

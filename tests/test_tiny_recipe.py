@@ -27,5 +27,5 @@ def test_quick_recipe_writes_a_loadable_checkpoint(tmp_path):
         [{"role": "user", "content": "What comes after three?"}], tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert torch.isfinite(model(**inputs).logits).all()
-    assert model.generate(**inputs, generation_mode="image", num_inference_steps=1, seed=0)[0].size == (96, 96)
+    assert model.generate(**inputs, generation_mode="image", num_inference_steps=1, seed=0).images[0].size == (96, 96)
     assert str(ROOT) not in (trained / "config.json").read_text()

@@ -1,0 +1,146 @@
+"""Measure how Ming-Tiny draws: `python -m training.tiny.evaluate_drawing`, four rows of the table.
+
+Wishes for pictures of the test split (combinations of attributes that training never shows) through the public call,
+one picture each. A picture is right when the judge, which is code and no network, reads exactly the wanted scene from
+its pixels: every named attribute, and nothing else in the picture.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from .evaluate import EVALUATION_SEED, ROOT, Result, table
+from .judge import read_picture, shows
+from .speech import LiveSpeaker, SpeechPool
+from .world import Picture, Sample, sample_chat
+
+# Row of the world -> title and bar.
+ROWS = {
+    "drawing": ("drawing: every attribute right", 92),
+    "editing": ("editing a picture: changed as asked, nothing else", 88),
+    "style": ("style: outlines", 90),
+    "edits": ("drawing, then editing in words", 88),
+    "spoken_drawing": ("drawing, asked for aloud", 88),
+}
+CELL, MARGIN, LINE = 144, 8, 14  # pixels of a contact sheet
+PER_ROW = 6
+WRAP = 26  # letters of a caption's line
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A wish, what it got, and whether that is right."""
+
+    sample: Sample
+    image: Image.Image
+    right: bool
+
+    @property
+    def wanted(self) -> Picture:
+        return self.sample.pictures[-1]
+
+
+def draw_row(row: str, model, processor, speaker, samples: int, seed: int, batch_size: int) -> list[Drawn]:
+    """Let the model draw what samples of a row ask for."""
+    drawn = []
+    for start in tqdm(range(0, samples, batch_size), desc=row, leave=False):
+        numbers = range(start, min(start + batch_size, samples))
+        rngs = [np.random.default_rng((seed, list(ROWS).index(row), number)) for number in numbers]
+        batch = [sample_chat(row, rng, "test", speaker) for rng in rngs]
+        inputs = processor.apply_chat_template(
+            [sample.messages[:-1] for sample in batch],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        ).to(model.device, model.dtype)
+        images = model.generate(**inputs, generation_mode="image", seed=[seed + number for number in numbers]).images
+        drawn += [
+            Drawn(sample, image, shows(image, *sample.pictures[-1]))
+            for sample, image in zip(batch, images, strict=True)
+        ]
+    return drawn
+
+
+def contact_sheet(drawn: list[Drawn]) -> Image.Image:
+    """Wishes and pictures as one image, `PER_ROW` beside each other; a given picture stands above what came of it."""
+    height = 2 * CELL + 5 * LINE + 3 * MARGIN
+    rows = -(-len(drawn) // PER_ROW)
+    sheet = Image.new("RGB", (PER_ROW * (CELL + MARGIN) + MARGIN, rows * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, item in enumerate(drawn):
+        x, y = MARGIN + number % PER_ROW * (CELL + MARGIN), MARGIN + number // PER_ROW * height
+        for given in [content["image"] for content in item.sample.media if content["type"] == "image"][:1]:
+            sheet.paste(given.resize((CELL, CELL)), (x, y))
+        pen.multiline_text((x, y + CELL + MARGIN), _caption(item.sample), fill="black", spacing=2)
+        sheet.paste(item.image.resize((CELL, CELL)), (x, y + CELL + MARGIN + 5 * LINE))
+    return sheet
+
+
+def _caption(sample: Sample) -> str:
+    """The user's words, broken into lines."""
+    labels, texts = iter(sample.labels), []
+    for item in (item for message in sample.messages if message["role"] == "user" for item in message["content"]):
+        label = None if item["type"] == "text" else next(labels)
+        if item["type"] in ("text", "audio"):
+            texts.append(f"[spoken: {label}]" if label else item["text"])
+    lines = [""]
+    for word in " / ".join(texts).split():
+        if len(lines[-1]) + len(word) < WRAP:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+        else:
+            lines.append(word)
+    return "\n".join(lines[:5])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.tiny.evaluate_drawing", description=main.__doc__)
+    parser.add_argument("--model", default=str(ROOT), help="checkpoint directory or Hub id")
+    parser.add_argument("--speech", type=Path, help="speech pool of the test split; default: espeak-ng speaks live")
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--samples", type=int, default=200, help="samples per row")
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
+    parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--json", type=Path, help="write the results here too")
+    parser.add_argument("--errors", type=Path, help="write what was wanted and what was seen of wrong pictures here")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first pictures of every row here")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
+    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32).eval()
+    speaker = SpeechPool(args.speech) if args.speech else LiveSpeaker("test")
+    started = time.monotonic()
+    lines, shown, wrong = [], [], []
+    for row in args.rows:
+        drawn = draw_row(row, model, processor, speaker, args.samples, args.seed, args.batch_size)
+        title, bar = ROWS[row]
+        value = round(100 * sum(item.right for item in drawn) / len(drawn), 2)
+        lines.append(Result(row, title, "exact", value, bar, len(drawn), len(drawn)))
+        shown += drawn[:PER_ROW]
+        wrong += [
+            {"row": row, "wanted": repr(item.wanted), "seen": repr(read_picture(item.image))}
+            for item in drawn
+            if not item.right
+        ]
+    sys.stdout.write(f"{table(lines)}\n\nseed {args.seed}, {time.monotonic() - started:.0f} s\n")
+    if args.json:
+        args.json.write_text(json.dumps([{**asdict(item), "passed": item.passed} for item in lines], indent=1) + "\n")
+    if args.errors:
+        args.errors.write_text("".join(json.dumps(item) + "\n" for item in wrong))
+    if args.sheet:
+        contact_sheet(shown).save(args.sheet)
+
+
+if __name__ == "__main__":
+    main()
