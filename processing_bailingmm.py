@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -180,7 +180,7 @@ class BailingMMProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         # The library would load the feature extractor as remote code, a second copy of a class that is at hand here.
-        parts = (Qwen2VLImageProcessorPil, BailingMMFeatureExtractor, AutoTokenizer)
+        parts = (Qwen2VLImageProcessorPil, BailingMMFeatureExtractor, PreTrainedTokenizerFast)
         return [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in parts]
 
     @property

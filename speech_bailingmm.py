@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import soundfile
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import AutoModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList, TextStreamer
 from transformers.utils import ModelOutput, logging
 
 try:
@@ -281,9 +281,10 @@ class SpeechMixin:
     @property
     def text_tokenizer(self):
         """The thinker's tokenizer, for calls that return text; read from the repository on first use."""
-        return self._component(
-            "text_tokenizer", lambda source, revision: AutoTokenizer.from_pretrained(source, trust_remote_code=True)
-        )
+        def read(source, revision):
+            return PreTrainedTokenizerFast.from_pretrained(source, revision=revision or "main")
+
+        return self._component("text_tokenizer", read)
 
     @text_tokenizer.setter
     def text_tokenizer(self, value):

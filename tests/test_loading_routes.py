@@ -161,6 +161,7 @@ def run(script: str, home: Path, expected, cwd: Path | None = None, path: Path |
         text=True,
     )
     assert process.returncode == 0, process.stderr[-3000:]
+    assert "custom code" not in process.stdout + process.stderr  # a question that nobody is there to answer
     report = json.loads((home / "answer.json").read_text(encoding="utf-8"))
     assert report["text"] == expected[0]
     torch.testing.assert_close(load_file(home / "answer.safetensors")["logits"], expected[1], atol=1e-5, rtol=0)
