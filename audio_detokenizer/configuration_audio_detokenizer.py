@@ -90,11 +90,11 @@ RELEASED_HIFT = {
 }
 # Tokens are speech codes (20 ms), frames are mel frames (11.6 ms), samples are of the waveform.
 STREAMING = {
-    "first_chunk": 15,  # tokens in the first chunk: 0.3 s
-    "growth": 2.0,  # each chunk is this much longer than the one before ...
+    "first_chunk": 12,  # tokens in the first chunk: 0.24 s
+    "growth": 4.0,  # each chunk is this much longer than the one before ...
     "max_chunk": 200,  # ... up to this many tokens (4 s)
-    "left_context": 75,  # tokens before a chunk that the flow sees again
-    "look_ahead": 20,  # tokens after a chunk that must be there: its vocoder context, and as much again for the flow
+    "left_context": 30,  # tokens before a chunk that the flow sees again
+    "look_ahead": 18,  # tokens after a chunk that must be there: its vocoder context, and 0.15 s more for the flow
     "vocoder_context": 18,  # frames on both sides of a chunk that the vocoder sees: all that its output depends on
     "mel_fade": 8,  # frames, after the vocoder's context, over which the mel of a chunk fades into the next one's
     "crossfade": 256,  # samples (11.6 ms) after a joint over which the waveforms of both chunks are faded
