@@ -11,18 +11,21 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 from transformers.utils import cached_file
 
 try:
     from .modeling_bailing_moe import IMAGE_TYPE
+    from .quantization_bailingmm import is_quantized, quantization_of_image_gen
     from .speech_bailingmm import StreamEvent, row_generators
 except ImportError:
     from modeling_bailing_moe import IMAGE_TYPE
+    from quantization_bailingmm import is_quantized, quantization_of_image_gen
     from speech_bailingmm import StreamEvent, row_generators
 
 IMAGE_FOLDER = "image_gen"
@@ -79,9 +82,17 @@ class DrawingMixin:
             options = {"subfolder": IMAGE_FOLDER, "revision": revision or "main"}
             if cached_file(source, "config.json", **options, _raise_exceptions_for_missing_entries=False) is None:
                 raise ValueError(f"{source} has no {IMAGE_FOLDER}/ folder; take a repository that draws")
-            return AutoModel.from_pretrained(source, dtype=self.dtype, trust_remote_code=True, **options).eval()
+            options |= {"trust_remote_code": True}
+            if is_quantized(self.config):
+                config = AutoConfig.from_pretrained(source, **options)
+                quantization = quantization_of_image_gen(
+                    self.config.quantization_config, partial(AutoModel.from_config, config, trust_remote_code=True)
+                )
+                options |= {"quantization_config": quantization, "device_map": {"": self.device}}
+            return AutoModel.from_pretrained(source, dtype=self.dtype, **options).eval()
 
-        return self._component("image_gen", read).to(self.device)
+        image_gen = self._component("image_gen", read)
+        return image_gen if is_quantized(self.config) else image_gen.to(self.device)
 
     @image_gen.setter
     def image_gen(self, value: nn.Module):

@@ -37,8 +37,10 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:
     from .configuration_bailingmm import BailingMoeConfig
+    from .quantization_bailingmm import is_quantized
 except ImportError:
     from configuration_bailingmm import BailingMoeConfig
+    from quantization_bailingmm import is_quantized
 
 # Values of `mm_token_type_ids`, transformers' own convention.
 TEXT_TYPE, IMAGE_TYPE, VIDEO_TYPE, AUDIO_TYPE = 0, 1, 2, 3
@@ -184,10 +186,27 @@ class BailingMoeExperts(nn.Module):
         return output.to(hidden_states.dtype)
 
 
+class BailingMoeExpertList(nn.ModuleList):
+    """The same experts as modules of linear layers, which quantisers know; slower than stacks in full precision."""
+
+    def __init__(self, config: BailingMoeConfig):
+        super().__init__(BailingMoeMLP(config, config.moe_intermediate_size) for _ in range(config.num_experts))
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """As `BailingMoeExperts`; an expert that no token visits is not dequantised."""
+        output = torch.zeros_like(hidden_states, dtype=top_k_weights.dtype)
+        for expert in top_k_index.unique().tolist():
+            token, slot = torch.where(top_k_index == expert)
+            output.index_add_(0, token, self[expert](hidden_states[token]) * top_k_weights[token, slot, None])
+        return output.to(hidden_states.dtype)
+
+
 class BailingMoeSparseMoeBlock(nn.Module):
     """Modality routers, shared routed experts, and an ungated shared MLP that sees every token."""
 
-    def __init__(self, config: BailingMoeConfig):
+    def __init__(self, config: BailingMoeConfig, experts_class: type[nn.Module] = BailingMoeExperts):
         super().__init__()
         self.top_k = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob and config.num_experts_per_tok > 1
@@ -196,7 +215,7 @@ class BailingMoeSparseMoeBlock(nn.Module):
         if config.multi_gate:
             self.image_gate = BailingMoeGate(config)
             self.audio_gate = BailingMoeGate(config)
-        self.experts = BailingMoeExperts(config)
+        self.experts = experts_class(config)
         if config.num_shared_experts > 0:
             self.shared_experts = BailingMoeMLP(config, config.moe_intermediate_size * config.num_shared_experts)
         else:
@@ -229,14 +248,16 @@ class BailingMoeSparseMoeBlock(nn.Module):
 
 
 class BailingMoeDecoderLayer(GradientCheckpointingLayer):
-    def __init__(self, config: BailingMoeConfig, layer_idx: int):
+    def __init__(self, config: BailingMoeConfig, layer_idx: int, experts_class: type[nn.Module] = BailingMoeExperts):
         super().__init__()
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attention = BailingMoeAttention(config, layer_idx)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.is_sparse = layer_idx >= config.first_k_dense_replace
         self.mlp = (
-            BailingMoeSparseMoeBlock(config) if self.is_sparse else BailingMoeMLP(config, config.intermediate_size)
+            BailingMoeSparseMoeBlock(config, experts_class)
+            if self.is_sparse
+            else BailingMoeMLP(config, config.intermediate_size)
         )
 
     def forward(
@@ -294,11 +315,16 @@ class BailingMoePreTrainedModel(PreTrainedModel):
 class BailingMoeModel(BailingMoePreTrainedModel):
     """Decoder without a head."""
 
+    experts_class: type[nn.Module] = BailingMoeExperts
+
     def __init__(self, config: BailingMoeConfig):
         super().__init__(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(
-            [BailingMoeDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+            [
+                BailingMoeDecoderLayer(config, layer_idx, self.experts_class)
+                for layer_idx in range(config.num_hidden_layers)
+            ]
         )
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
@@ -351,15 +377,25 @@ class BailingMoeModel(BailingMoePreTrainedModel):
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
 
+class BailingMoeSeparateModel(BailingMoeModel):
+    """The decoder for quantisation. A class of its own, as the library knows by its name whether to fuse experts."""
+
+    experts_class = BailingMoeExpertList
+
+
 class BailingMoeForCausalLM(BailingMoePreTrainedModel, GenerationMixin):
-    """Decoder with its language-model head."""
+    """Decoder with its language-model head.
+
+    `separate_experts`: keep experts as modules, for quantisation; None: if the config asks for quantisation.
+    """
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
 
-    def __init__(self, config: BailingMoeConfig):
+    def __init__(self, config: BailingMoeConfig, separate_experts: bool | None = None):
         super().__init__(config)
-        self.model = BailingMoeModel(config)
+        separate_experts = is_quantized(config) if separate_experts is None else separate_experts
+        self.model = (BailingMoeSeparateModel if separate_experts else BailingMoeModel)(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 

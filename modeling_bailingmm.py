@@ -44,6 +44,7 @@ try:
         vision_projector,
     )
     from .modeling_talker import BailingMMTalker
+    from .quantization_bailingmm import is_quantized, quantization_of_call
     from .speech_bailingmm import Done, SpeechMixin, SpeechOutput, StreamEvent
 except ImportError:
     from calls_bailingmm import Call, sort_call
@@ -65,6 +66,7 @@ except ImportError:
         vision_projector,
     )
     from modeling_talker import BailingMMTalker
+    from quantization_bailingmm import is_quantized, quantization_of_call
     from speech_bailingmm import Done, SpeechMixin, SpeechOutput, StreamEvent
 
 # What the processor hands over beside token ids; consumed once, before the first decoding step.
@@ -146,7 +148,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
         super().__init__(config)
         hidden_size, depth = config.llm_config.hidden_size, config.mlp_depth
         audio, whisper = config.audio_config, config.whisper_config
-        self.model = BailingMoeForCausalLM(config.llm_config)
+        self.model = BailingMoeForCausalLM(config.llm_config, separate_experts=is_quantized(config))
         absent = []
         if config.load_vision:
             self.vision = BailingMMVisionTransformer(config.vision_config)
@@ -190,8 +192,11 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
 
         Raises:
             ValueError: a weight of the model is missing from the checkpoint or has another shape there (unless
-                `ignore_mismatched_sizes`), or the checkpoint holds weights that the model does not know.
+                `ignore_mismatched_sizes`), or the checkpoint holds weights that the model does not know; or
+                `quantization_config` lists layers to skip and misses one that cannot be quantised.
         """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = quantization_of_call(cls, pretrained_model_name_or_path, kwargs)
         with sequential_loading():
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs

@@ -281,6 +281,7 @@ class SpeechMixin:
     @property
     def text_tokenizer(self):
         """The thinker's tokenizer, for calls that return text; read from the repository on first use."""
+
         def read(source, revision):
             return PreTrainedTokenizerFast.from_pretrained(source, revision=revision or "main")
 

@@ -29,9 +29,9 @@ class DetokenizerStream:
       is not: attention and group norms of the flow see a window instead of the whole, and codes are laid under
       frames by the length known so far (at most one code off, which is most of the difference). With the goldens'
       random weights and random codes, the hardest case, the root mean square of the difference is 13 % (4 s of
-      speech) to 18 % (10 s) of the mel's deviation, 24 to 25 % within 0.3 s after a joint; on Ming-Tiny's weights and real
-      codes it is 15 to 19 % of the deviation of the log-mel spectrogram. The pitch follows the mel, so that phases drift
-      apart and waveforms cannot be compared sample by sample. Not measured on the released weights.
+      speech) to 18 % (10 s) of the mel's deviation, 24 to 25 % within 0.3 s after a joint; on Ming-Tiny's weights and
+      real codes it is 15 to 19 % of the deviation of the log-mel spectrogram. The pitch follows the mel, so that
+      phases drift apart and waveforms cannot be compared sample by sample. Not measured on the released weights.
     """
 
     def __init__(self, detokenizer, speaker, prompt, generators, settings, num_steps):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoModelForMultimodalLM, AutoProcessor, BitsAndBytesConfig
 
 from .speech import LiveSpeaker, SpeechPool
 from .world import sample_chat
@@ -37,6 +37,10 @@ class Row:
     world_row: str | None = None
 
 
+QUANTIZATION = {
+    4: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+    8: BitsAndBytesConfig(load_in_8bit=True),
+}
 # Unit and sense of the bar per metric.
 UNITS = {"exact": ("% exact", ">="), "wer": ("% WER", "<="), "difference": ("% off", "<=")}
 ROWS = (
@@ -160,12 +164,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--bits", type=int, choices=QUANTIZATION, help="quantise the weights by bitsandbytes")
     parser.add_argument("--json", type=Path, help="write the results here too")
     parser.add_argument("--errors", type=Path, help="write wrong answers here, one JSON object a line")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
-    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=args.dtype).eval()
+    options = {"dtype": args.dtype, "quantization_config": QUANTIZATION.get(args.bits)}
+    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, **options).eval()
     speaker = SpeechPool(args.speech) if args.speech else LiveSpeaker("test")
     wrong: list[dict] = []
     started = time.monotonic()
@@ -174,7 +180,9 @@ def main() -> None:
         for row in ROWS
         if not args.rows or row.name in args.rows
     ]
-    sys.stdout.write(f"{table(results)}\n\nseed {args.seed}, {time.monotonic() - started:.0f} s, {args.dtype}\n")
+    sys.stdout.write(
+        f"{table(results)}\n\nseed {args.seed}, {time.monotonic() - started:.0f} s, {args.bits or args.dtype}\n"
+    )
     if args.json:
         args.json.write_text(json.dumps([{**asdict(r), "passed": r.passed} for r in results], indent=1) + "\n")
     if args.errors:
