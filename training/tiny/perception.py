@@ -14,12 +14,12 @@ from .world import sample_chat
 MIX: dict[str, tuple[tuple[str, ...], int]] = {
     "text": (("text_only",), 20),
     "image": (("image_qa", "image_count_describe", "multi_turn"), 12),
-    "pair": (("two_images",), 14),
-    "video": (("video_qa",), 8),
-    "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 24),
-    "spoken": (("spoken_question",), 8),
-    "mixed": (("mixed",), 6),
-    "request": (("drawing", "spoken_drawing", "editing"), 8),
+    "pair": (("two_images",), 20),
+    "video": (("video_qa",), 10),
+    "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 12),
+    "spoken": (("spoken_question",), 14),
+    "mixed": (("mixed",), 8),
+    "request": (("drawing", "spoken_drawing", "editing"), 5),
 }
 
 

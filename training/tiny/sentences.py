@@ -58,14 +58,24 @@ SUCCESSOR = (
     "What is the number after {a}?",
     "What follows {a}?",
     "{a} is followed by what?",
+    "{a} comes before what?",
+    "After {a} comes what?",
 )
 PREDECESSOR = (
     "What comes before {a}?",
     "Which number comes before {a}?",
     "What is the number before {a}?",
     "{a} comes after what?",
+    "{a} follows what?",
+    "Before {a} comes what?",
 )
-SUM = ("What is {a} plus {b}?", "How much is {a} plus {b}?", "{a} plus {b} is what?", "Add {a} and {b}.")
+SUM = (
+    "What is {a} plus {b}?",
+    "How much is {a} plus {b}?",
+    "{a} plus {b} is what?",
+    "{a} plus {b} makes what?",
+    "Add {a} and {b}.",
+)
 TO_CHINESE = (
     "Say {a} in Chinese.",
     "What is {a} in Chinese?",
@@ -87,6 +97,8 @@ OPPOSITE = (
     "Name the opposite of {a}.",
     "Which word is the opposite of {a}?",
     "What is the opposite word of {a}?",
+    "{a} has which opposite?",
+    "The opposite of {a} is what?",
 )
 REPEAT = ("Repeat: {a}", "Repeat this: {a}", "Say this: {a}", "Repeat after me: {a}", "Please repeat: {a}")
 CHINESE_SUCCESSOR = ("{a}后面是几？", "{a}的后面是几？", "{a}后面的数字是几？", "{a}加一等于几？")

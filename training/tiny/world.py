@@ -63,8 +63,9 @@ MEDIA_OF_MIXED = (("image", "audio", "video"),) * 3 + (("image", "audio"), ("ima
 NUM_DENSE_EDITS = 2
 EDITS = ("change", "change", "change", "outline")
 NUM_SPOKEN_TURNS = 4  # of a dense chat: spoken questions about one picture
-REPEATED_BEFORE, REPEATED_AFTER = 0.25, 0.25  # share of them that are also written down, before or after the answer
-NUM_WHICH = 2  # questions of a dense pair per way to ask which of the two
+REPEATED_BEFORE, REPEATED_AFTER = 0.15, 0.1  # share of them that are also written down, before or after the answer
+DESCRIBED_PAIRS = 0.25  # share of dense pairs of which one is described: long answers would drown the short ones
+NUM_WHICH = 3  # questions of a dense pair per way to ask which of the two
 
 Content = dict[str, Any]
 
@@ -288,7 +289,7 @@ def _two_images(studio: Studio) -> tuple[list[Content], list[Turn]]:
         questions.append(replace(inner, text=_about(f"{name} picture", inner.text, rng)))
     if not studio.dense:
         questions = [choose(rng, questions) if rng.random() < 0.4 else questions[0]]
-    else:
+    elif rng.random() < DESCRIBED_PAIRS:
         name, scene = choose(rng, (("first", first), ("second", second)))
         questions.append(Question("describe", f"Describe the {name} picture.", describe_scene(scene)))
     return [studio.picture(first), studio.picture(second)], [_turn(question) for question in questions]
