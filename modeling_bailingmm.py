@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 try:
     from .calls_bailingmm import Call, sort_call
     from .configuration_bailingmm import BailingMMConfig
+    from .conversation_bailingmm import Chat
     from .drawing_bailingmm import DrawingMixin
     from .modeling_bailing_moe import (
         AUDIO_TYPE,
@@ -49,6 +50,7 @@ try:
 except ImportError:
     from calls_bailingmm import Call, sort_call
     from configuration_bailingmm import BailingMMConfig
+    from conversation_bailingmm import Chat
     from drawing_bailingmm import DrawingMixin
     from modeling_bailing_moe import (
         AUDIO_TYPE,
@@ -496,6 +498,10 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
         drawing = self._draw(call.kwargs, call.drawing)
         said = reply if "audio" in call.modes else {"sequences": getattr(reply, "sequences", reply)}
         return OmniOutput(**said, images=drawing.images, native_size=drawing.native_size)
+
+    def chat(self, processor, system: str | None = None, **options) -> Chat:
+        """A conversation that reads every turn once; see `Chat`."""
+        return Chat(self, processor, system, **options)
 
     def _reply(self, generate_text, call: Call) -> torch.Tensor | ModelOutput:
         if "audio" in call.modes:

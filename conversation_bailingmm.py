@@ -1,0 +1,102 @@
+"""A conversation that is read once: every turn starts from the keys and values of the turns before it.
+
+    chat = model.chat(processor)
+    chat.say([{"type": "image", "image": "demo/picture.jpg"}, {"type": "text", "text": "What shape is on the left?"}])
+    chat.say("And what colour?")
+
+Answers are those of `generate` on the whole conversation; only what is new goes through encoders and decoder.
+"""
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+
+class Chat:
+    """One conversation with a model in text mode.
+
+    Args:
+        model: a `BailingMMNativeForConditionalGeneration`; processor: its processor.
+        system: what stands above the first turn.
+        options: of `generate` in every turn, such as `max_new_tokens`; those of a turn go before them.
+    """
+
+    def __init__(self, model, processor, system: str | None = None, **options):
+        self.model, self.processor, self.options = model, processor, options
+        self.system = system
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self.messages: list[dict[str, Any]] = []
+        if self.system is not None:
+            self.messages.append({"role": "system", "content": self.system})
+        self.cache = DynamicCache(config=self.model.config.get_text_config())
+        # All tokens so far, and which of them are pictures or sound; the last one may not be in the cache yet.
+        self.ids = torch.zeros(1, 0, dtype=torch.long)
+        self.token_types = torch.zeros(1, 0, dtype=torch.long)
+
+    def say(self, content: str | list[dict[str, Any]], use_whisper_encoder: bool = False, **options) -> str:
+        """A turn: what the user says, as a string or content items -> the reply.
+
+        A turn that fails or is interrupted leaves the conversation as it was.
+
+        Raises:
+            ValueError: the conversation would not fit into the model's context, or content that cannot be read.
+        """
+        message = {"role": "user", "content": content}
+        seen = self.cache.get_seq_length()
+        try:
+            sequence, num_prompt = self._generate(message, use_whisper_encoder, self.options | options)
+        except BaseException:
+            if (added := self.cache.get_seq_length() - seen) > 0:
+                self.cache.crop(-added)
+            raise
+        reply = self.processor.decode(sequence[0, num_prompt:], skip_special_tokens=True)
+        self.messages = [*self.messages, message, {"role": "assistant", "content": reply}]
+        return reply
+
+    def _generate(self, message: dict, use_whisper_encoder: bool, options: dict) -> tuple[torch.Tensor, int]:
+        """Ids [1, L] of the conversation with the reply, and how many of them are the prompt."""
+        model, device = self.model, self.model.device
+        opening = self.messages if not self.ids.shape[1] else []  # a system message is part of the first turn
+        inputs = self.processor.apply_chat_template(
+            [*opening, message],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            use_whisper_encoder=use_whisper_encoder,
+        ).to(device, model.dtype)
+        new_ids = inputs.pop("input_ids")
+        new_types = inputs.pop("mm_token_type_ids", torch.zeros_like(new_ids))
+        ids = torch.cat([self.ids.to(device), new_ids], dim=1)
+        context = model.config.llm_config.max_position_embeddings
+        if ids.shape[1] >= context:
+            raise ValueError(f"the conversation has {ids.shape[1]} tokens; the model's context is {context}")
+        token_types = torch.cat([self.token_types.to(device), new_types], dim=1)
+        media = {name: inputs[name] for name in model.media_inputs if name in inputs}
+        with torch.no_grad():
+            embeds, _ = model.embed(new_ids, new_types, **media)
+            old = model.get_input_embeddings()(self.ids.to(device))  # read only where the cache ends
+        output = model.generate(
+            input_ids=ids,
+            inputs_embeds=torch.cat([old, embeds.to(old.dtype)], dim=1),
+            mm_token_type_ids=token_types,
+            past_key_values=self.cache,
+            return_dict_in_generate=True,
+            **options,
+        )
+        sequence = output.sequences
+        kept = sequence[0].tolist()
+        ends = model.generation_config.eos_token_id
+        if kept[-1] in (ends if isinstance(ends, list) else [ends]):
+            kept = kept[:-1]  # the next turn follows the reply itself
+        self.ids = torch.tensor([kept])
+        num_new = len(kept) - token_types.shape[1]
+        self.token_types = torch.nn.functional.pad(token_types, (0, num_new)).cpu()
+        return sequence, ids.shape[1]
+
+
+__all__ = ["Chat"]

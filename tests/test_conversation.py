@@ -1,0 +1,110 @@
+"""`Chat`: the answers of whole conversations, each token read once; failures leave a conversation as it was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
+RECORDING = {"type": "audio", "audio": str(ROOT / "demo" / "recording.wav")}
+TURNS = [
+    [PICTURE, {"type": "text", "text": "Describe the picture."}],
+    "What colour is the background?",
+    [{"type": "text", "text": "Transcribe this recording."}, RECORDING],
+    [PICTURE, {"type": "text", "text": "Do both pictures have the same background?"}],
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForMultimodalLM.from_pretrained(ROOT, trust_remote_code=True, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
+
+
+def whole(model, processor, messages: list[dict], **options) -> str:
+    inputs = processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
+    sequences = model.generate(**inputs, **options)
+    return processor.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@pytest.fixture
+def read(model):
+    """Numbers of tokens that go through the decoder, call by call."""
+    counts = []
+    handle = (
+        model.get_decoder()
+        .layers[0]
+        .register_forward_pre_hook(lambda module, args: counts.append(args[0].shape[1]), prepend=True)
+    )
+    yield counts
+    handle.remove()
+
+
+@pytest.mark.parametrize("system", [None, "Answer in few words."])
+def test_every_reply_is_that_of_the_whole_conversation(model, processor, read, system):
+    chat = model.chat(processor, system, max_new_tokens=48)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    lengths = []
+    for content in TURNS:
+        read.clear()
+        reply = chat.say(content)
+        lengths.append(read[0])
+        messages.append({"role": "user", "content": content})
+        assert reply == whole(model, processor, messages, max_new_tokens=48)
+        messages.append({"role": "assistant", "content": reply})
+    assert chat.messages == messages
+    alone = processor.apply_chat_template(
+        [{"role": "user", "content": TURNS[1]}], tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    assert lengths[1] == len(alone["input_ids"][0])  # nothing of the first turn is read again
+
+
+def test_a_reply_that_was_cut_off_goes_on_from_its_last_token(model, processor, read):
+    chat = model.chat(processor)
+    first = chat.say(TURNS[0], max_new_tokens=4)
+    read.clear()
+    reply = chat.say(TURNS[1], max_new_tokens=8)
+    turn = "<role>HUMAN</role>What colour is the background?<role>ASSISTANT</role>"
+    assert read[0] == 1 + len(processor.tokenizer(turn)["input_ids"])
+    messages = [
+        {"role": "user", "content": TURNS[0]},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": TURNS[1]},
+    ]
+    assert reply == whole(model, processor, messages, max_new_tokens=8)
+
+
+def test_a_turn_that_fails_leaves_the_conversation_as_it_was(model, processor):
+    chat = model.chat(processor, max_new_tokens=16)
+    chat.say(TURNS[0])
+    messages, length = list(chat.messages), chat.cache.get_seq_length()
+
+    class Interruption(Exception):
+        pass
+
+    def stop(ids, scores, **kwargs):
+        raise Interruption
+
+    with pytest.raises(Interruption):
+        chat.say(TURNS[1], stopping_criteria=[stop])
+    with pytest.raises(ValueError, match="the model's context is 4096"):
+        chat.say("red " * 5000)
+    assert (chat.messages, chat.cache.get_seq_length()) == (messages, length)
+    reply = chat.say(TURNS[1])
+    assert reply == whole(model, processor, [*messages, {"role": "user", "content": TURNS[1]}], max_new_tokens=16)
+
+
+def test_a_conversation_can_start_again(model, processor):
+    chat = model.chat(processor, max_new_tokens=16)
+    first = chat.say("What comes after three?")
+    chat.reset()
+    assert chat.messages == [] and chat.cache.get_seq_length() == 0
+    assert chat.say("What comes after three?") == first
