@@ -38,6 +38,9 @@ NO_THINKER = 0.75  # share of batches that are read without a chat
 # The talker begins with the shortest share of utterances and hears all of them after this share of the steps: which
 # word is due is learned where there are few.
 SHORTEST, ALL_AFTER = 0.2, 0.5
+# A talker that knows its utterances by heart needs no text. So what it said so far is disturbed: codes are cut at
+# random places, over which the codec's pairs do not reach, and up to a share of the ids it heard itself say are others.
+CUT_SHARE, MAX_NOISE = 0.15, 0.35
 SPELLING_WEIGHT = 0.3
 SPELLING_LAYER = 2  # of the talker, behind which it tells the words that were said so far
 COMMA_SHARE, CAPITAL_SHARE = 0.5, 0.3
@@ -247,13 +250,21 @@ class TalkerData(torch.utils.data.Dataset):
             states = [torch.zeros(length, self.talker.config.qa_model_hidden_size) for length in lengths]
         pairs = list(zip(lenders, targets, strict=True))
         prompts = [self._prompt(rng, *pair, row) for pair, row in zip(pairs, states, strict=True)]
-        ids = [self._codec_ids(target) for target in targets]
+        batch = self._disturb(rng, talker_batch(self.talker, prompts, [self._codec_ids(rng, n) for n in targets]))
         tokenizer = self.talker_processor.tokenizer
         words = [
             [token for index in pair for token in tokenizer(" " + self.heard.text(index))["input_ids"]]
             for pair in pairs
         ]
-        return {"talker": talker_batch(self.talker, prompts, ids), "spelling": ctc_targets(words), **item}
+        return {"talker": batch, "spelling": ctc_targets(words), **item}
+
+    def _disturb(self, rng: np.random.Generator, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Replace some of the ids that a row has said, of every row another share; what it must say stays."""
+        ids, first = batch["audio_ids"], self.talker.config.text_vocab_size
+        shares = rng.uniform(0.0, MAX_NOISE, (len(ids), 1))
+        hit = torch.from_numpy(rng.random(ids.shape) < shares) & (ids >= first)
+        others = torch.from_numpy(rng.integers(first, self.talker.config.vocab_size, ids.shape))
+        return {**batch, "audio_ids": torch.where(hit, others, ids)}
 
     def _chats(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         prompts = [sample_chat("text_only", rng, "train").messages[:1] for _ in range(self.batch_size)]
@@ -261,15 +272,20 @@ class TalkerData(torch.utils.data.Dataset):
         chats = self.chat_processor.apply_chat_template(prompts, **options)
         return {name: chats[name] for name in ("input_ids", "attention_mask")}
 
-    def _codec_ids(self, index: int) -> torch.Tensor:
-        return torch.tensor(self.talker_processor.codec_bpe.encode(self.heard.codes[index].long()))
+    def _codec_ids(self, rng: np.random.Generator, index: int) -> torch.Tensor:
+        """Codes of an utterance as ids, in one of many ways."""
+        codes = self.heard.codes[index].long()
+        cuts = np.flatnonzero(rng.random(len(codes)) < CUT_SHARE)
+        pieces = codes.tensor_split(torch.from_numpy(cuts))
+        encode = self.talker_processor.codec_bpe.encode
+        return torch.tensor([unit for piece in pieces if len(piece) for unit in encode(piece)])
 
     def _prompt(self, rng: np.random.Generator, lender: int, target: int, states: torch.Tensor | None) -> TalkerPrompt:
         """The text of an utterance, to be said in the voice of another one."""
         tokenizer = self.talker_processor.tokenizer
         texts = [written(self.heard.text(index), rng) for index in (lender, target)]
         text = [token for part in texts for token in tokenizer(part)["input_ids"]]
-        return TalkerPrompt(torch.tensor(text), self._codec_ids(lender), self.heard.embeddings[lender], states)
+        return TalkerPrompt(torch.tensor(text), self._codec_ids(rng, lender), self.heard.embeddings[lender], states)
 
 
 class TalkerTask(nn.Module):
