@@ -39,7 +39,7 @@ NO_THINKER = 0.75  # share of batches that are read without a chat
 # word is due is learned where there are few.
 SHORTEST, ALL_AFTER = 0.2, 0.5
 # A talker that knows its utterances by heart needs no text. So what it said so far is disturbed: codes are cut at
-# random places, over which the codec's pairs do not reach, and up to a share of the ids it heard itself say are others.
+# random places, over which the codec's pairs do not reach, and up to a share of the ids it hears are others.
 CUT_SHARE, MAX_NOISE = 0.15, 0.35
 SPELLING_WEIGHT = 0.3
 SPELLING_LAYER = 2  # of the talker, behind which it tells the words that were said so far

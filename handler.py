@@ -1,0 +1,155 @@
+"""Hugging Face Inference Endpoints: `EndpointHandler(path)(data)`, called by the Hub's server for every request.
+
+    {"inputs": "What comes after three?"}
+    {"inputs": [{"role": "user", "content": [{"type": "image", "image": "data:image/png;base64,..."},
+                                             {"type": "text", "text": "What is it?"}]}],
+     "parameters": {"generation_mode": ["audio"], "max_new_tokens": 64, "seed": 0}}
+
+The answer holds what was asked for: "generated_text", "generated_audio" (base64 of a WAV file, with "sampling_rate")
+and "generated_images" (base64 of PNG files). A request that cannot be served is answered by {"error": ...}.
+"""
+
+import base64
+import io
+import wave
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+try:
+    from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
+    from .processing_bailingmm import BailingMMProcessor
+except ImportError:
+    from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+    from processing_bailingmm import BailingMMProcessor
+
+MEDIA = ("image", "audio", "video")
+MAX_NEW_TOKENS = 512
+# What a request may set; everything else of `generate` stays with whoever runs the endpoint.
+PARAMETERS = {
+    "generation_mode",
+    "max_new_tokens",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "speaker",
+    "seed",
+    "height",
+    "width",
+    "num_inference_steps",
+    "guidance_scale",
+    "num_images_per_prompt",
+    "use_whisper_encoder",
+}
+
+
+class EndpointHandler:
+    """Answers one request after the other.
+
+    Args:
+        path: directory of the repository.
+        device, dtype: default: the first CUDA card in bfloat16, or the CPU in float32.
+    """
+
+    def __init__(self, path: str = "", device: str | None = None, dtype: torch.dtype | None = None):
+        has_card = torch.cuda.is_available()
+        device = device or ("cuda" if has_card else "cpu")
+        dtype = dtype or (torch.bfloat16 if has_card else torch.float32)
+        self.processor = BailingMMProcessor.from_pretrained(path)
+        self.model = BailingMMNativeForConditionalGeneration.from_pretrained(path, dtype=dtype).to(device).eval()
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Serve a request; see the module's docstring."""
+        try:
+            return self._answer(data)
+        except (ValueError, TypeError, OSError) as error:
+            return {"error": str(error)}
+
+    def _answer(self, data: dict[str, Any]) -> dict[str, Any]:
+        messages, parameters = check_request(data)
+        modes = parameters.pop("generation_mode", "text")
+        modes = [modes] if isinstance(modes, str) else list(modes)
+        inputs = self.processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            use_whisper_encoder=bool(parameters.pop("use_whisper_encoder", False)),
+        ).to(self.model.device, self.model.dtype)
+        if set(modes) != {"image"}:
+            parameters["max_new_tokens"] = min(int(parameters.get("max_new_tokens", MAX_NEW_TOKENS)), MAX_NEW_TOKENS)
+        output = self.model.generate(**inputs, generation_mode=modes, **parameters)
+        answer: dict[str, Any] = {}
+        if set(modes) != {"image"}:
+            sequences = output if isinstance(output, torch.Tensor) else output.sequences
+            reply = sequences[0, inputs["input_ids"].shape[1] :]
+            answer["generated_text"] = self.processor.decode(reply, skip_special_tokens=True)
+        if "audio" in modes:
+            answer["generated_audio"] = encode_sound(output.waveforms[0], output.sampling_rate)
+            answer["sampling_rate"] = output.sampling_rate
+        if "image" in modes:
+            answer["generated_images"] = [encode_picture(image) for image in output.images]
+        return answer
+
+
+def check_request(data: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Messages and parameters of a request.
+
+    Media must come with the request: names of files would read the server's disk, addresses its network.
+
+    Raises:
+        ValueError: naming what is wrong and what is accepted.
+    """
+    if not isinstance(data, dict) or "inputs" not in data:
+        raise ValueError('a request is {"inputs": text or messages, "parameters": {...}}')
+    inputs, parameters = data["inputs"], dict(data.get("parameters") or {})
+    if unknown := sorted(parameters.keys() - PARAMETERS):
+        raise ValueError(f"unknown parameters {', '.join(unknown)}; accepted are {', '.join(sorted(PARAMETERS))}")
+    messages = [{"role": "user", "content": inputs}] if isinstance(inputs, str) else inputs
+    if not isinstance(messages, list) or not all(isinstance(item, dict) and "content" in item for item in messages):
+        raise ValueError('inputs must be text or a list of {"role": ..., "content": ...}')
+    for message in messages:
+        if not isinstance(message["content"], str):
+            _check_content(message["content"])
+    return messages, parameters
+
+
+def _check_content(content: Any) -> None:
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise ValueError('content must be text or a list of {"type": ..., ...}')
+    for item in content:
+        kind = item.get("type")
+        if kind == "text":
+            continue
+        if kind not in MEDIA:
+            raise ValueError(f"unknown content type {kind!r}; accepted are text, {', '.join(MEDIA)}")
+        extra = sorted(item.keys() - {"type", kind})
+        if extra or not isinstance(item.get(kind), str) or not item[kind].startswith("data:"):
+            raise ValueError(f'{kind} must be a data URL: {{"type": "{kind}", "{kind}": "data:...;base64,..."}}')
+
+
+def encode_picture(image: Image.Image) -> str:
+    """A picture as base64 of a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def encode_sound(waveform: torch.Tensor, rate: int) -> str:
+    """A waveform [S] as base64 of a 16-bit WAV file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        samples = (waveform.float().cpu().clamp(-1, 1) * np.iinfo(np.int16).max).round()
+        writer.writeframes(samples.to(torch.int16).numpy().astype("<i2").tobytes())
+    return base64.b64encode(file.getvalue()).decode()
+
+
+__all__ = ["EndpointHandler"]

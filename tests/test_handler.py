@@ -1,0 +1,94 @@
+"""The Hub's endpoint handler, called as the Hub's server does: from the repository's folder, with JSON in and out."""
+
+import base64
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from image_helpers import build_drawing_repository
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def handler(tmp_path_factory):
+    """The server imports handler.py of the repository and hands over the repository's folder."""
+    specification = importlib.util.spec_from_file_location("handler", ROOT / "handler.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.EndpointHandler(str(build_drawing_repository(tmp_path_factory.mktemp("endpoint"))))
+
+
+def data_url(path: Path, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def call(handler, inputs, **parameters) -> dict:
+    request = json.loads(json.dumps({"inputs": inputs, "parameters": parameters}))
+    return json.loads(json.dumps(handler(request)))
+
+
+def asked(*media: dict, text: str) -> list[dict]:
+    return [{"role": "user", "content": [*media, {"type": "text", "text": text}]}]
+
+
+PICTURE = {"type": "image", "image": data_url(ROOT / "demo" / "picture.jpg", "image/jpeg")}
+RECORDING = {"type": "audio", "audio": data_url(ROOT / "demo" / "recording.wav", "audio/wav")}
+CLIP = {"type": "video", "video": data_url(ROOT / "demo" / "clip.mp4", "video/mp4")}
+
+
+def test_text(handler):
+    assert call(handler, "What comes after three?") == {"generated_text": "four"}
+
+
+def test_media(handler):
+    expected = json.loads((ROOT / "demo" / "expected.json").read_text())
+    assert call(handler, asked(PICTURE, text="Describe the picture."))["generated_text"] == expected["picture"]
+    for whisper in (False, True):
+        heard = call(handler, asked(RECORDING, text="Transcribe this recording."), use_whisper_encoder=whisper)
+        assert heard["generated_text"] == expected["recording"]
+    assert call(handler, asked(CLIP, text="Which way does it move?"))["generated_text"] == "down"
+
+
+def test_pictures_out(handler):
+    options = {"generation_mode": "image", "num_inference_steps": 1, "seed": 0, "num_images_per_prompt": 2}
+    answer = call(handler, "Draw a circle.", **options)
+    assert answer.keys() == {"generated_images"} and len(answer["generated_images"]) == 2
+    image = Image.open(io.BytesIO(base64.b64decode(answer["generated_images"][0])))
+    assert image.format == "PNG" and image.size == (64, 64)
+    both = call(handler, "What comes after three?", **{**options, "generation_mode": ["text", "image"]})
+    assert both["generated_text"] == "four" and len(both["generated_images"]) == 2
+
+
+def test_sound_is_a_wav_file():
+    specification = importlib.util.spec_from_file_location("handler", ROOT / "handler.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    waveform = torch.sin(torch.arange(2205) / 10)
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(module.encode_sound(waveform, 22050))))
+    assert rate == 22050 and abs(samples - waveform.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("request_data", "message"),
+    [
+        ({}, 'a request is {"inputs"'),
+        ({"inputs": 3}, "inputs must be text or a list"),
+        ({"inputs": "hi", "parameters": {"max_tokens": 3}}, "unknown parameters max_tokens"),
+        ({"inputs": asked({"type": "image", "image": "/etc/passwd"}, text="?")}, "image must be a data URL"),
+        ({"inputs": asked({"type": "audio", "audio": "http://10.0.0.1/"}, text="?")}, "audio must be a data URL"),
+        ({"inputs": asked({"type": "image", "image": "data:,", "path": "/x"}, text="?")}, "image must be a data URL"),
+        ({"inputs": asked({"type": "smell"}, text="?")}, "unknown content type 'smell'"),
+        ({"inputs": asked({"type": "image", "image": "data:image/png;base64,AAAA"}, text="?")}, "image"),
+        ({"inputs": "hi", "parameters": {"generation_mode": "smell"}}, "generation_mode='smell'"),
+        ({"inputs": "hi", "parameters": {"speaker": "x"}}, "generation_mode='audio'"),
+    ],
+)
+def test_bad_requests_are_answered_by_one_error(handler, request_data, message):
+    answer = handler(request_data)
+    assert answer.keys() == {"error"} and message in answer["error"]
