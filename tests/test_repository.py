@@ -55,7 +55,7 @@ def test_nothing_unpickles():
 
 def test_wheel_lists_every_root_module():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    modules = {path.stem for path in ROOT.glob("*.py")}
+    modules = {path.stem for path in ROOT.glob("*.py")} - {"handler"}  # the Hub reads it as a file
     assert set(project["tool"]["setuptools"]["py-modules"]) == modules
     assert modules <= set(project["tool"]["ruff"]["lint"]["isort"]["known-first-party"])
 
