@@ -1,0 +1,138 @@
+"""One mixture-of-experts layer of released width, against the library's own and against the machine.
+
+Decoding reads the experts of one token, so its limit is the speed at which weights are read (measured by one large
+matrix times one vector); reading a prompt is bound by multiplication (one large matrix product). Each row runs an
+implementation of the experts, interleaved with all others; `share` is the part of that limit it reaches.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Qwen3MoeConfig
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+from configuration_bailingmm import BailingMoeConfig
+from modeling_bailing_moe import BailingMoeExpertList, BailingMoeExperts
+
+TOKENS = (1, 8, 64, 512)
+REPEATS = 7
+BATCHED_UP_TO = 8  # tokens; gathering the experts of more costs minutes on a CPU
+LIMIT_WEIGHTS = 8192  # rows of the matrix that the limits are measured with
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One implementation at one number of tokens: milliseconds, and its share of the machine's limit."""
+
+    implementation: str
+    tokens: int
+    milliseconds: float
+    share: float
+
+
+def implementations(config: BailingMoeConfig, dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
+    """Experts by name; all hold the same weights."""
+    torch.manual_seed(0)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            stacked = BailingMoeExperts(config)
+            nn.init.normal_(stacked.gate_up_proj, std=0.02)
+            nn.init.normal_(stacked.down_proj, std=0.02)
+            library = Qwen3MoeExperts(
+                Qwen3MoeConfig(
+                    num_experts=config.num_experts,
+                    hidden_size=config.hidden_size,
+                    moe_intermediate_size=config.moe_intermediate_size,
+                )
+            )
+            with torch.device("meta"):
+                apart = BailingMoeExpertList(config)
+    finally:
+        torch.set_default_dtype(usual)
+    library.gate_up_proj, library.down_proj = stacked.gate_up_proj, stacked.down_proj
+    for number, expert in enumerate(apart):
+        gate, up = stacked.gate_up_proj[number].chunk(2)
+        parts = {"gate_proj": gate, "up_proj": up, "down_proj": stacked.down_proj[number]}
+        for name, weight in parts.items():
+            getattr(expert, name).weight = nn.Parameter(weight, requires_grad=False)
+    return {"ours": stacked, "library": library, "modules (as quantised)": apart}
+
+
+def routes(tokens: int, config: BailingMoeConfig, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random distinct experts [T, K] and weights [T, K] per token."""
+    generator = torch.Generator().manual_seed(tokens)
+    scores = torch.rand(tokens, config.num_experts, generator=generator)
+    weights, index = scores.topk(config.num_experts_per_tok)
+    return index.to(device), weights.softmax(dim=-1).to(device)
+
+
+@torch.no_grad()
+def measure(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, **sizes) -> list[Cost]:
+    """Time every implementation; `sizes` override the released ones."""
+    config = BailingMoeConfig(**sizes)
+    modules = implementations(config, dtype, device)
+    calls: list[tuple[str, int, Callable[[], object]]] = []
+    limit = torch.randn(LIMIT_WEIGHTS, config.hidden_size, device=device, dtype=dtype)
+    for tokens in TOKENS:
+        states = torch.randn(tokens, config.hidden_size, device=device, dtype=dtype)
+        index, weights = routes(tokens, config, device)
+        calls.append(("limit", tokens, lambda states=states: F.linear(states, limit)))
+        for name, module in modules.items():
+            kinds = ("eager", "grouped_mm", "batched_mm") if name != "modules (as quantised)" else ("eager",)
+            for kind in kinds:
+                if kind == "batched_mm" and tokens > BATCHED_UP_TO:
+                    continue
+                call = _call(module, kind, states, index, weights)
+                calls.append((f"{name}, {kind}" if len(kinds) > 1 else name, tokens, call))
+    times = _interleaved([call for _, _, call in calls])
+    seconds = {(name, tokens): value for (name, tokens, _), value in zip(calls, times, strict=True)}
+    per_expert = 3 * config.hidden_size * config.moe_intermediate_size
+    costs = []
+    for (name, tokens), value in seconds.items():
+        if name == "limit":
+            continue
+        # One token reads each of its experts once; many multiply as often as they have experts.
+        work = per_expert * config.num_experts_per_tok * tokens / (LIMIT_WEIGHTS * config.hidden_size * tokens)
+        costs.append(Cost(name, tokens, 1000 * value, work * seconds["limit", tokens] / value))
+    return costs
+
+
+def _call(module: nn.Module, kind: str, *inputs: torch.Tensor) -> Callable[[], object]:
+    def call():
+        if hasattr(module, "config"):
+            module.config._experts_implementation = kind
+        return module(*inputs)
+
+    return call
+
+
+def _interleaved(calls: list[Callable[[], object]]) -> list[float]:
+    """Median seconds of each call; the repeats of all calls take turns, the first round warms up."""
+    times: list[list[float]] = [[] for _ in calls]
+    for repeat in range(REPEATS + 1):
+        for call, record in zip(calls, times, strict=True):
+            started = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if repeat:
+                record.append(time.perf_counter() - started)
+    return [median(record) for record in times]
+
+
+def table(costs: list[Cost]) -> str:
+    """Markdown table, per number of tokens the quickest first."""
+    lines = ["| tokens | experts | ms | share of the limit |", "|---|---|---|---|"]
+    for tokens in dict.fromkeys(cost.tokens for cost in costs):
+        rows = sorted((cost for cost in costs if cost.tokens == tokens), key=lambda cost: cost.milliseconds)
+        lines += [
+            f"| {tokens} | {cost.implementation} | {cost.milliseconds:.2f} | {cost.share:.2f} |" for cost in rows
+        ]
+    return "\n".join(lines)
