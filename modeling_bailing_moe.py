@@ -153,7 +153,7 @@ class BailingMoeGate(nn.Module):
 
 
 @use_experts_implementation
-class BailingMoeExperts(nn.Module):
+class BailingMoeStackedExperts(nn.Module):
     """The routed experts of one layer; the decorator swaps `forward` for the chosen experts implementation."""
 
     def __init__(self, config: BailingMoeConfig):
@@ -183,6 +183,24 @@ class BailingMoeExperts(nn.Module):
             gate, up = F.linear(hidden_states[token], self.gate_up_proj[expert]).chunk(2, dim=-1)
             expert_output = F.linear(self.act_fn(gate) * up, self.down_proj[expert])
             output.index_add_(0, token, expert_output * top_k_weights[token, slot, None])
+        return output.to(hidden_states.dtype)
+
+
+class BailingMoeExperts(BailingMoeStackedExperts):
+    """The same, but on a CPU a single token, the case of decoding, reads its experts where they lie."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """As `BailingMoeStackedExperts`."""
+        # What is compiled or split over processes (DTensor) keeps to the library's way.
+        is_split = self._is_expert_parallel or hasattr(self.gate_up_proj, "placements")
+        if len(hidden_states) != 1 or hidden_states.device.type != "cpu" or is_split or torch.compiler.is_compiling():
+            return super().forward(hidden_states, top_k_index, top_k_weights)
+        output = 0
+        for expert, weight in zip(top_k_index[0].tolist(), top_k_weights[0], strict=True):
+            gate, up = F.linear(hidden_states, self.gate_up_proj[expert]).chunk(2, dim=-1)
+            output = output + F.linear(self.act_fn(gate) * up, self.down_proj[expert]) * weight
         return output.to(hidden_states.dtype)
 
 

@@ -424,3 +424,16 @@ def test_loss_after_resizing_the_vocabulary():
     out = model(ids, labels=ids)
     assert out.logits.shape[-1] == model.config.llm_config.vocab_size == 330
     close(out.loss, F.cross_entropy(out.logits[0, :-1], ids[0, 1:]), 1e-5)
+
+
+@torch.no_grad()
+def test_a_single_token_reads_its_experts_in_place():
+    """The way of decoding on a CPU gives what the library's implementations give."""
+    model = tiny_model()
+    experts = model.model.model.layers[0].mlp.experts
+    states = torch.randn(1, experts.gate_up_proj.shape[-1], generator=torch.Generator().manual_seed(0))
+    index, weights = torch.tensor([[3, 0]]), torch.tensor([[0.7, 0.3]])
+    for name in ("eager", "grouped_mm", "batched_mm"):
+        model.set_experts_implementation(name)
+        two = experts(states.repeat(2, 1), index.repeat(2, 1), weights.repeat(2, 1))
+        torch.testing.assert_close(experts(states, index, weights), two[:1])
