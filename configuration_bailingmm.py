@@ -18,6 +18,14 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# The code that a repository's config.json names for remote loading.
+AUTO_MAP = {
+    "AutoConfig": "configuration_bailingmm.BailingMMConfig",
+    **dict.fromkeys(
+        ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+        "modeling_bailingmm.BailingMMNativeForConditionalGeneration",
+    ),
+}
 # Code and components that make a weights directory self-contained; sub-folders stay flat (see `save_pretrained`).
 TRAVELS_WITH_WEIGHTS = ("*.py", "talker/*", "codec_bpe/*", "voices/*", "audio_detokenizer/*", "image_gen/*")
 

@@ -4,15 +4,15 @@ Encoders of released widths with a few layers and random weights, on this machin
 the smallest input and by the growth of the input: 1.0 is linear growth, above 1 is worse than linear.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 
 from configuration_bailingmm import BailingMMAudioConfig, BailingMMVisionConfig, BailingMMWhisperConfig
 from modeling_bailingmm_encoders import BailingMMSanmEncoder, BailingMMVisionTransformer, BailingMMWhisperEncoder
+
+from .timing import interleaved
 
 SIDES = (224, 448, 672, 896)  # pixels; the released processor stops at 896 x 896
 SECONDS = (5, 10, 20, 40, 80)
@@ -45,21 +45,8 @@ def whisper_encoder() -> BailingMMWhisperEncoder:
     return BailingMMWhisperEncoder(BailingMMWhisperConfig(whisper_encoder_config={"n_layer": 3})).eval()
 
 
-@torch.no_grad()
-def _time_all(calls: list[Callable[[], object]]) -> list[float]:
-    """Median milliseconds of each call; the repeats of all calls are interleaved."""
-    times: list[list[float]] = [[] for _ in calls]
-    for repeat in range(REPEATS + 1):
-        for call, record in zip(calls, times, strict=True):
-            started = time.perf_counter()
-            call()
-            if repeat:  # the first round warms up
-                record.append(1000 * (time.perf_counter() - started))
-    return [median(record) for record in times]
-
-
 def _costs(part: str, inputs: list[tuple[str, int, Callable[[], object]]]) -> Iterator[Cost]:
-    times = _time_all([call for _, _, call in inputs])
+    times = [1000 * seconds for seconds in interleaved([call for _, _, call in inputs], REPEATS)]
     for (size, tokens, _), milliseconds in zip(inputs, times, strict=True):
         yield Cost(part, size, tokens, milliseconds, milliseconds / times[0] / (tokens / inputs[0][1]))
 

@@ -5,10 +5,8 @@ matrix times one vector); reading a prompt is bound by multiplication (one large
 implementation of the experts, interleaved with all others; `share` is the part of that limit it reaches.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +16,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from configuration_bailingmm import BailingMoeConfig
 from modeling_bailing_moe import BailingMoeExpertList, BailingMoeExperts
+
+from .timing import interleaved
 
 TOKENS = (1, 8, 64, 512)
 REPEATS = 7
@@ -91,7 +91,7 @@ def measure(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, **sizes) -
                     continue
                 call = _call(module, kind, states, index, weights)
                 calls.append((f"{name}, {kind}" if len(kinds) > 1 else name, tokens, call))
-    times = _interleaved([call for _, _, call in calls])
+    times = interleaved([call for _, _, call in calls], REPEATS)
     seconds = {(name, tokens): value for (name, tokens, _), value in zip(calls, times, strict=True)}
     per_expert = 3 * config.hidden_size * config.moe_intermediate_size
     costs = []
@@ -111,20 +111,6 @@ def _call(module: nn.Module, kind: str, *inputs: torch.Tensor) -> Callable[[], o
         return module(*inputs)
 
     return call
-
-
-def _interleaved(calls: list[Callable[[], object]]) -> list[float]:
-    """Median seconds of each call; the repeats of all calls take turns, the first round warms up."""
-    times: list[list[float]] = [[] for _ in calls]
-    for repeat in range(REPEATS + 1):
-        for call, record in zip(calls, times, strict=True):
-            started = time.perf_counter()
-            call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:
-                record.append(time.perf_counter() - started)
-    return [median(record) for record in times]
 
 
 def table(costs: list[Cost]) -> str:

@@ -4,16 +4,17 @@ At these sizes time is overhead: Python, kernel launches, the loop of `generate`
 `generate`, greedily, from random weights; repeats take turns.
 """
 
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from configuration_bailingmm import BailingMMConfig
 from modeling_bailing_moe import BailingMoeForCausalLM
+
+from .timing import interleaved
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT, NEW = 32, 64  # tokens
@@ -51,17 +52,10 @@ def models(device: str, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
 def measure(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Cost]:
     """Decode with both models at every batch size."""
     cases = [(name, model, batch) for batch in BATCHES for name, model in models(device, dtype).items()]
-    times: list[list[float]] = [[] for _ in cases]
-    for repeat in range(REPEATS + 1):
-        for (_, model, batch), record in zip(cases, times, strict=True):
-            ids = torch.arange(batch * PROMPT, device=device).view(batch, PROMPT) % 700
-            started = time.perf_counter()
-            model.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
-            if repeat:
-                record.append(time.perf_counter() - started)
-    return [
-        Cost(name, batch, batch * NEW / median(record)) for (name, _, batch), record in zip(cases, times, strict=True)
-    ]
+    prompts = {batch: torch.arange(batch * PROMPT, device=device).view(batch, PROMPT) % 700 for batch in BATCHES}
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+    times = interleaved([partial(model.generate, prompts[batch], **options) for _, model, batch in cases], REPEATS)
+    return [Cost(name, batch, batch * NEW / seconds) for (name, _, batch), seconds in zip(cases, times, strict=True)]
 
 
 def table(costs: list[Cost]) -> str:

@@ -26,11 +26,18 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from codec_bpe_bailingmm import CodecBPE
-from configuration_bailingmm import TRAVELS_WITH_WEIGHTS, BailingMMConfig
+from configuration_bailingmm import AUTO_MAP, TRAVELS_WITH_WEIGHTS, BailingMMConfig
 from feature_extraction_bailingmm import BailingMMFeatureExtractor, read_cmvn
 from image_gen.configuration_image_gen import FOLDER as IMAGE_FOLDER
 from image_gen.configuration_image_gen import ImageGenConfig
-from image_gen.modeling_image_gen import RELEASED_FOLDERS, ImageGen, folder_of, released_name
+from image_gen.modeling_image_gen import (
+    NAMES_SHOWN,
+    RELEASED_FOLDERS,
+    ImageGen,
+    folder_of,
+    released_name,
+    report,
+)
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from processing_bailingmm import BailingMMProcessor
 from processing_talker import CODEC_FOLDERS, TOKENIZER_FOLDER, VOICES_FOLDER
@@ -41,11 +48,6 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = "model.safetensors.index.json"
-AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
-AUTO_MAP = {
-    "AutoConfig": "configuration_bailingmm.BailingMMConfig",
-    **dict.fromkeys(AUTO_CLASSES, "modeling_bailingmm.BailingMMNativeForConditionalGeneration"),
-}
 NEEDED = ("config.json", "preprocessor_config.json", "am.mvn", "tokenizer.json", "tokenizer_config.json")
 # What the talker's folder holds beside its configuration.
 TALKER_CONFIG = "talker/config.json"
@@ -55,7 +57,6 @@ TOKENIZER_PARTS += ("special_tokens_map.json",)
 LISTENERS = (SPEAKER_FILE, TOKENIZER_FILE)
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 SIZES += ("max_position_embeddings", "rms_norm_eps", "rope_theta")
-NAMES_SHOWN = 8
 
 
 def check_files(source: Path) -> tuple[bool, bool]:
@@ -117,19 +118,10 @@ def check_weights(config: BailingMMConfig, shards: list[Path]) -> None:
     for path in shards:
         with safe_open(path, "pt") as file:
             found.update({name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())})
-    problems = {
-        "missing keys": sorted(wanted.keys() - found.keys()),
-        "unexpected keys": sorted(found.keys() - wanted.keys()),
-        "wrong shapes": [
-            f"{name} {found[name]}, not {shape}"
-            for name, shape in wanted.items()
-            if name in found and found[name] != shape
-        ],
-    }
-    for problem, names in problems.items():
-        if names:
-            more = f", ... ({len(names)} in all)" if len(names) > NAMES_SHOWN else ""
-            raise ValueError(f"{shards[0].parent}: {problem}: {', '.join(names[:NAMES_SHOWN])}{more}")
+    shapes = [
+        f"{name} {found[name]}, not {shape}" for name, shape in wanted.items() if found.get(name, shape) != shape
+    ]
+    report(shards[0].parent, wanted.keys() - found.keys(), found.keys() - wanted.keys(), shapes)
 
 
 def new_processor(source: Path) -> BailingMMProcessor:

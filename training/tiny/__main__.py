@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
+from configuration_bailingmm import AUTO_MAP
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from processing_bailingmm import BailingMMProcessor
 
@@ -36,13 +37,6 @@ PARTS = {
 ORDER = ("speech", *PARTS, "heads", "chat", "speaking", "drawing")
 # Optimiser steps and batch size of each stage.
 STEPS = {"vision": (1600, 40), "sanm": (1500, 32), "whisper": (1500, 24), "heads": (150, None), "chat": (3000, None)}
-AUTO_MAP = {
-    "AutoConfig": "configuration_bailingmm.BailingMMConfig",
-    **dict.fromkeys(
-        ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
-        "modeling_bailingmm.BailingMMNativeForConditionalGeneration",
-    ),
-}
 
 
 def part_parameters(model: torch.nn.Module, names: tuple[str, ...]) -> dict[str, torch.nn.Parameter]:

@@ -7,7 +7,6 @@ python -m training.tiny.stage_drawing export       # RUNS/model/image_gen
 """
 
 import argparse
-import logging
 import os
 from pathlib import Path
 
@@ -24,8 +23,8 @@ from processing_bailingmm import BailingMMProcessor
 from ..loop import fit
 from .picturing import AutoencoderData, AutoencoderTask, ConditionTask, PictureTask, RequestData
 from .speech import SpeechPool
+from .stage import stage_parser, start_stage
 
-ROOT = Path(__file__).resolve().parents[2]
 SEED = 2506
 LATENT_CHANNELS = 16
 # Optimiser steps, batch size and learning rate.
@@ -155,24 +154,7 @@ def export(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Command line: one stage."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.tiny.stage_drawing",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.add_argument("action", choices=(*STAGES, "export"))
-    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
-    parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
-    parser.add_argument("--thinker", type=Path, default=ROOT, help="checkpoint directory of the trained thinker")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
-    args.runs.mkdir(parents=True, exist_ok=True)
+    args = start_stage(stage_parser("stage_drawing", __doc__, (*STAGES, "export")))
     if args.action == "export":
         export(args)
     else:

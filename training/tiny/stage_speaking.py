@@ -9,10 +9,8 @@ python -m training.tiny.stage_speaking export   # a copy of the repository that 
 """
 
 import argparse
-import logging
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,9 +33,9 @@ from ..loop import fit
 from . import speech
 from .listeners import FiniteScalarQuantizer
 from .speaking import FlowData, FlowTask, HeardPool, TalkerData, TalkerTask, VocoderData, VocoderTask
+from .stage import stage_parser, start_stage
 from .tokenizer import byte_level_bpe, corpus
 
-ROOT = Path(__file__).resolve().parents[2]
 SEED = 2506
 NUM_TEXT_TOKENS = 500  # of the talker's tokenizer, before its own 12
 CODEC_VOCAB = 512
@@ -189,24 +187,7 @@ def preset_voices(encoder: VoiceEncoder) -> dict[str, Voice]:
 
 def main() -> None:
     """Command line: one step of the stage."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.tiny.stage_speaking",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.add_argument("action", choices=("hear", *STAGES, "export"))
-    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
-    parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
-    parser.add_argument("--thinker", type=Path, default=ROOT, help="checkpoint directory of the trained thinker")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
-    args.runs.mkdir(parents=True, exist_ok=True)
+    args = start_stage(stage_parser("stage_speaking", __doc__, ("hear", *STAGES, "export")))
     {"hear": hear, "export": export}.get(args.action, lambda args: train(args.action, args))(args)
 
 

@@ -1,0 +1,37 @@
+"""What the command lines of single stages share."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def stage_parser(name: str, description: str, actions: tuple[str, ...]) -> argparse.ArgumentParser:
+    """Arguments of `python -m training.tiny.NAME ACTION`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m training.tiny.{name}",
+        description=description,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("action", choices=actions)
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
+    parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
+    parser.add_argument("--thinker", type=Path, default=ROOT, help="checkpoint directory of the trained thinker")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    return parser
+
+
+def start_stage(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, and set up logging, threads and RUNS."""
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(args.threads)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    return args
