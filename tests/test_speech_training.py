@@ -7,7 +7,7 @@ from speech_helpers import talker_config, tiny_detokenizer
 from torch import nn
 
 from modeling_talker import BailingMMTalker, StopRules, TalkerPrompt
-from training.talker import IGNORE, talker_batch, talker_loss
+from training.talker import IGNORE, WordAlignment, pointing_loss, talker_batch, talker_loss
 from training.tiny.speaking import SEGMENT_FRAMES, VocoderTask
 from training.vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
 
@@ -113,6 +113,46 @@ def test_talker_loss_equals_that_of_forward_and_falls(talker):
     talker.eval()
     said = talker.generate([prompt(0), prompt(1, 4)], rules=StopRules(min_new_ids=1))
     assert [piece.codec_ids.tolist() for piece in said] == [[5, 6, 7], [9]]
+
+
+ALIGNED = ([prompt(0), prompt(1, 4)], [torch.tensor([5, 6, 7]), torch.tensor([9])])
+ALIGNMENTS = [
+    WordAlignment([0, 0, 1, 1, 2, 3], [0, 0, 1, 1, 2, 3]),
+    WordAlignment([0, 1, 2, 3, 3, 3], [0, 1, 1, 2, 3]),
+]
+
+
+def test_pointing_loss_is_that_of_the_weights_that_attention_used(talker):
+    batch = talker_batch(talker, *ALIGNED, ALIGNMENTS)
+    hidden_states = talker_loss(talker, batch)[1]
+    inputs = {name: batch[name] for name in ("attention_mask", "position_ids")}
+    rest = ("labels", "words", "due", *inputs)
+    embeds = talker.embed(**{name: value for name, value in batch.items() if name not in rest})
+    talker.model.set_attn_implementation("eager")
+    weights = talker.model.model(inputs_embeds=embeds, **inputs, output_attentions=True).attentions
+    for head in range(4):
+        shares = [
+            weight[place, batch["words"][row] == due].sum()
+            for row in range(2)
+            for weight in [weights[1][row, head]]
+            for place, due in enumerate(batch["due"][row].tolist())
+            if due != IGNORE and (batch["words"][row][: place + 1] == due).any()
+        ]
+        own = pointing_loss(talker, hidden_states[1], batch, layer=1, head=head)
+        torch.testing.assert_close(own, -torch.stack(shares).log().mean())
+
+
+def test_a_head_learns_to_point_at_the_word_that_is_due(talker):
+    batch = talker_batch(talker, *ALIGNED, ALIGNMENTS)
+    optimizer = torch.optim.Adam(talker.parameters(), 1e-2)
+    losses = []
+    for _ in range(60):
+        loss = pointing_loss(talker, talker_loss(talker, batch)[1][1], batch, layer=1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.7 and losses[-1] < 0.1
 
 
 def test_gradients_reach_text_voice_and_thinker(talker):

@@ -16,7 +16,15 @@ from processing_bailingmm import BailingMMProcessor
 from training.tiny import stage_drawing
 from training.tiny.evaluate_drawing import CELL, MARGIN, PER_ROW, ROWS, contact_sheet, draw_row
 from training.tiny.judge import shows
-from training.tiny.picturing import SCENE_ASPECTS, AutoencoderData, RequestData, scene_labels, to_pixels
+from training.tiny.picturing import (
+    SCENE_ASPECTS,
+    AutoencoderData,
+    AutoencoderTask,
+    RequestData,
+    near_edges,
+    scene_labels,
+    to_pixels,
+)
 from training.tiny.scenes import Scene, Shape
 from training.tiny.stage_drawing import PARTS, STAGES, export, new_image_gen, part_of, tiny_image_gen_config, train
 from training.tiny.world import Picture
@@ -69,6 +77,33 @@ def test_the_autoencoder_sees_outlines_and_several_sizes():
     data = AutoencoderData(8, 4, seed=1)
     assert len({data[step]["pixels"].shape[-1] for step in range(8)}) > 1
     assert all(data[step]["pixels"].abs().max() <= 1 for step in range(8))
+
+
+def test_edges_are_where_shapes_end():
+    pixels = torch.full((1, 3, 16, 16), -1.0)
+    pixels[:, 0, 4:12, 4:12] = 1.0
+    edges = near_edges(pixels)[0, 0]
+    assert edges[8, [2, 3, 4, 5]].tolist() == [1.0] * 4 and edges[8, [0, 1, 6, 7]].tolist() == [0.0] * 4
+    assert not near_edges(pixels[..., 5:10, 5:10]).any()
+
+
+def test_autoencoder_keeps_its_latents_near_unit_variance():
+    class Scaled(torch.nn.Module):
+        """An autoencoder that restores everything, with latents of a given size."""
+
+        def __init__(self, scale: float):
+            super().__init__()
+            self.scale = scale
+
+        def encode(self, pixels, return_dict):
+            return (pixels * self.scale,)
+
+        def decode(self, latents, return_dict):
+            return (latents / self.scale,)
+
+    pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    one, three = (AutoencoderTask(Scaled(scale))(pixels) for scale in (1.0, 3.0))
+    assert one["error"] < 1e-6 and one["spread"] < 1e-2 < three["spread"] and one["loss"] < three["loss"]
 
 
 def test_every_weight_belongs_to_one_stage():

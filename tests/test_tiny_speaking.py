@@ -10,11 +10,22 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM
 
 from modeling_talker import StopRules
+from processing_bailingmm import BailingMMProcessor
+from training.talker import IGNORE
 from training.tiny import speech
-from training.tiny.speaking import FlowData, VocoderData, written
+from training.tiny.speaking import FlowData, TalkerData, VocoderData, token_words, written
 from training.tiny.speech import VARIANTS, SpeechPool, Voice
 from training.tiny.stage_listeners import train_speaker_encoder, train_speech_tokenizer
-from training.tiny.stage_speaking import SPEAKERS, STAGES, export, hear, tiny_detokenizer_config, train
+from training.tiny.stage_speaking import (
+    SPEAKERS,
+    STAGES,
+    export,
+    hear,
+    new_talker,
+    talker_processor,
+    tiny_detokenizer_config,
+    train,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,12 +38,22 @@ def tone(text: str, voice: Voice) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * pitch * time) + 0.1 * np.sin(2000 * letters * time)).astype(np.float32)
 
 
+def starts(text: str, *voice) -> list[tuple[int, float]]:
+    """When a `tone` begins the words of its text."""
+    return [
+        (place, (3000 + 500 * place) / speech.SAMPLE_RATE if place else 0.0)
+        for place in range(len(text))
+        if not place or text[place - 1] == " "
+    ]
+
+
 @pytest.fixture(scope="module")
 def args(tmp_path_factory) -> argparse.Namespace:
     """Command-line arguments of a quick run with a pool of two voices, its listeners trained for two steps."""
     pool, runs = tmp_path_factory.mktemp("pool"), tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speech, "speak", tone)
+        patch.setattr(speech, "word_starts", starts)
         patch.setattr(speech, "voice_names", lambda split: tuple(SPEAKERS))
         speech._claim(pool, {"split": "train", "seed": 1})
         speech._build_shard(pool / "shard_00000.json", 0, 40, "train", seed=1)
@@ -69,6 +90,35 @@ def test_spoken_words_are_written_as_in_replies():
     forms = {written(words, np.random.default_rng(seed)) for seed in range(60)}
     assert {form.lower().rstrip(".,?").replace(",", "") for form in forms} == {words}
     assert {words, words.replace("left on", "left, on"), words.capitalize() + "."} <= forms
+
+
+def test_tokens_belong_to_the_word_that_says_them(args, heard):
+    tokenizer = talker_processor(args, heard).tokenizer
+    spoken = "three stars on the left on a red background"
+    starts = [(0, 0.0), (6, 0.3), (12, 0.7), (19, 0.9), (24, 1.2), (27, 1.3), (29, 1.4), (33, 1.6)]
+    for text in (spoken, "Three stars on the left, on a red background."):
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        words = [""] * len(starts)
+        for token, word in zip(encoded["input_ids"], token_words(spoken, text, encoded, starts), strict=True):
+            words[word] += tokenizer.decode([token])
+        assert "".join(words) == text
+        assert [word.strip(" ,.").lower() for word in words] == (
+            ["three", "stars", "on the", "left", "on", "a", "red", "background"]
+        )
+
+
+def test_talker_examples_say_the_words_in_their_order(args, heard):
+    thinker_size = 192
+    processor = talker_processor(args, heard)
+    talker = new_talker(thinker_size, processor.codec_bpe.vocab_size)
+    data = TalkerData(heard, talker, processor, BailingMMProcessor.from_pretrained(ROOT), 8, 4, seed=0)
+    batch = data[7]["talker"]
+    for words, due in zip(batch["words"].tolist(), batch["due"].tolist(), strict=True):
+        written_words = [word for word in words if word != IGNORE]
+        assert set(written_words) == set(range(max(written_words) + 1)) and written_words == sorted(written_words)
+        said = [word for word in due if word != IGNORE]
+        assert said == sorted(said) and said[0] == 0 and said[-1] == max(written_words)
+        assert due.count(said[-1]) == 1  # the end is due once, after everything else
 
 
 def test_flow_examples_have_the_frames_that_their_codes_make(heard):

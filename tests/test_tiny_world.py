@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from training.tiny import speech
 from training.tiny.drawing import CENTRE, compress, render, render_clip, sample_course
+from training.tiny.espeak import word_starts
 from training.tiny.questions import (
     Fact,
     describe_scene,
@@ -380,6 +381,9 @@ def test_speech_is_spoken_or_the_missing_program_is_named(rng):
             speak("red", voice)
         return
     waveform = speak("a small red circle on the left", voice)
+    starts = word_starts("a small red circle on the left", *vars(voice).values())
+    assert [character for character, _ in starts] == [0, 2, 8, 12, 19, 26]  # "on the" is said as one
+    assert all(0 <= one < two < len(waveform) / SAMPLE_RATE for (_, one), (_, two) in itertools.pairwise(starts))
     assert waveform.dtype == np.float32
     assert 1.0 < len(waveform) / SAMPLE_RATE < 3.0
     assert (waveform == speak("a small red circle on the left", voice)).all()

@@ -29,7 +29,8 @@ OTHER_SHAPES = 0.2  # share of batches that are not square
 AUTOENCODER_SIDES = (48, 64, 64, 96)
 OUTLINED = 0.3  # share of the autoencoder's pictures
 ALIGNMENT_WEIGHT = 0.5
-EDGE_WEIGHT = 0.5
+EDGE_WEIGHT, SPREAD_WEIGHT = 1.0, 0.02
+CONTRAST = 0.2  # of pixels in -1..1 that counts as an edge
 NUM_NOISES = 2  # per conversation and step: reading it costs as much as drawing
 
 SCENE_ASPECTS: dict[str, tuple[str, ...]] = {"background": tuple(COLOURS), "style": ("filled", "outline")}
@@ -74,18 +75,30 @@ class AutoencoderData(torch.utils.data.Dataset):
         return {"pixels": to_pixels(pictures, side, side, rng)}
 
 
+def near_edges(pixels: torch.Tensor) -> torch.Tensor:
+    """Where something begins or ends within two pixels: 1.0, elsewhere 0.0, [B, 1, height, width]."""
+    highest, lowest = F.max_pool2d(pixels, 5, 1, 2), -F.max_pool2d(-pixels, 5, 1, 2)
+    return ((highest - lowest).amax(dim=1, keepdim=True) > CONTRAST).float()
+
+
 class AutoencoderTask(nn.Module):
-    """Mean absolute error of pixels, and of their differences to their neighbours: edges tell what a shape is."""
+    """Mean absolute error of pixels, once over all and once where a shape ends: most of a picture is background, and
+    what a shape is shows at its edges. Every channel of the latents is kept near mean 0 and variance 1, since noise of
+    one size is added to all of them."""
 
     def __init__(self, vae: nn.Module):
         super().__init__()
         self.vae = vae
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        restored = self.vae.decode(self.vae.encode(pixels, return_dict=False)[0], return_dict=False)[0]
-        error = F.l1_loss(restored, pixels)
-        edges = sum(F.l1_loss(restored.diff(dim=dim), pixels.diff(dim=dim)) for dim in (2, 3))
-        return {"loss": error + EDGE_WEIGHT * edges, "error": error.detach(), "edges": edges.detach()}
+        latents = self.vae.encode(pixels, return_dict=False)[0]
+        error = (self.vae.decode(latents, return_dict=False)[0] - pixels).abs().mean(dim=1, keepdim=True)
+        edges = near_edges(pixels)
+        at_edges = (error * edges).sum() / edges.sum().clamp_min(1.0)
+        variance, mean = torch.var_mean(latents, dim=(0, 2, 3))
+        spread = (mean.square() + variance - variance.clamp_min(1e-6).log() - 1).mean()
+        loss = error.mean() + EDGE_WEIGHT * at_edges + SPREAD_WEIGHT * spread
+        return {"loss": loss, "error": error.mean().detach(), "edges": at_edges.detach(), "spread": spread.detach()}
 
 
 class RequestData(torch.utils.data.Dataset):

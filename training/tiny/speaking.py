@@ -7,6 +7,7 @@ pool: its speech codes and its speaker embedding.
 import logging
 import os
 import re
+from bisect import bisect_right
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from processing_talker import BailingMMTalkerProcessor
 from voices_bailingmm import CODES_PER_SECOND, MIN_SECONDS, VoiceEncoder, prompt_mel, vocoder_mel
 
 from ..objectives import ctc_loss, ctc_targets
-from ..talker import IGNORE, talker_batch, talker_loss
+from ..talker import IGNORE, WordAlignment, pointing_loss, talker_batch, talker_loss
 from ..vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
 from .scenes import choose
 from .speech import SAMPLE_RATE, SpeechPool
@@ -41,7 +42,8 @@ SHORTEST, ALL_AFTER = 0.2, 0.5
 # A talker that knows its utterances by heart needs no text. So what it said so far is disturbed: codes are cut at
 # random places, over which the codec's pairs do not reach, and up to a share of the ids it hears are others.
 CUT_SHARE, MAX_NOISE = 0.15, 0.35
-SPELLING_WEIGHT = 0.3
+SPELLING_WEIGHT, POINTING_WEIGHT = 0.3, 0.5
+POINTING_LAYERS = (1, 2, 3)  # of the talker, whose first head points at the word that is due
 SPELLING_LAYER = 2  # of the talker, behind which it tells the words that were said so far
 COMMA_SHARE, CAPITAL_SHARE = 0.5, 0.3
 MARKS = ("", "", "", ".", ",", "?")  # what may follow the words of a piece
@@ -249,8 +251,8 @@ class TalkerData(torch.utils.data.Dataset):
             lengths = item["chats"]["attention_mask"].sum(dim=1).tolist()
             states = [torch.zeros(length, self.talker.config.qa_model_hidden_size) for length in lengths]
         pairs = list(zip(lenders, targets, strict=True))
-        prompts = [self._prompt(rng, *pair, row) for pair, row in zip(pairs, states, strict=True)]
-        batch = self._disturb(rng, talker_batch(self.talker, prompts, [self._codec_ids(rng, n) for n in targets]))
+        examples = [self._example(rng, pair, row) for pair, row in zip(pairs, states, strict=True)]
+        batch = self._disturb(rng, talker_batch(self.talker, *(list(part) for part in zip(*examples, strict=True))))
         tokenizer = self.talker_processor.tokenizer
         words = [
             [token for index in pair for token in tokenizer(" " + self.heard.text(index))["input_ids"]]
@@ -280,19 +282,46 @@ class TalkerData(torch.utils.data.Dataset):
         encode = self.talker_processor.codec_bpe.encode
         return torch.tensor([unit for piece in pieces if len(piece) for unit in encode(piece)])
 
-    def _prompt(self, rng: np.random.Generator, lender: int, target: int, states: torch.Tensor | None) -> TalkerPrompt:
-        """The text of an utterance, to be said in the voice of another one."""
-        tokenizer = self.talker_processor.tokenizer
-        texts = [written(self.heard.text(index), rng) for index in (lender, target)]
-        text = [token for part in texts for token in tokenizer(part)["input_ids"]]
-        return TalkerPrompt(torch.tensor(text), self._codec_ids(rng, lender), self.heard.embeddings[lender], states)
+    def _example(
+        self, rng: np.random.Generator, pair: tuple[int, int], states: torch.Tensor | None
+    ) -> tuple[TalkerPrompt, torch.Tensor, WordAlignment]:
+        """The text of an utterance, to be said in the voice of another one, the first of the pair."""
+        text, tokens, said = [], [], []
+        codec_ids = [self._codec_ids(rng, index) for index in pair]
+        for index, ids in zip(pair, codec_ids, strict=True):
+            words = written(self.heard.text(index), rng)
+            encoded = self.talker_processor.tokenizer(words, return_offsets_mapping=True)
+            starts, first = self.heard.pool.records[index]["starts"], max(tokens, default=-1) + 1
+            text += encoded["input_ids"]
+            tokens += [first + word for word in token_words(self.heard.text(index), words, encoded, starts)]
+            lengths = self.talker_processor.codec_bpe.lengths[ids]
+            seconds = (lengths.cumsum(dim=0) - lengths / 2) / CODES_PER_SECOND
+            begins = [second for _, second in starts]
+            said += [first + max(0, bisect_right(begins, second) - 1) for second in seconds.tolist()]
+        lender, target = codec_ids
+        prompt = TalkerPrompt(torch.tensor(text), lender, self.heard.embeddings[pair[0]], states)
+        return prompt, target, WordAlignment(tokens, said)
+
+
+def token_words(spoken: str, text: str, encoded, starts: list[tuple[int, float]]) -> list[int]:
+    """Which of the words that begin at `starts` the tokens of a text belong to.
+
+    Args:
+        spoken: what was said; `text` is `written(spoken)`: the same words between the same spaces.
+        encoded: the text's tokens with their "offset_mapping".
+        starts: (character of `spoken`, second); a word without a start belongs to the one before.
+    """
+    begins = [character for character, _ in starts]
+    places = [0] + [place + 1 for place, letter in enumerate(spoken) if letter == " "]
+    groups = [max(0, bisect_right(begins, place) - 1) for place in places]
+    return [groups[text.count(" ", 0, end)] for _, end in encoded["offset_mapping"]]
 
 
 class TalkerTask(nn.Module):
     """Trains a talker on what a frozen thinker makes of chats.
 
-    Beside the next id a middle layer learns to spell the words that the ids so far have said (a head for training
-    only): who knows what was said knows what is due.
+    Beside the next id, one attention head of the middle layers learns to point at the word that is due, and a layer
+    below them to spell the words that the ids so far have said (a head for training only).
     """
 
     def __init__(self, talker: BailingMMTalker, thinker: nn.Module):
@@ -329,4 +358,8 @@ class TalkerTask(nn.Module):
         )
         rows = [row[-length:] for row, length in zip(logits, said.tolist(), strict=True)]
         words = ctc_loss(nn.utils.rnn.pad_sequence(rows, batch_first=True), said, **spelling)
-        return {"loss": loss + SPELLING_WEIGHT * words, "next_id": loss.detach(), "spelling": words.detach()}
+        pointing = torch.stack(
+            [pointing_loss(self.talker, hidden_states[layer], batch, layer) for layer in POINTING_LAYERS]
+        )
+        parts = {"next_id": loss.detach(), "spelling": words.detach(), "pointing": pointing[-1].detach()}
+        return {"loss": loss + SPELLING_WEIGHT * words + POINTING_WEIGHT * pointing.mean(), **parts}

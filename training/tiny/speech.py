@@ -26,6 +26,7 @@ from torchaudio.functional import lowpass_biquad
 from torchaudio.transforms import Resample
 from tqdm import tqdm
 
+from .espeak import INSTALL_HINT, word_starts
 from .questions import say
 from .scenes import check_split, choose, sample_scene, split_of
 from .sentences import draw_command, read_command, sample_sentence, sample_spoken_question
@@ -45,7 +46,6 @@ QUESTION_SHARE = 0.25
 ALIKE = 8  # utterances of about the same duration are one of so many parts of a sorted draw
 TRIM_LEVEL = 10 ** (-50 / 20)  # -50 dB of full scale counts as silence
 SETTINGS = "settings.json"
-INSTALL_HINT = "espeak-ng is not installed; training needs it to speak: sudo apt-get install espeak-ng"
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,8 @@ class SpeechPool:
     """Utterances on disk, as made by `SpeechPool.build`.
 
     A shard is two files: `shard_00000.bin`, FLAC recordings end to end, and `shard_00000.json`, one record per
-    recording (offset and length in bytes, text, voice, whether it is a question).
+    recording (offset and length in bytes, text, voice, whether it is a question, where its words begin: character and
+    second).
     Reading opens no file for longer than a call, so a pool may be used in forked worker processes.
     """
 
@@ -312,7 +313,10 @@ def _build_shard(index: Path, number: int, count: int, split: str, seed: int) ->
             data = buffer.getvalue()
             file.write(data)
             records.append(
-                {"offset": offset, "length": len(data), "text": text, "voice": vars(voice), "question": question}
+                {
+                    **{"offset": offset, "length": len(data), "text": text, "voice": vars(voice)},
+                    **{"question": question, "starts": word_starts(text, *vars(voice).values())},
+                }
             )
             offset += len(data)
     partial = index.with_suffix(".partial")

@@ -28,7 +28,7 @@ from .stage import stage_parser, start_stage
 SEED = 2506
 LATENT_CHANNELS = 16
 # Optimiser steps, batch size and learning rate.
-STAGES = {"autoencoder": (1500, 16, 5e-4), "condition": (1200, 32, 1e-3), "picture": (4000, 24, 1e-3)}
+STAGES = {"autoencoder": (3000, 16, 1.5e-3), "condition": (1200, 32, 1e-3), "picture": (4000, 24, 1e-3)}
 QUICK = (2, 2)
 NUM_MEASURED = 8  # batches of pictures that the scale of latents is measured on
 # Parts of the component that each stage trains and hands over.
