@@ -31,7 +31,7 @@ OUTLINED = 0.3  # share of the autoencoder's pictures
 ALIGNMENT_WEIGHT = 0.5
 EDGE_WEIGHT, SPREAD_WEIGHT = 1.0, 0.02
 CONTRAST = 0.2  # of pixels in -1..1 that counts as an edge
-NUM_NOISES = 2  # per conversation and step: reading it costs as much as drawing
+NUM_NOISES = 4  # per conversation and step: reading it costs as much as drawing
 
 SCENE_ASPECTS: dict[str, tuple[str, ...]] = {"background": tuple(COLOURS), "style": ("filled", "outline")}
 for position in POSITIONS:
