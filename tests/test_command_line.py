@@ -1,0 +1,423 @@
+"""`python -m ming` and the installed `ming`, as a user calls them: files in, files out, exit codes, one-line errors.
+
+Text is Ming-Tiny's; speech and pictures come from small repositories of random weights.
+"""
+
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import soundfile
+import torch
+from image_helpers import build_drawing_repository
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from speech_helpers import NUM_CODES, build_speaking_repository
+from transformers import AutoModelForMultimodalLM
+
+from ming import checks
+from ming.command_line import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE, RECORDING, CLIP, QUESTION = (
+    str(ROOT / "demo" / name) for name in ("picture.jpg", "recording.wav", "clip.mp4", "question.wav")
+)
+EXPECTED = json.loads((ROOT / "demo" / "expected.json").read_text(encoding="utf-8"))
+SECONDS = 120  # that a process may take on a busy machine
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory) -> str:
+    return str(build_speaking_repository(tmp_path_factory.mktemp("speaking")))
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory) -> str:
+    return str(build_drawing_repository(tmp_path_factory.mktemp("drawing")))
+
+
+@pytest.fixture
+def ming(capsys):
+    """Runs a command that succeeds; returns its lines on stdout, and stderr."""
+
+    def run(*arguments: str | Path) -> tuple[list[str], str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return captured.out.splitlines(), captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command with wrong usage or input; returns its one line on stderr.
+
+    One line also means that no weights were loaded before: that would have been remarked.
+    """
+
+    def run(*arguments: str | Path) -> str:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert code == 2 and captured.out == ""
+        assert captured.err.startswith("ming: error: ") and captured.err.count("\n") == 1
+        return captured.err
+
+    return run
+
+
+# Text
+
+
+def test_ask_answers_about_files(ming):
+    assert ming("ask", "What comes after three?")[0] == ["four"]
+    assert ming("ask", "Describe the picture.", "--image", PICTURE)[0] == [EXPECTED["picture"]]
+    lines, _ = ming("ask", "In the video, which way does it move?", "--video", CLIP, "--image", PICTURE, "--json")
+    assert json.loads(lines[0]) == {
+        "question": "In the video, which way does it move?",
+        "image": [PICTURE],
+        "video": [CLIP],
+        "answer": "down",
+    }
+
+
+def test_ask_hears_a_spoken_question(ming):
+    assert ming("ask", "--image", PICTURE, "--audio", QUESTION)[0] == [EXPECTED["picture"]]
+
+
+def test_max_new_tokens_cuts_the_answer(ming):
+    (short,), (full,) = (
+        ming("ask", "Describe the picture.", "--image", PICTURE, *options)[0]
+        for options in (["--max-new-tokens", 3], [])
+    )
+    assert len(short) < len(full) and full.startswith(short)
+
+
+@pytest.mark.parametrize("encoder", [[], ["--whisper"]])
+def test_transcribe(ming, encoder):
+    assert ming("transcribe", RECORDING, *encoder)[0] == [EXPECTED["recording"]]
+    lines, _ = ming("transcribe", RECORDING, QUESTION, "--json", *encoder)
+    first, second = map(json.loads, lines)
+    assert first == {"file": RECORDING, "text": EXPECTED["recording"]} and second["file"] == QUESTION
+    assert ming("transcribe", RECORDING, QUESTION, *encoder)[0] == [
+        f"{item['file']}: {item['text']}" for item in (first, second)
+    ]
+
+
+def test_only_the_parts_that_are_needed_are_loaded(ming):
+    for arguments, parts in (
+        (["ask", "What comes after three?"], "text"),
+        (["ask", "Describe the picture.", "--image", PICTURE], "text, vision"),
+        (["transcribe", RECORDING], "text, audio"),
+        (["transcribe", RECORDING, "--whisper"], "text, whisper"),
+    ):
+        assert f"({parts})" in ming(*arguments)[1]
+
+
+def test_bars_and_remarks_stay_on_stderr_and_quiet_takes_them_away(ming):
+    lines, stderr = ming("transcribe", RECORDING, QUESTION)
+    assert len(lines) == 2 and "transcribing: 100%" in stderr and "Loading weights: 100%" in stderr
+    assert ming("transcribe", RECORDING, QUESTION, "--quiet") == (lines, "")
+
+
+def test_four_bits_and_other_number_types(ming):
+    assert ming("ask", "What comes after three?", "--load-in-4bit", "--quiet")[0] == ["four"]
+    assert ming("ask", "What comes after three?", "--dtype", "bfloat16", "--device", "cpu")[0] == ["four"]
+
+
+# Chat
+
+
+def chat(ming, monkeypatch, typed: str, *arguments: str) -> list[str]:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    return ming("chat", "--quiet", *arguments)[0]
+
+
+def test_chat_reads_questions_from_a_file(ming, monkeypatch):
+    typed = f"/image {PICTURE}\nDescribe the picture.\n\nWhat colour is the background?\n"
+    assert chat(ming, monkeypatch, typed) == [EXPECTED["picture"], "black"]
+    lines = chat(ming, monkeypatch, typed + "/quit\nWhat comes after three?\n", "--json")
+    assert [json.loads(line) for line in lines] == [
+        {"question": "Describe the picture.", "image": [PICTURE], "answer": EXPECTED["picture"]},
+        {"question": "What colour is the background?", "answer": "black"},
+    ]
+
+
+def test_chat_with_sound_only_and_after_a_reset(ming, monkeypatch):
+    typed = f"/audio {QUESTION}\n/image {PICTURE}\n/reset\n/audio {RECORDING}\nTranscribe this recording.\n"
+    assert chat(ming, monkeypatch, typed) == [EXPECTED["recording"]]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [("/image nowhere.png\n", "/image nowhere.png: no such file"), ("/fly\n", "/fly is not understood; use /image")],
+)
+def test_a_piped_chat_ends_at_bad_input(capsys, monkeypatch, typed, message):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    assert main(["chat", "--quiet"]) == 2
+    assert message in capsys.readouterr().err
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, command: list[str]):
+        self.end, inner = pty.openpty()
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=inner, stdout=inner, stderr=inner, env=environment, start_new_session=True
+        )
+        os.close(inner)
+        os.set_blocking(self.end, False)
+        self.shown = ""
+
+    def wait_for(self, text: str) -> None:
+        """Reads on until `text` has been shown; what is before it has then been read."""
+        deadline = time.monotonic() + SECONDS
+        while text not in self.shown:
+            assert time.monotonic() < deadline and self.process.poll() is None, self.shown
+            try:
+                self.shown += os.read(self.end, 4096).decode(errors="replace")
+            except BlockingIOError:
+                time.sleep(0.05)
+        self.shown = self.shown.partition(text)[2]
+
+    def type(self, text: str) -> None:
+        os.write(self.end, text.encode())
+
+
+def test_chat_on_a_terminal():
+    terminal = Terminal([sys.executable, "-m", "ming", "chat", "--quiet"])
+    try:
+        terminal.wait_for("> ")
+        terminal.type("/image nowhere.png\n")
+        terminal.wait_for("/image nowhere.png: no such file")
+        terminal.wait_for("> ")
+        terminal.type(f"/image {PICTURE}\n")
+        terminal.wait_for("> ")
+        terminal.type("Describe the picture.\n")
+        terminal.wait_for("Describe the picture.")
+        terminal.wait_for(EXPECTED["picture"][:40])
+        terminal.wait_for("> ")
+        os.kill(terminal.process.pid, 2)  # Ctrl-C
+        assert terminal.process.wait(timeout=SECONDS) == 130
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.end)
+
+
+# Speech
+
+
+def test_speak_writes_what_the_model_says_with_that_seed_and_voice(ming, speaking, tmp_path):
+    out = tmp_path / "red.wav"
+    lines, stderr = ming("speak", "red", "--out", out, "--voice", "bert", "--seed", 4, "--model", speaking, "--json")
+    samples, rate = soundfile.read(out, dtype="float32")
+    model = AutoModelForMultimodalLM.from_pretrained(speaking, trust_remote_code=True, dtype=torch.float32).eval()
+    expected = model.speak("red", speaker="bert", seed=4)
+    torch.testing.assert_close(torch.from_numpy(samples), expected.waveforms[0], rtol=0, atol=1e-3)
+    assert json.loads(lines[0]) == {
+        "text": "red",
+        "voice": "bert",
+        "speech": str(out),
+        "seconds": round(len(samples) / rate, 3),
+        "sampling_rate": rate,
+        "seed": 4,
+    }
+    assert "speaking: " in stderr
+
+
+def test_a_random_seed_is_told_so_that_it_can_be_repeated(ming, speaking, tmp_path):
+    first, second = tmp_path / "first.flac", tmp_path / "second.flac"
+    (line,), _ = ming("speak", "red", "--out", first, "--model", speaking, "--json", "--quiet")
+    assert ming("speak", "red", "--out", second, "--model", speaking, "--seed", json.loads(line)["seed"])[0] == [
+        str(second)
+    ]
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_ask_answers_aloud_too(ming, speaking, tmp_path):
+    out = tmp_path / "four.wav"
+    options = ["--speak", out, "--seed", 1, "--model", speaking]
+    assert ming("ask", "What comes after three?", *options)[0] == ["four"]
+    told = json.loads(ming("ask", "What comes after three?", *options, "--json")[0][0])
+    samples, rate = soundfile.read(out)
+    assert told["answer"] == "four" and told["speech"] == str(out)
+    assert told["seconds"] == round(len(samples) / rate, 3) > 0
+
+
+@pytest.fixture(scope="module")
+def cloning(speaking, tmp_path_factory) -> str:
+    """The speaking repository with Ming-Tiny's listening networks; their codes brought into the small range."""
+    folder = tmp_path_factory.mktemp("cloning") / "model"
+    shutil.copytree(speaking, folder)
+    shutil.copy(ROOT / "talker" / "campplus.onnx", folder / "talker")
+    network = onnx.load(ROOT / "talker" / "speech_tokenizer_v1.onnx")
+    (output,) = network.graph.output
+    kind = output.type.tensor_type.elem_type
+    network.graph.initializer.append(onnx.helper.make_tensor("number_of_codes", kind, [1], [NUM_CODES]))
+    network.graph.node.append(onnx.helper.make_node("Mod", [output.name, "number_of_codes"], ["small_codes"]))
+    output.name = "small_codes"
+    onnx.save(network, folder / "talker" / "speech_tokenizer_v1.onnx")
+    return str(folder)
+
+
+def test_speak_in_the_voice_of_a_recording(ming, cloning, tmp_path):
+    spoken = {}
+    for name, recording in (("recording", RECORDING), ("question", QUESTION)):
+        out = tmp_path / f"{name}.wav"
+        clone = ["--prompt-audio", recording, "--prompt-text", EXPECTED[name]]
+        (line,), _ = ming("speak", "red", "--out", out, *clone, "--model", cloning, "--seed", 1, "--json")
+        assert json.loads(line)["voice"] == "prompt"
+        spoken[name] = soundfile.read(out)[0]
+    assert all(len(samples) for samples in spoken.values())
+    assert not np.array_equal(spoken["recording"], spoken["question"])
+
+
+def test_a_repository_that_cannot_listen_does_not_clone(refused, speaking, tmp_path):
+    clone = ["--prompt-audio", RECORDING, "--prompt-text", EXPECTED["recording"]]
+    assert "campplus.onnx" in refused("speak", "red", "--out", tmp_path / "x.wav", *clone, "--model", speaking)
+
+
+def test_speech_is_refused_before_loading(refused, speaking, tmp_path):
+    out = ["--out", tmp_path / "x.wav"]
+    assert "unknown speaker 'carl'; available are: anna, bert" in refused(
+        "speak", "red", *out, "--voice", "carl", "--model", speaking
+    )
+    assert "has no talker" in refused("speak", "red", *out, "--model", ROOT)
+    assert "there is nothing to say in '🙂'" in refused("speak", "🙂", *out, "--model", speaking)
+    assert "belong together" in refused("speak", "red", *out, "--prompt-audio", RECORDING)
+    assert "two voices" in refused(
+        "speak", "red", *out, "--voice", "anna", "--prompt-audio", RECORDING, "--prompt-text", "red"
+    )
+    assert "--voice chooses a voice for --speak FILE" in refused("ask", "hello", "--voice", "anna")
+
+
+# Pictures
+
+
+def test_draw_repeats_with_its_seed_and_has_the_size_asked_for(ming, drawing, tmp_path):
+    first, second = tmp_path / "first.png", tmp_path / "second.webp"
+    options = ["--seed", 3, "--steps", 2, "--size", "100x64", "--guidance", 2, "--model", drawing]
+    lines, stderr = ming("draw", "a red circle", "--out", first, *options)
+    assert lines == [str(first)] and "drawing: 100%" in stderr and "2/2" in stderr
+    (line,), _ = ming("draw", "a red circle", "--out", first, *options, "--json")
+    made = {"file": str(first), "width": 100, "height": 64, "seed": 3}
+    assert json.loads(line) == {"prompt": "a red circle", **made}
+    pictures = [Image.open(first).copy()]
+    for path, seed in ((first, 3), (second, 4)):
+        ming("draw", "a red circle", "--out", path, *options, "--seed", seed)
+        pictures.append(Image.open(path).convert("RGB"))
+    assert {picture.size for picture in pictures} == {(100, 64)}
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_edit_looks_at_the_picture(ming, drawing, tmp_path):
+    other = tmp_path / "other.png"
+    Image.new("RGB", (200, 200), "white").save(other)
+    results = []
+    for number, picture in enumerate((PICTURE, other)):
+        out = tmp_path / f"{number}.png"
+        lines, _ = ming("edit", picture, "Make it blue.", "--out", out, "--seed", 3, "--model", drawing, "--json")
+        told = json.loads(lines[0])
+        assert (told["picture"], told["file"]) == (str(picture), str(out))
+        results.append(Image.open(out).copy())
+    assert results[0] != results[1]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "invalid choice: 'fly'"),
+        ([], "COMMAND"),
+        (["ask"], "there is no question"),
+        (["ask", "hi", "--image", "nowhere.png"], "--image nowhere.png: no such file"),
+        (["ask", "hi", "--audio", str(ROOT / "README.md")], "cannot read audio"),
+        (["ask", "word " * 9000], "longer than the limit of 4096"),
+        (["transcribe", RECORDING, "nowhere.wav"], "recording nowhere.wav: no such file"),
+        (["transcribe", RECORDING, PICTURE], "cannot read audio"),
+        (["ask", "hi", "--model", "nowhere"], "--model nowhere: no such directory"),
+        (["ask", "hi", "--model", str(ROOT / "demo")], "holds no config.json of model_type 'bailingmm'"),
+        (["ask", "hi", "--model", "nobody/nothing"], "--model nobody/nothing: "),
+        (["ask", "hi", "--device", "abacus"], "--device abacus: unknown; use cpu"),
+        (["ask", "hi", "--device", "cuda:99"], "--device cuda:99: there is none here"),
+        (["ask", "hi", "--dtype", "int3"], "invalid choice: 'int3'"),
+        (["ask", "hi", "--max-new-tokens", "0"], "give a whole number of at least 1"),
+        (["ask", "hi", "--seed", "-1"], "give a whole number of 0"),
+        (["ask", "hi", "--speak", "x.txt"], "--speak x.txt: .txt is no sound format; use .wav"),
+        (["speak", "hi", "--out", "nowhere/x.wav"], "the directory nowhere does not exist"),
+        (["draw", "a circle", "--out", "x.wav"], ".wav is no picture format; use .png"),
+        (["draw", "a circle", "--out", "x"], "no ending is no picture format"),
+        (["draw", "a circle"], "--out"),
+        (["draw", " ", "--out", "x.png"], "the prompt is empty"),
+        (["draw", "a circle", "--out", "x.png", "--size", "63x64"], "63x64 is no size; give WIDTHxHEIGHT"),
+        (["draw", "a circle", "--out", "x.png", "--size", "big"], "big is no size"),
+        (["draw", "a circle", "--out", "x.png", "--steps", "0"], "0 is not accepted"),
+        (["draw", "a circle", "--out", "x.png", "--guidance", "nan"], "nan is not accepted"),
+        (["draw", "a circle", "--out", "x.png", "--model", str(ROOT)], "nothing in its folder image_gen/ that draws"),
+        (["edit", "nowhere.png", "Make it blue.", "--out", "x.png"], "picture nowhere.png: no such file"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_line_before_any_loading(refused, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(*arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_is_a_directory_is_refused(refused, tmp_path):
+    (tmp_path / "x.png").mkdir()
+    assert "it is a directory" in refused("draw", "a circle", "--out", tmp_path / "x.png")
+
+
+def test_without_a_model_nearby_one_must_be_named(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checks, "__file__", str(tmp_path / "site" / "ming" / "checks.py"))
+    assert "give --model DIRECTORY_OR_HUB_ID" in refused("ask", "hi")
+
+
+def test_a_checkpoint_with_missing_weights_is_refused(capsys, tmp_path):
+    for path in (*ROOT.glob("*.json"), *ROOT.glob("*.jinja")):
+        shutil.copy(path, tmp_path / path.name)
+    tensors = load_file(ROOT / "model.safetensors")
+    tensors.pop("model.lm_head.weight")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    assert main(["ask", "hi", "--model", str(tmp_path), "--quiet"]) == 2
+    assert re.fullmatch(r"ming: error: --model .*missing keys: model.lm_head.weight.*\n", capsys.readouterr().err)
+
+
+def test_the_installed_command_takes_the_model_of_its_working_directory(tmp_path):
+    """`pip install`, then `ming` in a directory of weights without any code."""
+    source, target, weights = tmp_path / "source", tmp_path / "site", tmp_path / "weights"
+    source.mkdir()
+    weights.mkdir()
+    names = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE")
+    for path in (*ROOT.glob("*.py"), *(ROOT / name for name in names)):
+        shutil.copy(path, source / path.name)
+    for package in ("ming", "audio_detokenizer", "image_gen"):
+        shutil.copytree(
+            ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
+        )
+    for path in (*ROOT.glob("*.json"), *ROOT.glob("*.jinja"), ROOT / "model.safetensors"):
+        (weights / path.name).symlink_to(path)
+    install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
+    subprocess.run([sys.executable, "-m", *install, str(source)], check=True, timeout=SECONDS)
+    shutil.rmtree(source)
+    environment = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+    command = [target / "bin" / "ming", "ask", "Describe the picture.", "--image", PICTURE, "--quiet"]
+    result = subprocess.run(command, cwd=weights, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert (result.returncode, result.stdout.strip()) == (0, EXPECTED["picture"]), result.stderr
