@@ -69,11 +69,13 @@ class BailingMoeOutputWithPast(CausalLMOutputWithPast):
     loss: scalar; next-token loss plus, when router logits were asked for, the weighted router losses below.
     router_logits: per layer [T, E], each token's logits from the router of its modality.
     load_balancing_loss, router_z_loss: [3], one value per router in the order of `ROUTERS`; 0 for an unused router.
+    last_hidden_state: [B, L, H], what the head reads; trainers that bring their own head loss take it from here.
     """
 
     router_logits: tuple[torch.FloatTensor, ...] | None = None
     load_balancing_loss: torch.FloatTensor | None = None
     router_z_loss: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
 
 
 class BailingMoeAttention(nn.Module):
@@ -469,6 +471,7 @@ class BailingMoeForCausalLM(BailingMoePreTrainedModel, GenerationMixin):
             router_logits=outputs.router_logits,
             load_balancing_loss=load_balancing,
             router_z_loss=router_z,
+            last_hidden_state=outputs.last_hidden_state,
         )
 
 

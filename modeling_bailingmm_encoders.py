@@ -120,7 +120,7 @@ class BailingMMVisionAttention(Qwen2_5_VLVisionAttention):
                 is_causal=False,
                 **kwargs,
             )
-            output = output.index_put((patches,), attended)
+            output = output.index_put((patches,), attended.to(output.dtype))  # autocast attends in its own precision
         return self.proj(output.reshape(hidden_states.shape[0], -1))
 
 

@@ -1,0 +1,150 @@
+"""The user's own chats: a JSONL file, checked as a whole, and its batches.
+
+    {"messages": [{"role": "user", "content": [{"type": "image", "image": "pictures/1.png"},
+                                               {"type": "text", "text": "What is it?"}]},
+                  {"role": "assistant", "content": "a pink star"}]}
+
+Roles and content items are those of the processor; paths are relative to the file.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import torch
+
+from chat_bailingmm import CONTENT_TYPES, ROLES, MediaItem, check_conversation
+
+from .chats import chat_batch
+
+SHOWN_PROBLEMS = 20
+REMOTE = ("http://", "https://", "data:")
+
+
+def read_chats(path: str | Path) -> list[dict[str, Any]]:
+    """A JSONL file -> one {"messages": [...]} a chat, with the paths of media made absolute.
+
+    Every line is checked before anything is returned: its JSON, roles, content items, that local media are there, and
+    that the last turn is an assistant's with text in it. Addresses (http, https) are not visited.
+
+    Raises:
+        ValueError: the file is missing or holds no chats, or some lines are bad; names each bad line, its value and
+            what to do about it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give a JSONL file, one chat a line")
+    chats, problems = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            chats.append({"messages": _read_chat(line, path.parent)})
+        except ValueError as error:
+            problems.append(f"  line {number}: {error}")
+    if problems:
+        shown = "\n".join(problems[:SHOWN_PROBLEMS])
+        more = f"\n  ... and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise ValueError(f"{path}: {len(problems)} of {len(problems) + len(chats)} chats are bad:\n{shown}{more}")
+    if not chats:
+        raise ValueError(f"{path}: no chats in it; give one JSON object a line")
+    return chats
+
+
+def _read_chat(line: str, folder: Path) -> list[dict[str, Any]]:
+    """One line -> its messages."""
+    try:
+        chat = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{line[:60]!r} is no JSON ({error}); write one object a line") from error
+    if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list):
+        found = f"an object with the keys {sorted(chat)}" if isinstance(chat, dict) else repr(chat)[:60]
+        raise ValueError(f"{found} is no chat; write " + '{"messages": [{"role": ..., "content": ...}, ...]}')
+    messages = chat["messages"]
+    for message in messages:
+        _refuse_media_of_replies(message)
+    checked = check_conversation(messages)
+    turns = [message for message in checked if message.role == "ASSISTANT"]
+    if not turns:
+        raise ValueError(f"none of {len(messages)} messages is an assistant's; add the reply that is to be learned")
+    if checked[-1].role != "ASSISTANT":
+        raise ValueError(f"the last message is of role {messages[-1]['role']!r}; end with the assistant's reply")
+    for turn in turns:
+        if not any(item.text.strip() for item in turn.content):
+            raise ValueError("an assistant's message is empty; write the reply that is to be learned")
+    if any(item.modality == "audio" and not item.sources for item in _media(checked)):
+        raise ValueError("an audio item has no recording; the sound of a video must be a file of its own here")
+    return [_with_paths(message, folder) for message in messages]
+
+
+def _media(messages: list) -> list[MediaItem]:
+    return [item for message in messages for item in message.content if isinstance(item, MediaItem)]
+
+
+def _refuse_media_of_replies(message: Any) -> None:
+    """Raise `ValueError` for a reply that is to be spoken or drawn."""
+    if not isinstance(message, Mapping) or ROLES.get(message.get("role")) != "ASSISTANT":
+        return
+    content = message.get("content")
+    for item in content if isinstance(content, list) else ():
+        kind = item.get("type") if isinstance(item, Mapping) else None
+        if kind in CONTENT_TYPES and kind != "text":
+            raise ValueError(
+                f"an assistant's message holds an item of type {kind!r}; only text replies are trained here, leave it "
+                "out (speech: training.tiny.stage_speaking, pictures: training.tiny.stage_drawing)"
+            )
+
+
+def _with_paths(message: Mapping, folder: Path) -> dict[str, Any]:
+    """The message with the paths of its media resolved."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return dict(message)
+    return {**message, "content": [_item_with_paths(item, folder) for item in content]}
+
+
+def _item_with_paths(item: Mapping, folder: Path) -> dict[str, Any]:
+    """A content item with the paths in it resolved; inline data stay as they are."""
+    kind = item.get("type")
+    if kind == "text":
+        return dict(item)
+    keys = {kind, CONTENT_TYPES.get(kind), "url", "path"}
+    return {key: _resolved(value, folder) if key in keys else value for key, value in item.items()}
+
+
+def _resolved(value: Any, folder: Path) -> Any:
+    """A path, or the paths in a list or an object, made absolute.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if isinstance(value, list):
+        return [_resolved(part, folder) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _resolved(part, folder) if key not in ("data", "base64", "type") else part
+                for key, part in value.items()}  # fmt: skip
+    if not isinstance(value, str) or value.startswith(REMOTE):
+        return value
+    path = folder / (url2pathname(urlparse(value).path) if value.startswith("file://") else value)
+    if not path.exists():
+        raise ValueError(f"{value!r}: no such file (looked for {path}); paths are relative to the JSONL file")
+    return str(path.resolve())
+
+
+@dataclass(frozen=True)
+class ChatCollator:
+    """Chats of `read_chats`, or rows of a data set alike, -> inputs of the model with `labels` on assistant turns.
+
+    The router losses of the model are part of its loss for these inputs.
+    """
+
+    processor: Any
+    use_whisper_encoder: bool = False
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor | bool]:
+        chats = [row["messages"] for row in rows]
+        return {**chat_batch(self.processor, chats, self.use_whisper_encoder), "output_router_logits": True}
