@@ -12,7 +12,6 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, Qwen2Config
 from transformers.configuration_utils import SubConfigSpec
-from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.utils import logging
 
@@ -29,8 +28,22 @@ AUTO_MAP = {
 # Code and components that make a weights directory self-contained; sub-folders stay flat (see `save_pretrained`).
 TRAVELS_WITH_WEIGHTS = ("*.py", "talker/*", "codec_bpe/*", "voices/*", "audio_detokenizer/*", "image_gen/*")
 
-# `transformers serve` looks a served architecture up in this table; without the entry it rejects remote code.
-MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("bailingmm", "BailingMMNativeForConditionalGeneration")
+
+def register_for_serving() -> None:
+    """Enter the model into the table by which `transformers serve` chooses how to load and to feed an architecture.
+
+    The table is internal to the library, and remote code is served only with an entry in it. Everything else works
+    without, so a version that has no such table gets a remark.
+    """
+    try:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+    except ImportError as error:
+        logger.warning(f"`transformers serve` will not serve this model: {error}")
+        return
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("bailingmm", AUTO_MAP["AutoModelForMultimodalLM"].split(".")[1])
+
+
+register_for_serving()
 
 
 class BailingMoeConfig(PreTrainedConfig):

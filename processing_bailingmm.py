@@ -74,7 +74,7 @@ class CallOptions:
         sampling_rate: Hz, of audio arrays that come without a rate.
         min_pixels, max_pixels: limits of a picture instead of the image processor's.
         return_assistant_tokens_mask: adds `assistant_masks` [B, L], 1 on the tokens of replies.
-        videos_kwargs: default `VideoOptions` of video files.
+        videos_kwargs: default `VideoOptions` of video files; num_frames is the library's name of its `max_frames`.
     """
 
     return_tensors: str | None = "pt"
@@ -89,6 +89,7 @@ class CallOptions:
     max_pixels: int | None = None
     return_assistant_tokens_mask: bool = False
     videos_kwargs: dict = field(default_factory=dict)
+    num_frames: int | None = None
 
     @classmethod
     def merge(cls, kwargs: dict) -> "CallOptions":
@@ -212,6 +213,7 @@ class BailingMMProcessor(ProcessorMixin):
         system_template: str | None = None,
         load_audio_from_video: bool = False,
         processor_kwargs: Mapping | None = None,
+        tools: list | None = None,
         **kwargs,
     ) -> str | list[str] | BatchFeature | torch.Tensor:
         """Render a conversation, or a batch of them, as prompts; with `tokenize=True` load its media and encode it.
@@ -231,11 +233,14 @@ class BailingMMProcessor(ProcessorMixin):
             system_template: text instead of the first human header.
             load_audio_from_video: let the sound track follow each video.
             processor_kwargs, **kwargs: options of `__call__`, see `CallOptions`; they count only with `tokenize`.
+            tools: none; the argument is the library's.
 
         Raises:
             ValueError: unknown role or content type, an item without its medium, unreadable media.
             TypeError: an unknown option.
         """
+        if tools:
+            raise ValueError(f"tools: this model calls none, got {len(tools)}; leave them out")
         conversations, batched = split_batch(conversation)
         call_kwargs = {**(processor_kwargs or {}), **kwargs}
         options = CallOptions.merge({**call_kwargs, "return_tensors": return_tensors})
@@ -302,7 +307,8 @@ class BailingMMProcessor(ProcessorMixin):
             "total_pixels": self.video_total_pixels,
         }
         chosen = {key: item[key] for key in VideoOptions.names() if item.get(key) is not None}
-        chosen = {**options.videos_kwargs, **chosen}
+        limit = {} if options.num_frames is None else {"max_frames": options.num_frames}
+        chosen = {**limit, **options.videos_kwargs, **chosen}
         sized = any(key in chosen for key in (*IMAGE_ITEM_KEYS, "total_pixels"))
         return VideoOptions(**{**defaults, "resize": resize or sized, **chosen})
 
@@ -526,7 +532,7 @@ class BailingMMProcessor(ProcessorMixin):
                 f"generation_mode={generation_mode!r} is unknown; accepted are {', '.join(OUTPUT_FIELDS)}"
             )
         outputs = generated_outputs
-        if hasattr(outputs, "sequences"):
+        if any(hasattr(outputs, name) for name in ("sequences", "images")):
             outputs = getattr(outputs, OUTPUT_FIELDS[mode], None)
         elif isinstance(outputs, tuple):
             outputs = outputs[0 if mode == "text" else 1]

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -249,9 +250,8 @@ def test_a_random_seed_is_told_so_that_it_can_be_repeated(ming, speaking, tmp_pa
 
 def test_ask_answers_aloud_too(ming, speaking, tmp_path):
     out = tmp_path / "four.wav"
-    options = ["--speak", out, "--seed", 1, "--model", speaking]
-    assert ming("ask", "What comes after three?", *options)[0] == ["four"]
-    told = json.loads(ming("ask", "What comes after three?", *options, "--json")[0][0])
+    lines, _ = ming("ask", "What comes after three?", "--speak", out, "--seed", 2, "--model", speaking, "--json")
+    told = json.loads(lines[0])
     samples, rate = soundfile.read(out)
     assert told["answer"] == "four" and told["speech"] == str(out)
     assert told["seconds"] == round(len(samples) / rate, 3) > 0
@@ -278,7 +278,7 @@ def test_speak_in_the_voice_of_a_recording(ming, cloning, tmp_path):
     for name, recording in (("recording", RECORDING), ("question", QUESTION)):
         out = tmp_path / f"{name}.wav"
         clone = ["--prompt-audio", recording, "--prompt-text", EXPECTED[name]]
-        (line,), _ = ming("speak", "red", "--out", out, *clone, "--model", cloning, "--seed", 1, "--json")
+        (line,), _ = ming("speak", "red", "--out", out, *clone, "--model", cloning, "--seed", 2, "--json")
         assert json.loads(line)["voice"] == "prompt"
         spoken[name] = soundfile.read(out)[0]
     assert all(len(samples) for samples in spoken.values())
@@ -408,7 +408,7 @@ def test_the_installed_command_takes_the_model_of_its_working_directory(tmp_path
     names = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE")
     for path in (*ROOT.glob("*.py"), *(ROOT / name for name in names)):
         shutil.copy(path, source / path.name)
-    for package in ("ming", "audio_detokenizer", "image_gen"):
+    for package in tomllib.loads((source / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]:
         shutil.copytree(
             ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
         )
