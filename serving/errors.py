@@ -1,0 +1,84 @@
+"""Errors of the API: one exception, and OpenAI's shape of it."""
+
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+SHOWN_CHARACTERS = 80
+NOT_OF_CLIENTS = ("body", "plain", "parts")  # names of places that are FastAPI's and our own
+
+
+class ApiError(HTTPException):
+    """What a client is told.
+
+    Args:
+        message: names the value and the remedy.
+        param: the field of the request that is wrong.
+        status: HTTP status.
+        code: a word for programs.
+        kind: OpenAI's `type`.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        status: int = 400,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(status, message, headers)  # FastAPI lets its own kind pass where it reads a body
+        self.message, self.param, self.code, self.kind = message, param, code, kind
+
+    def body(self) -> dict[str, Any]:
+        """The error in OpenAI's shape."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The error as an answer."""
+        return JSONResponse(self.body(), status_code=self.status_code, headers=self.headers)
+
+
+def server_error(message: str = "the server failed at this request; its log says why") -> ApiError:
+    """An error that is not the client's."""
+    return ApiError(message, status=500, code="internal_error", kind="server_error")
+
+
+def shorten(value: Any) -> str:
+    """A value for a message, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+
+
+def from_validation(errors: list[Any]) -> ApiError:
+    """The first of pydantic's errors; `errors` as of `ValidationError.errors()`."""
+    first = errors[0]
+    parts = [str(part) for part in first["loc"] if part not in NOT_OF_CLIENTS]
+    # A content part's type stands before its field of the same name.
+    place = ".".join(part for part, before in zip(parts, ["", *parts], strict=False) if part != before) or None
+    if first["type"] == "extra_forbidden":
+        return ApiError(f"{place} is not supported here; leave it out", place, code="unknown_parameter")
+    if first["type"] == "json_invalid":
+        return ApiError(f"the body is no JSON: {first['ctx']['error']}", code="invalid_json")
+    where = f"{place}: " if place else ""
+    got = "" if first["type"] == "missing" else f", got {shorten(first['input'])}"
+    return ApiError(f"{where}{first['msg']}{got}", place, code="invalid_value")
+
+
+def validate(shape: type, data: dict[str, Any]) -> Any:
+    """A pydantic shape of plain data.
+
+    Raises:
+        ApiError: the data do not fit.
+    """
+    try:
+        return shape.model_validate(data)
+    except ValidationError as error:
+        raise from_validation(error.errors()) from error
+
+
+__all__ = ["ApiError", "from_validation", "server_error", "shorten", "validate"]

@@ -1,0 +1,84 @@
+"""What lies under the batches: text that comes token by token, and inputs joined as the processor joins them."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from processing_bailingmm import BailingMMProcessor
+from serving.batching import ReplyText, join_inputs
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
+RECORDING = {"type": "audio", "audio": str(ROOT / "demo" / "recording.wav")}
+CLIP = {"type": "video", "video": str(ROOT / "demo" / "clip.mp4")}
+CHATS = [
+    [{"role": "user", "content": "What comes after three?"}],
+    [{"role": "user", "content": [PICTURE, CLIP, {"type": "text", "text": "Look."}]}],
+    [{"role": "user", "content": [RECORDING, PICTURE, RECORDING]}],
+    [{"role": "user", "content": [RECORDING]}],
+]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return BailingMMProcessor.from_pretrained(ROOT)
+
+
+def pieces_of(processor, ids: list[int], *stop: str) -> tuple[list[str], ReplyText]:
+    reply = ReplyText(processor.tokenizer, stop)
+    pieces = []
+    for token_id in ids:
+        pieces.append(reply.push(token_id))
+        if reply.stopped:
+            break
+    return [*pieces, reply.finish()], reply
+
+
+@pytest.mark.parametrize("text", ["naïve 世界 😀 ok", "<role> is text, 👩‍👩‍👧 too"])
+def test_half_characters_are_never_sent(processor, text):
+    pieces, _ = pieces_of(processor, processor.tokenizer(text, split_special_tokens=True)["input_ids"])
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces) and "" in pieces[:-1]
+
+
+def test_pieces_are_the_decoded_text_for_any_tokens(processor):
+    choose = random.Random(0)
+    for _ in range(50):
+        ids = choose.choices(range(len(processor.tokenizer)), k=30)
+        assert "".join(pieces_of(processor, ids)[0]) == processor.decode(ids, skip_special_tokens=True)
+
+
+def test_a_character_cut_by_the_end_is_shown_as_such(processor):
+    ids = processor.tokenizer("ok 😀")["input_ids"][:-1]
+    pieces, _ = pieces_of(processor, ids)
+    assert "".join(pieces) == processor.decode(ids) and "\ufffd" in pieces[-1]
+
+
+@pytest.mark.parametrize(
+    ("stop", "said", "stopped"),
+    [
+        (["circle"], "a red ", True),
+        (["red circle on", "d c"], "a re", True),
+        (["circles"], "a red circle", False),
+        (["e!", "ccc"], "a red circle", False),
+        (["a red circle"], "", True),
+        (["unheard"], "a red circle", False),
+    ],
+)
+def test_stop_strings_and_their_beginnings(processor, stop, said, stopped):
+    pieces, reply = pieces_of(processor, processor.tokenizer("a red circle")["input_ids"], *stop)
+    assert "".join(pieces) == said and reply.stopped == stopped
+
+
+@pytest.mark.parametrize("use_whisper_encoder", [False, True])
+def test_joined_inputs_are_those_of_one_call(processor, use_whisper_encoder):
+    options = {"tokenize": True, "return_dict": True, "use_whisper_encoder": use_whisper_encoder}
+    rows = [dict(processor.apply_chat_template([chat], **options)) for chat in CHATS]
+    joined = join_inputs(rows, processor.tokenizer.pad_token_id)
+    together = dict(processor.apply_chat_template(CHATS, **options))
+    together.pop("audio_placeholder_loc_lens")  # only read where there are no token types
+    assert joined.keys() == together.keys()
+    for name, tensor in together.items():
+        assert torch.equal(joined[name], tensor), name
