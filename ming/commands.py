@@ -185,13 +185,12 @@ def chat(args: argparse.Namespace) -> None:
             elif line.startswith("/"):
                 attached.append(_attachment(line))
             elif line or attached:
-                _say(session, conversation, line, attached)
-                attached = []
+                sent, attached = attached, []  # also of a message that fails, or it would fail for ever
+                _say(session, conversation, line, sent)
         except (UsageError, KeyboardInterrupt) as problem:
             if not interactive:
                 raise
-            attached = []
-            sys.stderr.write(f"\n{problem or 'interrupted'}; this message is forgotten\n")
+            sys.stderr.write(f"\n{str(problem) or 'interrupted; the conversation is as it was before'}\n")
 
 
 def _read_line(interactive: bool) -> str | None:

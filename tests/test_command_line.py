@@ -47,6 +47,17 @@ def drawing(tmp_path_factory) -> str:
     return str(build_drawing_repository(tmp_path_factory.mktemp("drawing")))
 
 
+@pytest.fixture(scope="module")
+def reading(tmp_path_factory) -> str:
+    """Ming-Tiny's files without weights and without anything that speaks or draws."""
+    folder = tmp_path_factory.mktemp("reading")
+    for path in (*ROOT.glob("*.json"), *ROOT.glob("*.jinja")):
+        shutil.copy(path, folder / path.name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"talker_config": None}), encoding="utf-8")
+    return str(folder)
+
+
 @pytest.fixture
 def ming(capsys):
     """Runs a command that succeeds; returns its lines on stdout, and stderr."""
@@ -206,6 +217,9 @@ def test_chat_on_a_terminal():
         terminal.wait_for("> ")
         terminal.type(f"/image {PICTURE}\n")
         terminal.wait_for("> ")
+        terminal.type("/fly\n")
+        terminal.wait_for("/fly is not understood")
+        terminal.wait_for("> ")
         terminal.type("Describe the picture.\n")
         terminal.wait_for("Describe the picture.")
         terminal.wait_for(EXPECTED["picture"][:40])
@@ -290,12 +304,12 @@ def test_a_repository_that_cannot_listen_does_not_clone(refused, speaking, tmp_p
     assert "campplus.onnx" in refused("speak", "red", "--out", tmp_path / "x.wav", *clone, "--model", speaking)
 
 
-def test_speech_is_refused_before_loading(refused, speaking, tmp_path):
+def test_speech_is_refused_before_loading(refused, speaking, reading, tmp_path):
     out = ["--out", tmp_path / "x.wav"]
     assert "unknown speaker 'carl'; available are: anna, bert" in refused(
         "speak", "red", *out, "--voice", "carl", "--model", speaking
     )
-    assert "has no talker" in refused("speak", "red", *out, "--model", ROOT)
+    assert "has no talker" in refused("speak", "red", *out, "--model", reading)
     assert "there is nothing to say in '🙂'" in refused("speak", "🙂", *out, "--model", speaking)
     assert "belong together" in refused("speak", "red", *out, "--prompt-audio", RECORDING)
     assert "two voices" in refused(
@@ -336,7 +350,21 @@ def test_edit_looks_at_the_picture(ming, drawing, tmp_path):
     assert results[0] != results[1]
 
 
-# What is refused
+def test_a_model_that_does_not_draw_is_refused_before_loading(refused, reading, tmp_path):
+    refusal = refused("draw", "a circle", "--out", tmp_path / "x.png", "--model", reading)
+    assert "nothing in its folder image_gen/ that draws" in refusal
+
+
+# Help, and what is refused
+
+
+@pytest.mark.parametrize("command", ["chat", "ask", "speak", "draw", "edit", "transcribe"])
+def test_help_names_every_command_and_its_common_options(capsys, command):
+    for arguments, expected in (([], [command]), ([command], ["--model", "--device", "--json", "--seed", "--quiet"])):
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--help"])
+        shown = capsys.readouterr().out
+        assert end.value.code == 0 and all(word in shown for word in expected)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +396,6 @@ def test_edit_looks_at_the_picture(ming, drawing, tmp_path):
         (["draw", "a circle", "--out", "x.png", "--size", "big"], "big is no size"),
         (["draw", "a circle", "--out", "x.png", "--steps", "0"], "0 is not accepted"),
         (["draw", "a circle", "--out", "x.png", "--guidance", "nan"], "nan is not accepted"),
-        (["draw", "a circle", "--out", "x.png", "--model", str(ROOT)], "nothing in its folder image_gen/ that draws"),
         (["edit", "nowhere.png", "Make it blue.", "--out", "x.png"], "picture nowhere.png: no such file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -390,13 +417,12 @@ def test_without_a_model_nearby_one_must_be_named(refused, tmp_path, monkeypatch
     assert "give --model DIRECTORY_OR_HUB_ID" in refused("ask", "hi")
 
 
-def test_a_checkpoint_with_missing_weights_is_refused(capsys, tmp_path):
-    for path in (*ROOT.glob("*.json"), *ROOT.glob("*.jinja")):
-        shutil.copy(path, tmp_path / path.name)
+def test_a_checkpoint_with_missing_weights_is_refused(capsys, reading, tmp_path):
+    shutil.copytree(reading, tmp_path / "model")
     tensors = load_file(ROOT / "model.safetensors")
-    tensors.pop("model.lm_head.weight")
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    assert main(["ask", "hi", "--model", str(tmp_path), "--quiet"]) == 2
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(("talker.", "model.lm_head."))}
+    save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    assert main(["ask", "hi", "--model", str(tmp_path / "model"), "--quiet"]) == 2
     assert re.fullmatch(r"ming: error: --model .*missing keys: model.lm_head.weight.*\n", capsys.readouterr().err)
 
 

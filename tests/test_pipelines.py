@@ -40,8 +40,8 @@ CHATS = {
 }
 
 
-def load(task: str, model: Path):
-    return pipeline(task, model=str(model), trust_remote_code=True, dtype=torch.float32, device="cpu")
+def load(task: str, model: Path, **options):
+    return pipeline(task, model=str(model), trust_remote_code=True, dtype=torch.float32, device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +129,17 @@ def test_plain_prompts(anything):
     assert texts(anything(text=[first, second])) == [first + "four", *alone]
 
 
-def test_what_the_model_cannot_do_is_refused(anything):
-    with pytest.raises(ValueError, match="this model has no talker"):
-        anything(CHATS["text"], generation_mode="audio")
-    with pytest.raises(ValueError, match="has no image_gen/ folder"):
-        anything(CHATS["text"], generation_mode="image")
+def test_parts_that_were_left_out_are_named():
+    reading = load(
+        "any-to-any", ROOT, model_kwargs={f"load_{part}": False for part in ("vision", "talker", "image_gen")}
+    )
+    assert texts(reading(CHATS["text"], return_full_text=False)) == ["four"]
+    with pytest.raises(ValueError, match="load_talker=True"):
+        reading(CHATS["text"], generation_mode="audio")
+    with pytest.raises(ValueError, match="load_image_gen=True"):
+        reading(CHATS["text"], generation_mode="image")
+    with pytest.raises(ValueError, match="load_vision=True"):
+        reading(CHATS["image"])
 
 
 # Any to any: speech and pictures
