@@ -268,7 +268,11 @@ def vision_projector(in_features: int, hidden_size: int, depth: int) -> nn.Seque
 def split_audio_segments(
     audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, L1 + ... + LN, D] and lengths [B, N] -> segments [S, max length, D] padded with 0, lengths [S]."""
+    """[B, L1 + ... + LN, D] and lengths [B, N] -> segments [S, max length, D] padded with 0, lengths [S].
+
+    Rows are padded behind by the processor and in front by the library's pipelines, which treat every input as a
+    prompt; zeros in front and none behind tell the second.
+    """
     shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (audio_feats, audio_feats_lengths)]
     if None in shapes or [len(shape) for shape in shapes] != [3, 2] or shapes[0][0] != shapes[1][0]:
         raise ValueError(
@@ -282,9 +286,12 @@ def split_audio_segments(
         raise ValueError("audio_feats was given but every length in audio_feats_lengths is 0")
     segments = []
     for row, lengths in zip(audio_feats, audio_feats_lengths.tolist(), strict=True):
-        if sum(lengths) > row.shape[0]:
+        padding = row.shape[0] - sum(lengths)
+        if padding < 0:
             raise ValueError(f"audio_feats_lengths {lengths} add up to more than the {row.shape[0]} frames given")
-        segments += [segment for segment in row.split([*lengths, row.shape[0] - sum(lengths)])[:-1] if len(segment)]
+        if padding and not row[:padding].any() and row[-padding:].any():
+            row = row.roll(-padding, dims=0)
+        segments += [segment for segment in row.split([*lengths, padding])[:-1] if len(segment)]
     lengths = torch.tensor([len(segment) for segment in segments], device=audio_feats.device)
     return nn.utils.rnn.pad_sequence(segments, batch_first=True), lengths
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -223,7 +224,7 @@ def test_route_3_installed_package(weights_only, workspace, expected):
     source.mkdir()
     for path in (*ROOT.glob("*.py"), *(ROOT / name for name in PACKAGING)):
         shutil.copy(path, source / path.name)
-    for package in ("ming", "audio_detokenizer", "image_gen"):
+    for package in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
     process = subprocess.run([sys.executable, "-m", *install, str(source)], capture_output=True, text=True)

@@ -77,6 +77,14 @@ def test_a_chat(anything, kind):
     assert texts(anything(CHATS[kind], return_full_text=False)) == [QUESTIONS[kind][1]]
 
 
+def test_recordings_of_different_length_in_one_batch(anything):
+    """The library pads every input of a batch in front."""
+    question = {"type": "audio", "audio": str(ROOT / "demo" / "question.wav")}
+    chats = [user("Transcribe this recording.", recording) for recording in (question, RECORDING)]
+    together = texts(anything(chats, batch_size=2, return_full_text=False))
+    assert together == [EXPECTED["question"], EXPECTED["recording"]]
+
+
 def test_a_chat_grows_by_the_reply(anything):
     ((output),) = anything(CHATS["image"])
     assert output["generated_text"] == [*CHATS["image"], {"role": "assistant", "content": EXPECTED["picture"]}]
