@@ -15,8 +15,11 @@ from serving.fetch import Fetcher
 from serving.limits import EngineSettings, Limits, Site
 from serving.server import create_app
 
+logger = logging.getLogger(__name__)
+
 KEY_VARIABLE = "MING_API_KEY"
 PARTS = ("vision", "audio", "whisper", "talker", "image_gen")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SHUTDOWN_SECONDS = 10
 EXAMPLES = """\
 examples:
@@ -54,9 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for field in fields(shape):
             option, kind = "--" + field.name.replace("_", "-"), type(field.default)
-            group.add_argument(
-                option, type=kind, default=field.default, help=field.metadata["help"] + " (default: %(default)s)"
-            )
+            text = field.metadata["help"] + " (default: %(default)s)"
+            group.add_argument(option, type=kind, default=field.default, metavar="N", help=text)
     return parser
 
 
@@ -79,12 +81,20 @@ def main() -> None:
     logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log the addresses of clients' media
     chosen = vars(arguments)
-    limits, settings = (
-        shape(**{field.name: chosen[field.name] for field in fields(shape)}) for shape in (Limits, EngineSettings)
-    )
+    try:
+        limits, settings = (
+            shape(**{field.name: chosen[field.name] for field in fields(shape)}) for shape in (Limits, EngineSettings)
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    api_key = os.environ.get(KEY_VARIABLE) if arguments.api_key is None else arguments.api_key
+    if api_key == "":
+        parser.error(f"the API key is empty; give one, or neither --api-key nor {KEY_VARIABLE}")
+    if api_key is None and arguments.host not in LOOPBACK:
+        logger.warning("everybody who reaches %s may use this server; set %s", arguments.host, KEY_VARIABLE)
     model, processor = load(arguments)
     name = arguments.name or Path(arguments.model).resolve().name
-    site = Site(name, arguments.api_key or os.environ.get(KEY_VARIABLE), arguments.transcription_prompt)
+    site = Site(name, api_key, arguments.transcription_prompt)
     fetcher = Fetcher(arguments.allow_remote, limits.remote_bytes, limits.remote_seconds)
     app = create_app(model, processor, limits, settings, site, fetcher)
     uvicorn.run(

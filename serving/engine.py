@@ -9,7 +9,7 @@ import time
 from collections import deque
 
 from serving.batching import answer
-from serving.errors import ApiError
+from serving.errors import ApiError, shutting_down
 from serving.jobs import Failed, Finished, Job, StreamJob, TextJob
 from serving.limits import EngineSettings
 from serving.metrics import Metrics
@@ -67,8 +67,14 @@ class Engine:
             ApiError: 429, the queue is full; 503, the server is shutting down.
         """
         with self._changed:
+            self.check_room()
+            self._count_places(1)
+
+    def check_room(self) -> None:
+        """Raise what `reserve` raises, without taking a place."""
+        with self._changed:
             if self._closing:
-                raise ApiError("the server is shutting down", status=503, code="shutting_down", kind="server_error")
+                raise shutting_down()
             if self._places >= self.settings.queue:
                 seconds = self.settings.retry_after
                 raise ApiError(
@@ -78,7 +84,6 @@ class Engine:
                     kind="rate_limit_error",
                     headers={"Retry-After": str(seconds)},
                 )
-            self._count_places(1)
 
     def release(self) -> None:
         """Give a place back."""

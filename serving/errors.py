@@ -48,6 +48,11 @@ def server_error(message: str = "the server failed at this request; its log says
     return ApiError(message, status=500, code="internal_error", kind="server_error")
 
 
+def shutting_down() -> ApiError:
+    """The server ends before the request was served."""
+    return ApiError("the server is shutting down; ask again", status=503, code="shutting_down", kind="server_error")
+
+
 def shorten(value: Any) -> str:
     """A value for a message, not longer than a line."""
     text = repr(value)
@@ -81,4 +86,4 @@ def validate(shape: type, data: dict[str, Any]) -> Any:
         raise from_validation(error.errors()) from error
 
 
-__all__ = ["ApiError", "from_validation", "server_error", "shorten", "validate"]
+__all__ = ["ApiError", "from_validation", "server_error", "shorten", "shutting_down", "validate"]

@@ -1,6 +1,7 @@
 """What every HTTP request passes first: the key, the size of its body, and the counting of answers."""
 
 import hmac
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,11 +27,19 @@ class Gate:
         app: what comes behind it.
         body_bytes: limit of a body.
         metrics: counts answers by route and status.
+        check_room: raises `ApiError` while there is no place for a request with a body, before the body is read.
         api_key: what clients must send as bearer token; None lets everybody in.
     """
 
-    def __init__(self, app: ASGIApp, body_bytes: int, metrics: Metrics, api_key: str | None = None):
-        self.app, self.body_bytes, self.metrics = app, body_bytes, metrics
+    def __init__(
+        self,
+        app: ASGIApp,
+        body_bytes: int,
+        metrics: Metrics,
+        check_room: Callable[[], None],
+        api_key: str | None = None,
+    ):
+        self.app, self.body_bytes, self.metrics, self.check_room = app, body_bytes, metrics, check_room
         self.expected = None if api_key is None else f"Bearer {api_key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,8 +49,7 @@ class Gate:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "other")  # not what was asked for: that may be anything
-                self.metrics.requests.labels(route, str(message["status"])).inc()
+                self._count(scope, message["status"])
             await send(message)
 
         try:
@@ -49,7 +57,15 @@ class Gate:
         except ApiError as error:
             await error.response()(scope, receive, counted)
             return
-        await self.app(scope, self._limited(receive), counted)
+        try:
+            await self.app(scope, self._limited(receive), counted)
+        except Exception:  # answered further out
+            self._count(scope, 500)
+            raise
+
+    def _count(self, scope: Scope, status: int) -> None:
+        route = getattr(scope.get("route"), "path", "other")  # not what was asked for: that may be anything
+        self.metrics.requests.labels(route, str(status)).inc()
 
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
@@ -65,6 +81,8 @@ class Gate:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.body_bytes:
             raise BodyTooLarge(self.body_bytes)
+        if scope["method"] == "POST":
+            self.check_room()
 
     def _limited(self, receive: Receive) -> Receive:
         """Counts a body that does not tell its length before."""

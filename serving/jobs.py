@@ -127,7 +127,7 @@ class TextJob(Job):
 
     @property
     def group(self) -> tuple:
-        """Jobs of equal groups can be decoded at once: one way of choosing tokens, one audio encoder (or no sound)."""
+        """Jobs of equal groups choose their tokens alike."""
         return self.sampling, id(self) if self.sampling.is_seeded else None
 
     @property

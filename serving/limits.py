@@ -1,14 +1,24 @@
 """What a request may ask for, how the engine works, how the model is offered: what the command line sets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 def _setting(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
+class Numbers:
+    """Settings that are numbers: whole ones above 0, others not below."""
+
+    def __post_init__(self):
+        for setting in fields(self):
+            value, least = getattr(self, setting.name), 1 if isinstance(setting.default, int) else 0
+            if not value >= least:
+                raise ValueError(f"{setting.name}={value!r} must be at least {least}: {setting.metadata['help']}")
+
+
 @dataclass(frozen=True)
-class Limits:
+class Limits(Numbers):
     """Limits of a request; more is refused before any work. The texts say what each is."""
 
     body_bytes: int = _setting(64 << 20, "bytes of a request's body")
@@ -26,7 +36,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class EngineSettings(Numbers):
     """How requests wait and are put together; the texts say what each is."""
 
     queue: int = _setting(64, "requests that may wait; further ones are answered by 429")

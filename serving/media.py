@@ -16,6 +16,7 @@ from serving.limits import Limits
 
 MAX_SAMPLES_A_SECOND = 192_000  # of all channels: two at 96 kHz
 MAX_FRAMES_A_SECOND = 120
+UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile says of a stream
 LOW_DETAIL_PIXELS = 512 * 512  # OpenAI's size of detail="low"
 
 ACCEPTED = {
@@ -141,6 +142,8 @@ def _recording_seconds(data: bytes, limit: float, param: str) -> float:
             samples, seconds = file.frames * file.channels, file.frames / file.samplerate
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise _unreadable("audio", param, error) from error
+    if file.frames == UNKNOWN_FRAMES:
+        raise _unreadable("audio", param, "its header does not tell its length; write it again as a file")
     if samples > limit * MAX_SAMPLES_A_SECOND:
         raise _too_long(seconds, limit, param)
     return seconds

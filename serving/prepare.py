@@ -66,15 +66,15 @@ class Preparer:
             self._check_voice(request.audio.voice if request.audio else None, "audio.voice")
             if request.stop:
                 raise ApiError("stop: not together with modalities=['text', 'audio']; leave it out", "stop")
-        stop, new_tokens = request.stop_words(), self._new_tokens(request)
+        stop, wanted = request.stop_words(), self._wanted_tokens(request)
         chat = to_chat(request.messages, self._reader())
         inputs = self._inputs(
             chat,
-            new_tokens,
             "messages",
             use_whisper_encoder=request.use_whisper_encoder,
             load_audio_from_video=request.load_audio_from_video,
         )
+        new_tokens = self._new_tokens(inputs, wanted, "messages")
         if not request.wants_audio:
             return TextJob(deliver, inputs, request.sampling, new_tokens, stop)
         voice = request.audio.voice if request.audio else None
@@ -85,9 +85,8 @@ class Preparer:
         recording = self._reader().audio(file, "file")
         text = {"type": "text", "text": request.prompt or self.transcribe}
         chat = [{"role": "user", "content": [text, recording]}]
-        new_tokens = self.limits.new_tokens
-        inputs = self._inputs(chat, new_tokens, "file", use_whisper_encoder=request.use_whisper_encoder)
-        return TextJob(deliver, inputs, Sampling(request.temperature), new_tokens)
+        inputs = self._inputs(chat, "file", use_whisper_encoder=request.use_whisper_encoder)
+        return TextJob(deliver, inputs, Sampling(request.temperature), self._new_tokens(inputs, None, "file"))
 
     def speech(self, request: SpeechRequest, deliver: Deliver) -> StreamJob:
         """A job that reads a text aloud."""
@@ -107,7 +106,7 @@ class Preparer:
         reader = self._reader()
         content = [reader.image(file, "image") for file in files]
         chat = [{"role": "user", "content": [*content, {"type": "text", "text": request.prompt}]}]
-        inputs = self._on_device(self._inputs(chat, 0, "prompt"))
+        inputs = self._on_device(self._inputs(chat, "prompt"))
         try:  # `stream` checks its arguments and does no work yet
             events = self.model.stream(**inputs, generation_mode="image", **options)
         except ValueError as error:
@@ -121,12 +120,24 @@ class Preparer:
     def _reader(self) -> MediaReader:
         return MediaReader(self.fetcher, self.limits)
 
-    def _new_tokens(self, request: ChatRequest) -> int:
+    def _wanted_tokens(self, request: ChatRequest) -> int | None:
         name = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
         wanted = getattr(request, name)
         if wanted is not None and wanted > self.limits.new_tokens:
             raise ApiError(f"{name}: {wanted} are more than {self.limits.new_tokens}; ask for fewer", name)
-        return wanted or self.limits.new_tokens
+        return wanted
+
+    def _new_tokens(self, inputs: dict[str, torch.Tensor], wanted: int | None, param: str) -> int:
+        """How long a reply may be; the rest of the context where nobody says how long."""
+        length, context = inputs["input_ids"].shape[1], self.model.config.llm_config.max_position_embeddings
+        if length + (wanted or 1) > context:
+            raise ApiError(
+                f"a prompt of {length} tokens and a reply of {wanted or 1} are more than the model's context of "
+                f"{context}; shorten the prompt, or ask for a shorter reply",
+                param,
+                code="context_length_exceeded",
+            )
+        return wanted or min(self.limits.new_tokens, context - length)
 
     def _check_voice(self, voice: str | None, param: str) -> None:
         try:
@@ -134,7 +145,7 @@ class Preparer:
         except ValueError as error:
             raise ApiError(f"{param}: {error}", param) from error
 
-    def _inputs(self, chat: list[dict], new_tokens: int, param: str, **options) -> dict[str, torch.Tensor]:
+    def _inputs(self, chat: list[dict], param: str, **options) -> dict[str, torch.Tensor]:
         """The processor's output for one chat, on the CPU."""
         try:
             inputs = self.processor.apply_chat_template(
@@ -142,14 +153,22 @@ class Preparer:
             )
         except ValueError as error:
             raise ApiError(str(error), param) from error
-        length, context = inputs["input_ids"].shape[1], self.model.config.llm_config.max_position_embeddings
-        if length > self.limits.prompt_tokens or length + new_tokens > context:
+        if (length := inputs["input_ids"].shape[1]) > self.limits.prompt_tokens:
             raise ApiError(
-                f"a prompt of {length} tokens, and {new_tokens} of the reply: a prompt may have "
-                f"{self.limits.prompt_tokens}, both together {context}; shorten it, or ask for a shorter reply",
+                f"a prompt of {length} tokens is longer than {self.limits.prompt_tokens}; shorten it",
                 param,
                 code="context_length_exceeded",
             )
+        encoder = "load_whisper" if options.get("use_whisper_encoder") else "load_audio"
+        needed = {"pixel_values": "load_vision", "pixel_values_videos": "load_vision", "audio_feats": encoder}
+        for name, flag in needed.items():
+            if name in inputs and not getattr(self.model.config, flag):
+                part = flag.removeprefix("load_")
+                raise ApiError(
+                    f"this model was loaded without {part!r}, so it cannot read these media; serve it with that part",
+                    param,
+                    code="not_available",
+                )
         return dict(inputs)
 
     def _on_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

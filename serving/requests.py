@@ -7,11 +7,23 @@ Fields that would change the answer and are not supported are refused; a field t
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from serving.errors import ApiError
 from serving.jobs import Sampling
 from serving.media import MediaReader
+
+
+def _encodable(text: str) -> str:
+    """JSON can write halves of characters, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"no text: {error.reason} at {error.start}") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 
 
 class Shape(BaseModel):
@@ -22,7 +34,7 @@ class Shape(BaseModel):
 
 class TextPart(Shape):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImageUrl(Shape):
@@ -59,7 +71,7 @@ class VideoPart(Shape):
 Part = Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discriminator="type")]
 # The tags tell pydantic which of the two to complain about.
 Content = Annotated[
-    Annotated[str | None, Tag("plain")] | Annotated[list[Part], Tag("parts")],
+    Annotated[Text | None, Tag("plain")] | Annotated[list[Part], Tag("parts")],
     Discriminator(lambda value: "parts" if isinstance(value, list) else "plain"),
 ]
 
@@ -106,7 +118,7 @@ class ChatRequest(Client):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     seed: int | None = Field(None, ge=0, lt=2**62)
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     audio: AudioOptions | None = None
     use_whisper_encoder: bool = False
@@ -141,7 +153,7 @@ class ChatRequest(Client):
 class SpeechRequest(Client):
     """POST /v1/audio/speech. `seed` is our own."""
 
-    input: str = Field(min_length=1)
+    input: Text = Field(min_length=1)
     voice: str | None = None
     response_format: Literal["wav", "pcm", "flac"] = "wav"
     seed: int | None = Field(None, ge=0, lt=2**62)
@@ -155,7 +167,7 @@ class TranscriptionRequest(Client):
     `prompt` replaces the instruction that goes with the recording; the model recognises the language itself.
     """
 
-    prompt: str | None = None
+    prompt: Text | None = None
     response_format: Literal["json", "text"] = "json"
     temperature: float | None = Field(None, ge=0, le=1)
     stream: bool = False
@@ -168,7 +180,7 @@ class ImageRequest(Client):
     `seed`, `num_inference_steps` and `guidance_scale` are our own.
     """
 
-    prompt: str = Field(min_length=1)
+    prompt: Text = Field(min_length=1)
     n: int = Field(1, ge=1)
     size: str = "auto"
     response_format: Literal["b64_json"] | None = None

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from serving import sounds
 from serving.engine import Engine
-from serving.errors import ApiError, from_validation, server_error, shorten, validate
+from serving.errors import ApiError, from_validation, server_error, shorten, shutting_down, validate
 from serving.fetch import Fetcher
 from serving.gate import Gate
 from serving.jobs import AudioChunk, Deliver, Event, Failed, Finished, ImageDone, Job, TextDelta
@@ -47,13 +47,16 @@ class Reply:
         """Events before the last one, which is kept as `finished`.
 
         Raises:
-            ApiError: the job failed; the server's log holds the reason.
+            ApiError: the job failed, and the server's log holds the reason; or it was cancelled, which only a server
+                that ends does while somebody reads.
         """
         while True:
             event = await self._events.get()
             if isinstance(event, Failed):
                 raise server_error() from event.error
             if isinstance(event, Finished):
+                if event.reason == "cancelled":
+                    raise shutting_down()
                 self.finished = event
                 return
             yield event
@@ -412,7 +415,9 @@ def create_app(
     app = FastAPI(title="Ming-Lite-Omni", lifespan=lifespan)
     app.state.service = Service(site.name, preparer, engine, metrics)
     app.include_router(router)
-    app.add_middleware(Gate, body_bytes=limits.body_bytes, metrics=metrics, api_key=site.api_key)
+    app.add_middleware(
+        Gate, body_bytes=limits.body_bytes, metrics=metrics, check_room=engine.check_room, api_key=site.api_key
+    )
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
