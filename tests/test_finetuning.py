@@ -159,6 +159,7 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(kind, data, tmp_path
     if "--full" in kind:
         experts = "model.model.layers.0.mlp.experts.gate_up_proj"
         assert (whole[experts] - base[experts]).abs().max() > 1e-4
+        assert json.loads((tmp_path / "whole" / "config.json").read_text())["use_cache"] is True
 
 
 @pytest.mark.parametrize("whisper", [False, True])
@@ -246,17 +247,18 @@ REPLY = {"role": "assistant", "content": "yes"}
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"'{' is no JSON .*write one object a line"),
+        ("{", r"'{' is no JSON in UTF-8 .*write one object a line"),
         ('{"conversation": []}', r"the keys \['conversation'\] is no chat; write"),
         ([], "none of 0 messages is an assistant's; add the reply"),
         ([USER], "none of 1 messages is an assistant's"),
         ([USER, REPLY, USER], "the last message is of role 'user'; end with"),
         ([{"role": "robot", "content": "hi"}, REPLY], "role 'robot' is unknown; accepted roles are"),
+        ([{"role": ["user"], "content": "hi"}, REPLY], r"\['user'\] is no role or type; roles are HUMAN, user"),
         ([{"role": "user", "content": [{"type": "smell"}]}, REPLY], "content type 'smell' .* accepted types are"),
         ([{"role": "user", "content": [{"type": "image"}]}, REPLY], "type 'image' has no image; give one"),
         (
             [{"role": "user", "content": [{"type": "image", "image": "no.png"}]}, REPLY],
-            r"'no.png': no such file \(looked for .*no.png\); paths are relative to the JSONL file",
+            r"'no.png': no such file \(in .*\); paths are relative to the JSONL file",
         ),
         ([{"role": "user", "content": [{"type": "audio", "audio": ["no.wav"]}]}, REPLY], "'no.wav': no such file"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}]}, REPLY], "no such file"),
@@ -271,6 +273,22 @@ def test_bad_lines_are_named(line, message, tmp_path):
     (tmp_path / "chats.jsonl").write_text(f"{good}\n\n{text}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"chats.jsonl: 1 of 2 chats are bad:\n  line 3: .*{message}"):
         read_chats(tmp_path / "chats.jsonl")
+
+
+def test_only_paths_are_changed(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    there, data_url = str((tmp_path / "a.png").resolve()), "data:image/png;base64,AAAA"
+    items = [
+        {"type": "image", "image": ["a.png", "https://example.org/b.png"]},
+        {"type": "image_url", "image_url": {"url": (tmp_path / "a.png").as_uri(), "detail": "low"}},
+        {"type": "image", "url": data_url},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "text", "text": "a.png \u2028 b"},
+    ]
+    chat = {"messages": [{"role": "user", "content": items}, REPLY]}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(chat, ensure_ascii=False), encoding="utf-8")
+    items[0]["image"][0] = items[1]["image_url"]["url"] = there
+    assert read_chats(tmp_path / "chats.jsonl") == [chat]
 
 
 def test_the_whole_file_is_checked_before_the_model_is_read(tmp_path):

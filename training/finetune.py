@@ -152,6 +152,7 @@ def training_arguments(args: argparse.Namespace) -> TrainingArguments:
         eval_strategy="steps" if args.eval_data else "no",
         eval_steps=args.save_steps,
         prediction_loss_only=True,
+        use_cache=True,  # of the configuration that is saved; what trains asks for no cache (`ChatCollator`)
         report_to=args.report_to,
         dataloader_num_workers=args.workers,
         remove_unused_columns=False,

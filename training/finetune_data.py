@@ -8,6 +8,7 @@ Roles and content items are those of the processor; paths are relative to the fi
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from chat_bailingmm import CONTENT_TYPES, ROLES, MediaItem, check_conversation
 from .chats import chat_batch
 
 SHOWN_PROBLEMS = 20
+PATH_KEYS = {*CONTENT_TYPES, "url", "path"} - {"text"}
 REMOTE = ("http://", "https://", "data:")
 
 
@@ -39,7 +41,7 @@ def read_chats(path: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a JSONL file, one chat a line")
     chats, problems = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -55,18 +57,19 @@ def read_chats(path: str | Path) -> list[dict[str, Any]]:
     return chats
 
 
-def _read_chat(line: str, folder: Path) -> list[dict[str, Any]]:
+def _read_chat(line: bytes, folder: Path) -> list[dict[str, Any]]:
     """One line -> its messages."""
     try:
         chat = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{line[:60]!r} is no JSON ({error}); write one object a line") from error
+    except ValueError as error:
+        start = line[:60].decode("utf-8", errors="replace")
+        raise ValueError(f"{start!r} is no JSON in UTF-8 ({error}); write one object a line") from error
     if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list):
         found = f"an object with the keys {sorted(chat)}" if isinstance(chat, dict) else repr(chat)[:60]
         raise ValueError(f"{found} is no chat; write " + '{"messages": [{"role": ..., "content": ...}, ...]}')
     messages = chat["messages"]
     for message in messages:
-        _refuse_media_of_replies(message)
+        _check_message(message)
     checked = check_conversation(messages)
     turns = [message for message in checked if message.role == "ASSISTANT"]
     if not turns:
@@ -85,18 +88,26 @@ def _media(messages: list) -> list[MediaItem]:
     return [item for message in messages for item in message.content if isinstance(item, MediaItem)]
 
 
-def _refuse_media_of_replies(message: Any) -> None:
-    """Raise `ValueError` for a reply that is to be spoken or drawn."""
-    if not isinstance(message, Mapping) or ROLES.get(message.get("role")) != "ASSISTANT":
+def _check_message(message: Any) -> None:
+    """What the processor does not check by itself.
+
+    Raises:
+        ValueError: a role or type that is no word, or a reply that is to be spoken or drawn.
+    """
+    if not isinstance(message, Mapping):
         return
-    content = message.get("content")
-    for item in content if isinstance(content, list) else ():
-        kind = item.get("type") if isinstance(item, Mapping) else None
-        if kind in CONTENT_TYPES and kind != "text":
-            raise ValueError(
-                f"an assistant's message holds an item of type {kind!r}; only text replies are trained here, leave it "
-                "out (speech: training.tiny.stage_speaking, pictures: training.tiny.stage_drawing)"
-            )
+    role, content = message.get("role"), message.get("content")
+    kinds = [item.get("type") for item in content if isinstance(item, Mapping)] if isinstance(content, list) else []
+    if odd := [value for value in (role, *kinds) if not isinstance(value, str)]:
+        raise ValueError(
+            f"{odd[0]!r} is no role or type; roles are {', '.join(ROLES)}, types {', '.join(CONTENT_TYPES)}"
+        )
+    media = [kind for kind in kinds if CONTENT_TYPES.get(kind, "text") != "text"]
+    if media and ROLES.get(role) == "ASSISTANT":
+        raise ValueError(
+            f"an assistant's message holds an item of type {media[0]!r}; only text replies are trained here, leave it "
+            "out (speech: training.tiny.stage_speaking, pictures: training.tiny.stage_drawing)"
+        )
 
 
 def _with_paths(message: Mapping, folder: Path) -> dict[str, Any]:
@@ -108,12 +119,8 @@ def _with_paths(message: Mapping, folder: Path) -> dict[str, Any]:
 
 
 def _item_with_paths(item: Mapping, folder: Path) -> dict[str, Any]:
-    """A content item with the paths in it resolved; inline data stay as they are."""
-    kind = item.get("type")
-    if kind == "text":
-        return dict(item)
-    keys = {kind, CONTENT_TYPES.get(kind), "url", "path"}
-    return {key: _resolved(value, folder) if key in keys else value for key, value in item.items()}
+    """A content item, or an object in one, with the paths in it resolved; inline data stay as they are."""
+    return {key: _resolved(value, folder) if key in PATH_KEYS else value for key, value in item.items()}
 
 
 def _resolved(value: Any, folder: Path) -> Any:
@@ -125,13 +132,14 @@ def _resolved(value: Any, folder: Path) -> Any:
     if isinstance(value, list):
         return [_resolved(part, folder) for part in value]
     if isinstance(value, Mapping):
-        return {key: _resolved(part, folder) if key not in ("data", "base64", "type") else part
-                for key, part in value.items()}  # fmt: skip
+        return _item_with_paths(value, folder)
     if not isinstance(value, str) or value.startswith(REMOTE):
         return value
     path = folder / (url2pathname(urlparse(value).path) if value.startswith("file://") else value)
-    if not path.exists():
-        raise ValueError(f"{value!r}: no such file (looked for {path}); paths are relative to the JSONL file")
+    if not os.path.exists(path):  # also False for what cannot be a path
+        raise ValueError(
+            f"{value[:120]!r}: no such file (in {folder.resolve()}); paths are relative to the JSONL file"
+        )
     return str(path.resolve())
 
 
@@ -147,4 +155,5 @@ class ChatCollator:
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor | bool]:
         chats = [row["messages"] for row in rows]
-        return {**chat_batch(self.processor, chats, self.use_whisper_encoder), "output_router_logits": True}
+        batch = chat_batch(self.processor, chats, self.use_whisper_encoder)
+        return {**batch, "output_router_logits": True, "use_cache": False}
