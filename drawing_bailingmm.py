@@ -92,7 +92,8 @@ class DrawingMixin:
             return AutoModel.from_pretrained(source, dtype=self.dtype, **options).eval()
 
         image_gen = self._component("image_gen", read)
-        return image_gen if is_quantized(self.config) else image_gen.to(self.device)
+        stays = is_quantized(self.config) or image_gen.offload_hook is not None
+        return image_gen if stays else image_gen.to(self.device)
 
     @image_gen.setter
     def image_gen(self, value: nn.Module):

@@ -45,6 +45,7 @@ try:
         vision_projector,
     )
     from .modeling_talker import BailingMMTalker
+    from .offload_bailingmm import ExecutionDevice
     from .quantization_bailingmm import is_quantized, quantization_of_call
     from .speech_bailingmm import Done, SpeechMixin, SpeechOutput, StreamEvent
 except ImportError:
@@ -68,6 +69,7 @@ except ImportError:
         vision_projector,
     )
     from modeling_talker import BailingMMTalker
+    from offload_bailingmm import ExecutionDevice
     from quantization_bailingmm import is_quantized, quantization_of_call
     from speech_bailingmm import Done, SpeechMixin, SpeechOutput, StreamEvent
 
@@ -114,7 +116,7 @@ class OmniOutput(SpeechOutput):
     native_size: tuple[int, int] | None = None
 
 
-class BailingMMPreTrainedModel(PreTrainedModel):
+class BailingMMPreTrainedModel(ExecutionDevice, PreTrainedModel):
     config: BailingMMConfig
     config_class = BailingMMConfig
     base_model_prefix = ""

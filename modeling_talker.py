@@ -28,8 +28,10 @@ from transformers.modeling_utils import PreTrainedModel
 
 try:
     from .configuration_bailingmm import BailingMMTalkerConfig
+    from .offload_bailingmm import ExecutionDevice
 except ImportError:
     from configuration_bailingmm import BailingMMTalkerConfig
+    from offload_bailingmm import ExecutionDevice
 
 NO_ID = -1  # in a step's ids: this row has ended
 RELEASED_EOS_MARGIN = 10
@@ -142,7 +144,7 @@ def multinomial_draw(generators: list[torch.Generator] | None) -> Draw:
     return draw
 
 
-class BailingMMTalker(PreTrainedModel):
+class BailingMMTalker(ExecutionDevice, PreTrainedModel):
     """Text and a voice -> codec ids. Knows no tokenizer and no files; see `TalkerPrompt` for what it is given."""
 
     config: BailingMMTalkerConfig

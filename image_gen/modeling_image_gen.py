@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
 from diffusers.image_processor import PixArtImageProcessor
 from PIL import Image
@@ -84,6 +85,7 @@ class ImageGen(PreTrainedModel):
         self.connector.embed_tokens = nn.Identity()  # it reads states; the released table has 311 M weights
         self.transformer = SanaTransformer2DModel.from_config(config.transformer)
         self.vae = AutoencoderDC.from_config(config.vae)
+        self.offload_hook = None
         self.post_init()
 
     @torch.no_grad()
@@ -110,6 +112,17 @@ class ImageGen(PreTrainedModel):
             inputs_embeds=embeds, attention_mask={"full_attention": sees_all}, use_cache=False
         ).last_hidden_state
         return F.normalize(self.proj_out(hidden).float(), dim=-1).to(hidden.dtype)
+
+    def enable_model_cpu_offload(self, device: torch.device | str) -> None:
+        """Let connector, transformer and autoencoder take turns on `device`, each waiting on the CPU meanwhile.
+
+        No more than the largest of them is on the device then, beside queries and projections, which are small.
+        """
+        self.to("cpu")
+        for part in (self.query_tokens_dict, self.proj_in, self.proj_out, self.mlp):
+            part.to(device)
+        for part in (self.connector, self.transformer, self.vae):
+            _, self.offload_hook = cpu_offload_with_hook(part, device, prev_module_hook=self.offload_hook)
 
     @torch.no_grad()
     def draw(
@@ -215,6 +228,8 @@ class ImageGen(PreTrainedModel):
         """Latents [I, C, h, w], those that a callback gets too -> RGB pictures, of (height, width) `size` if given."""
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         pixels = self.vae.decode(scaled, return_dict=False)[0]
+        if self.offload_hook is not None:
+            self.offload_hook.offload()
         processor = PixArtImageProcessor(vae_scale_factor=self.config.size_multiple)
         if size is not None:
             pixels = processor.resize_and_crop_tensor(pixels, size[1], size[0])

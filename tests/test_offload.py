@@ -1,0 +1,97 @@
+"""Weights that wait on the CPU or on a disk give the answers that loaded ones give: text, speech and pictures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from image_helpers import STEPS, build_drawing_repository, small_image_gen
+from speech_helpers import build_speaking_repository
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from modeling_talker import StopRules
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
+RECORDING = {"type": "audio", "audio": str(ROOT / "demo" / "recording.wav")}
+CONTENTS = ([PICTURE, {"type": "text", "text": "Describe the picture."}], [RECORDING])
+DECODER_ON_DISK = {
+    "model": "disk",
+    "vision": "cpu",
+    "linear_proj": "cpu",
+    "audio": "disk",
+    "linear_proj_audio": "cpu",
+    "whisper_encoder": "disk",
+    "linear_proj_whisper": "cpu",
+    "talker": "disk",
+}
+
+
+def load(path: Path, **options):
+    options = {"trust_remote_code": True, "dtype": torch.float32, **options}
+    return AutoModelForMultimodalLM.from_pretrained(path, **options).eval()
+
+
+def load_offloaded(path: Path, folder: Path, device_map, **options):
+    model = load(path, device_map=device_map, offload_folder=folder, **options)
+    assert "disk" in model.hf_device_map.values()
+    assert any(weight.device.type == "meta" for weight in model.parameters())
+    return model
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    processor = AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
+    chats = [[{"role": "user", "content": content}] for content in CONTENTS]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    return processor.apply_chat_template(chats, **options)
+
+
+def test_text_is_the_same_with_most_weights_on_disk(inputs, tmp_path):
+    whole = load(ROOT).generate(**inputs, max_new_tokens=24)
+    for device_map, options in (("auto", {"max_memory": {"cpu": "6MB"}}), (DECODER_ON_DISK, {})):
+        if isinstance(device_map, dict):
+            device_map = {part: place for part, place in device_map.items() if part != "talker"}
+        model = load_offloaded(ROOT, tmp_path / "offload", device_map, **options)
+        assert model.device == torch.device("cpu")  # inputs go where it computes, not where the weights wait
+        assert torch.equal(model.generate(**inputs.to(model.device), max_new_tokens=24), whole)
+
+
+def test_speech_is_the_same_with_the_talker_on_disk(tmp_path):
+    repository = build_speaking_repository(tmp_path / "speaking")
+    options = {"seed": 3, "rules": StopRules(max_new_ids=12)}
+    whole = load(repository).speak("a red star", **options)
+    model = load_offloaded(repository, tmp_path / "offload", DECODER_ON_DISK)
+    assert model.talker.device == torch.device("cpu")
+    assert torch.equal(model.speak("a red star", **options).waveforms[0], whole.waveforms[0])
+
+
+def test_pictures_are_the_same_with_the_decoder_on_disk(inputs, tmp_path):
+    repository = build_drawing_repository(tmp_path / "drawing")
+    options = {"generation_mode": "image", "seed": 1, "num_inference_steps": STEPS}
+    whole = load(repository).generate(**inputs, **options).images
+    device_map = {part: place for part, place in DECODER_ON_DISK.items() if part != "talker"}
+    model = load_offloaded(repository, tmp_path / "offload", device_map)
+    offloaded = model.generate(**inputs, **options).images
+    assert [one.tobytes() for one in offloaded] == [one.tobytes() for one in whole]
+    # The parts that draw take turns as well.
+    model.image_gen.enable_model_cpu_offload("cpu")
+    taking_turns = model.generate(**inputs, **options).images
+    assert [one.tobytes() for one in taking_turns] == [one.tobytes() for one in whole]
+
+
+def test_parts_that_draw_take_turns(monkeypatch):
+    """One is fetched when it is called, after the one before it was sent back; the last one goes back at the end."""
+    image_gen = small_image_gen()
+    image_gen.enable_model_cpu_offload("cpu")
+    names = {image_gen.connector: "connector", image_gen.transformer: "transformer", image_gen.vae: "vae"}
+    moves = []
+    for part, name in names.items():
+        move = part.to
+        monkeypatch.setattr(
+            part, "to", lambda device, move=move, name=name: (moves.append((name, str(device))), move(device))[1]
+        )
+    states = torch.randn(1, 9, 192, generator=torch.Generator().manual_seed(0))
+    image_gen.draw(image_gen.condition(states), num_inference_steps=STEPS)
+    order = [name for name, _ in moves]
+    assert order.index("connector") < order.index("transformer") < order.index("vae")
+    assert order[-1] == "vae" and len({name for name, _ in moves}) == 3
