@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler
 from image_helpers import ROOT, small_image_gen
 from transformers import AutoProcessor
 
@@ -60,6 +61,11 @@ def test_noise_levels_are_logit_normal():
     assert sigmas.min() > 0 and sigmas.max() < 1
     assert torch.special.logit(sigmas.double()).std() == pytest.approx(1, abs=0.03)
     assert sigmas.median() == pytest.approx(0.5, abs=0.02)
+    shifted = sample_sigmas(20_000, seeded(), shift=3.0)
+    assert shifted.median() == pytest.approx(0.75, abs=0.02)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)  # as the sampler moves its own
+    unshifted = torch.arange(1, 1001) / 1000
+    torch.testing.assert_close(scheduler.sigmas.flip(0), 3 * unshifted / (1 + 2 * unshifted))
 
 
 def test_loss_is_flow_matching_at_every_scale(image_gen, batch):
@@ -78,6 +84,18 @@ def test_loss_is_flow_matching_at_every_scale(image_gen, batch):
     torch.testing.assert_close(torch.stack(losses.flow), torch.stack(expected))
     torch.testing.assert_close(losses.loss, torch.stack(expected).mean())
     assert losses.alignment == []
+
+
+def test_weights_count_places_for_more(image_gen, batch):
+    states, latents = batch
+    plain = drawing_loss(image_gen, states, latents, generator=seeded(4)).flow
+    ones = [torch.ones_like(clean[:, :1]) for clean in latents]
+    torch.testing.assert_close(drawing_loss(image_gen, states, latents, generator=seeded(4), weights=ones).flow, plain)
+    corner = [torch.zeros_like(one) for one in ones]
+    for weights in corner:
+        weights[:, :, 0, 0] = weights[0, 0].numel()
+    weighted = drawing_loss(image_gen, states, latents, generator=seeded(4), weights=corner).flow
+    assert all(abs(one - other) > 1e-3 for one, other in zip(weighted, plain, strict=True))
 
 
 def test_dropped_conditions_are_those_that_guidance_subtracts(image_gen, batch):

@@ -42,10 +42,11 @@ def encode_scales(image_gen: ImageGen, pixels: torch.Tensor) -> list[torch.Tenso
     return latents
 
 
-def sample_sigmas(count: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Noise levels [count] in 0..1, logit-normal (Esser et al., arXiv 2403.03206, section 3.1); the release does not
-    show its own choice."""
-    return torch.randn(count, generator=generator).sigmoid()
+def sample_sigmas(count: int, generator: torch.Generator | None = None, shift: float = 1.0) -> torch.Tensor:
+    """Noise levels [count] in 0..1, logit-normal and shifted like those of the sampler (Esser et al., arXiv
+    2403.03206, sections 3.1 and 5.3.2); the release does not show its own choice."""
+    sigmas = torch.randn(count, generator=generator).sigmoid()
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
 def noised(latents: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,6 +125,7 @@ def drawing_loss(
     alignment_weight: float = 1.0,
     condition_dropout: float = CONDITION_DROPOUT,
     generator: torch.Generator | None = None,
+    weights: Sequence[torch.Tensor] | None = None,
 ) -> DrawingLosses:
     """Flow matching at every scale, and the alignment of the scales where there is a `head`.
 
@@ -131,12 +133,14 @@ def drawing_loss(
         states: per scale [B, n, H], as `image_states` of the model gives them.
         latents: per scale, as from `encode_scales`.
         generator: of noise, noise levels and dropped conditions, on the CPU.
+        weights: per scale [B, 1, h, w], how much the flow of a place counts; mean 1. None counts all alike.
     """
     flow, alignment = [], []
+    scheduler = image_gen.config.scheduler
     with middle_states(image_gen) as collected:
-        for scale_states, clean in zip(states, latents, strict=True):
+        for scale, (scale_states, clean) in enumerate(zip(states, latents, strict=True)):
             rows = len(clean)
-            sigmas = sample_sigmas(rows, generator).to(clean)
+            sigmas = sample_sigmas(rows, generator, scheduler.get("shift", 1.0)).to(clean)
             noise = torch.randn(clean.shape, generator=generator).to(clean)
             kept = torch.rand(rows, generator=generator) >= condition_dropout
             condition = image_gen.condition(scale_states) * kept.to(clean)[:, None, None]
@@ -144,10 +148,11 @@ def drawing_loss(
             predicted = image_gen.transformer(
                 values,
                 encoder_hidden_states=image_gen.mlp(condition),
-                timestep=sigmas * image_gen.config.scheduler["num_train_timesteps"],
+                timestep=sigmas * scheduler["num_train_timesteps"],
                 return_dict=False,
             )[0]
-            flow.append(F.mse_loss(predicted, velocity))
+            error = (predicted - velocity).square()
+            flow.append((error if weights is None else error * weights[scale]).mean())
             if head is not None:
                 alignment.append(alignment_loss(head, collected[-1], clean))
     loss = torch.stack(flow).mean()

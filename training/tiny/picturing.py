@@ -31,6 +31,7 @@ OUTLINED = 0.3  # share of the autoencoder's pictures
 ALIGNMENT_WEIGHT = 0.5
 EDGE_WEIGHT, SPREAD_WEIGHT = 1.0, 0.02
 CONTRAST = 0.2  # of pixels in -1..1 that counts as an edge
+EMPHASIS = 4.0
 NUM_NOISES = 4  # per conversation and step: reading it costs as much as drawing
 
 SCENE_ASPECTS: dict[str, tuple[str, ...]] = {"background": tuple(COLOURS), "style": ("filled", "outline")}
@@ -152,6 +153,12 @@ class ConditionTask(nn.Module):
         return {"loss": torch.stack(losses).mean(), "least": right[-1]}  # the worst aspect of the finest scale
 
 
+def emphasis(pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Weights [B, 1, h, w] of mean 1 that count the places of latents [.., C, h, w] where a shape ends for more."""
+    weights = 1 + EMPHASIS * F.adaptive_max_pool2d(near_edges(pixels), latents.shape[-2:])
+    return weights / weights.mean(dim=(1, 2, 3), keepdim=True)
+
+
 class PictureTask(nn.Module):
     """The transformer learns to draw from conditions that are learned already; the loss is that of `drawing_loss`."""
 
@@ -167,7 +174,10 @@ class PictureTask(nn.Module):
             states = self.frozen[0].image_states(**chats)
         states = [scale.repeat_interleave(NUM_NOISES, dim=0) for scale in states]
         latents = [scale.repeat_interleave(NUM_NOISES, dim=0) for scale in encode_scales(self.image_gen, pixels)]
-        losses = drawing_loss(self.image_gen, states, latents, self.heads["alignment"], ALIGNMENT_WEIGHT)
+        weights = [emphasis(pixels, scale).repeat_interleave(NUM_NOISES, dim=0) for scale in latents]
+        losses = drawing_loss(
+            self.image_gen, states, latents, self.heads["alignment"], ALIGNMENT_WEIGHT, weights=weights
+        )
         return {
             "loss": losses.loss,
             "finest": losses.flow[-1].detach(),

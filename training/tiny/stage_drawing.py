@@ -28,7 +28,7 @@ from .stage import stage_parser, start_stage
 SEED = 2506
 LATENT_CHANNELS = 16
 # Optimiser steps, batch size and learning rate.
-STAGES = {"autoencoder": (3000, 16, 1.5e-3), "condition": (1200, 32, 1e-3), "picture": (4000, 24, 1e-3)}
+STAGES = {"autoencoder": (3000, 16, 1.5e-3), "condition": (500, 32, 1e-3), "picture": (4000, 16, 1e-3)}
 QUICK = (2, 2)
 NUM_MEASURED = 8  # batches of pictures that the scale of latents is measured on
 # Parts of the component that each stage trains and hands over.
@@ -72,6 +72,7 @@ def tiny_image_gen_config(thinker_size: int) -> ImageGenConfig:
         | heads
         | sizes,
         vae=vae,
+        scheduler={"shift": 3.0},  # what is where is decided in noise
         native_side=96,
         num_inference_steps=20,
         guidance_scale=2.0,
