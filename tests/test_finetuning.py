@@ -17,6 +17,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor, TrainerCallbac
 from modeling_bailing_moe import weighted_router_loss
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from processing_bailingmm import BailingMMProcessor
+from training.examples import new_colour
 from training.finetune import (
     LORA_TARGETS,
     ChatTrainer,
@@ -28,6 +29,7 @@ from training.finetune import (
     training_arguments,
 )
 from training.finetune_data import ChatCollator, read_chats
+from training.tiny.scenes import COLOURS
 from training.tiny.world import sample_chat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -306,11 +308,12 @@ def test_the_whole_file_is_checked_before_the_model_is_read(tmp_path):
     ("options", "message"),
     [
         (("--full", "--lora", "4", "--merge"), "--lora, --merge and --full exclude each other"),
+        (("--lora", "0"), "'0' is no whole number of at least 1"),
         (("--freeze-encoders",), "--freeze-encoders needs --full"),
         (("--load-in-4bit", "--lora-targets", "experts"), "quantised experts are no stacks"),
     ],
 )
-def test_options_that_exclude_each_other(options, message, data, capsys):
+def test_options_that_cannot_be(options, message, data, capsys):
     with pytest.raises(SystemExit):
         parse(command(data, Path("out"), *options))
     assert message in capsys.readouterr().err
@@ -364,3 +367,22 @@ def test_trl_trains_with_our_collator(data, processor, tmp_path):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 3 and losses[-1] < losses[0]
+
+
+def test_the_example_keeps_unseen_combinations_apart_and_runs(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    scenes = {split: [new_colour.new_scene(rng, split) for _ in range(200)] for split in ("train", "test")}
+    shapes = {
+        split: {(s.size, s.kind, s.position) for scene in found for s in scene.shapes if s.colour == new_colour.WORD}
+        for split, found in scenes.items()
+    }
+    assert len(shapes["test"]) == 8 and len(shapes["train"]) == 32 and not shapes["test"] & shapes["train"]
+    options = ["--new", "4", "--old", "5", "--test", "2", "--epochs", "1", "--lora-targets", "attention"]
+    measured = new_colour.main(["--output", str(tmp_path), *options])
+    assert new_colour.WORD not in COLOURS
+    chats = read_chats(tmp_path / "chats.jsonl")
+    assert len(chats) == 9 and {path.suffix for path in (tmp_path / "chats").iterdir()} == {".png"}
+    answers = [message["content"][0]["text"] for chat in chats for message in chat["messages"][1::2]]
+    assert any(new_colour.WORD in answer for answer in answers)
+    named = next(iter(measured))
+    assert measured[named][0] == 0 and f"| {named} | 2 | 0.0 %" in capsys.readouterr().out

@@ -276,6 +276,13 @@ def merge(model: str | Path, adapter: str | Path, output: str | Path, dtype: tor
     logger.info("the merged model is in %s", output)
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, for `argparse`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ends the process with a message for options that exclude each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -283,7 +290,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="JSONL file of chats")
     parser.add_argument("--eval-data", help="JSONL file of chats whose loss is measured every --save-steps")
     parser.add_argument("--output", required=True, help="directory of checkpoints and result")
-    parser.add_argument("--lora", type=int, metavar="RANK", help=f"rank of the adapter, {DEFAULT_RANK} if left out")
+    parser.add_argument(
+        "--lora", type=positive, metavar="RANK", help=f"rank of the adapter, {DEFAULT_RANK} if left out"
+    )
     parser.add_argument("--lora-targets", nargs="+", choices=LORA_TARGETS, help="default: attention dense")
     parser.add_argument("--full", action="store_true", help="train every weight instead of an adapter")
     parser.add_argument("--freeze-encoders", action="store_true", help="with --full: leave the encoders as they are")
@@ -291,15 +300,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--merge", action="store_true", help=f"also write the merged model to OUTPUT/{MERGED}")
     parser.add_argument("--whisper", action="store_true", help="hear by the Whisper encoder instead of SANM")
     parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--steps", type=int, help="instead of --epochs")
-    parser.add_argument("--batch-size", type=int, default=4, help="chats per step and process")
-    parser.add_argument("--accumulation", type=int, default=1, help="batches per step")
+    parser.add_argument("--steps", type=positive, help="instead of --epochs")
+    parser.add_argument("--batch-size", type=positive, default=4, help="chats per step and process")
+    parser.add_argument("--accumulation", type=positive, default=1, help="batches per step")
     parser.add_argument("--learning-rate", type=float, help=f"default: {LEARNING_RATE}")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-steps", type=int, default=200)
-    parser.add_argument("--logging-steps", type=int, default=10)
+    parser.add_argument("--save-steps", type=positive, default=200)
+    parser.add_argument("--logging-steps", type=positive, default=10)
     parser.add_argument("--report-to", default="none", choices=("none", "tensorboard", "wandb"))
     parser.add_argument("--workers", type=int, default=0, help="processes that read media")
     args = parser.parse_args(argv)

@@ -1,0 +1,1 @@
+"""Worked examples of fine-tuning Ming-Tiny."""
