@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
 from diffusers.image_processor import PixArtImageProcessor
+from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -95,6 +96,10 @@ class ImageGen(PreTrainedModel):
             for queries in self.query_tokens_dict.values():
                 init.normal_(queries)
                 init.copy_(queries, F.normalize(queries, dim=-1))
+        elif isinstance(module, PatchEmbed) and module.pos_embed is not None:  # computed, not stored
+            size, grid = module.pos_embed.shape[-1], (module.height, module.width)
+            scales = {"base_size": module.base_size, "interpolation_scale": module.interpolation_scale}
+            init.copy_(module.pos_embed, get_2d_sincos_pos_embed(size, grid, output_type="pt", **scales)[None])
 
     def queries(self) -> list[torch.Tensor]:
         """The learnable query tokens [side * side, H] of every scale, coarse to fine."""

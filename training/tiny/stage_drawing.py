@@ -68,6 +68,7 @@ def tiny_image_gen_config(thinker_size: int) -> ImageGenConfig:
             "out_channels": LATENT_CHANNELS,
             "sample_size": 12,
             "patch_size": 2,
+            "interpolation_scale": 1,  # places are told by sines; the release has borders only, of far larger pictures
         }
         | heads
         | sizes,
