@@ -23,6 +23,7 @@ from training.tiny.picturing import (
     RequestData,
     emphasis,
     near_edges,
+    patches,
     scene_labels,
     to_pixels,
 )
@@ -89,6 +90,15 @@ def test_edges_are_where_shapes_end():
     weights = emphasis(pixels.repeat(2, 1, 2, 2), torch.zeros(2, 4, 16, 16))
     assert weights.shape == (2, 1, 16, 16) and weights.mean().item() == pytest.approx(1.0)
     assert weights[0, 0, 2, 2] == pytest.approx(5 * weights[0, 0, 0, 0])
+
+
+def test_patches_are_what_the_cells_of_a_grid_show():
+    pixels = torch.zeros(1, 3, 48, 96)
+    pixels[:, 1, 24:, 48:] = 1.0  # green, the lower right quarter
+    cells = patches(pixels, 4).unflatten(2, (3, -1)).mean(dim=-1)  # [1, 16, 3]
+    green = cells[0, :, 1].view(4, 4)
+    assert (green[3, 3], green[0, 0]) == (1.0, 0.0) and (cells[0, :, 0] == 0).all()
+    assert (green[:2].max(), green[:, :2].max()) <= (0.5, 0.5)
 
 
 def test_autoencoder_keeps_its_latents_near_unit_variance():

@@ -32,6 +32,7 @@ ALIGNMENT_WEIGHT = 0.5
 EDGE_WEIGHT, SPREAD_WEIGHT = 1.0, 0.02
 CONTRAST = 0.2  # of pixels in -1..1 that counts as an edge
 EMPHASIS = 4.0
+CELL, PATCH_WEIGHT = 6, 20.0  # pixels of a side that a token tells
 NUM_NOISES = 4  # per conversation and step: reading it costs as much as drawing
 
 SCENE_ASPECTS: dict[str, tuple[str, ...]] = {"background": tuple(COLOURS), "style": ("filled", "outline")}
@@ -130,27 +131,53 @@ class RequestData(torch.utils.data.Dataset):
         return {"chats": dict(chats), "labels": labels, "pixels": to_pixels(pictures, *size, rng)}
 
 
+def patches(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    """Pictures [B, 3, height, width] -> what each cell of a grid shows, row by row: [B, side * side, 3 * 6 * 6]."""
+    resized = F.interpolate(pixels, (side * CELL, side * CELL), mode="bilinear", antialias=True)
+    return F.unfold(resized, CELL, stride=CELL).transpose(1, 2)
+
+
 class ConditionTask(nn.Module):
-    """Query tokens and connector learn what is wanted: every token of every scale's condition must tell the scene."""
+    """Query tokens and connector learn what is wanted: heads, for training only, must read it from the condition.
+
+    Every token of every scale must tell the scene, its own place in its grid, and what the picture shows there: so the
+    transformer finds at a place of the condition what it has to draw at that place of the picture.
+    """
 
     def __init__(self, thinker: nn.Module, image_gen: ImageGen):
         super().__init__()
         thinker.image_gen = image_gen
         self.image_gen = image_gen
         self.frozen = [thinker]  # in a list: no part of this module, so neither trained nor saved with it
-        self.heads = nn.ModuleDict({"scene": CellHeads(image_gen.config.hidden_size, SCENE_ASPECTS)})
+        size = image_gen.config.hidden_size
+        self.heads = nn.ModuleDict(
+            {
+                "scene": CellHeads(size, SCENE_ASPECTS),
+                "patch": nn.Linear(size, 3 * CELL * CELL),
+                "places": nn.ModuleList(nn.Linear(size, side * side) for side in image_gen.config.scales),
+            }
+        )
 
     def forward(
         self, chats: dict, labels: Mapping[str, torch.Tensor], pixels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        losses, right = [], []
-        for states in self.frozen[0].image_states(**chats):
-            condition = self.image_gen.condition(states)
-            per_token = {name: values.repeat_interleave(condition.shape[1]) for name, values in labels.items()}
-            loss, shares = self.heads["scene"](condition.flatten(0, 1), per_token)
-            losses.append(loss)
-            right.append(torch.stack(list(shares.values())).min())
-        return {"loss": torch.stack(losses).mean(), "least": right[-1]}  # the worst aspect of the finest scale
+        losses, parts = [], {}
+        for side, states, place in zip(
+            self.image_gen.config.scales, self.frozen[0].image_states(**chats), self.heads["places"], strict=True
+        ):
+            # Unit length is short for heads that read single numbers.
+            condition = self.image_gen.condition(states) * self.image_gen.config.hidden_size**0.5
+            per_token = {name: values.repeat_interleave(side * side) for name, values in labels.items()}
+            scene, shares = self.heads["scene"](condition.flatten(0, 1), per_token)
+            error = (self.heads["patch"](condition) - patches(pixels, side)).abs().mean(dim=-1)
+            weights = emphasis(pixels, pixels.new_zeros(1, 1, side, side)).flatten(1)
+            patch = (weights * error).mean()
+            own = torch.arange(side * side).repeat(len(condition))
+            where = F.cross_entropy(place(condition).flatten(0, 1), own)
+            losses.append(scene + PATCH_WEIGHT * patch + where)
+            # Of the finest scale; of the scene the worst aspect.
+            parts = {"least": torch.stack(list(shares.values())).min(), "patch": patch, "place": where}
+        return {"loss": torch.stack(losses).mean(), **{name: value.detach() for name, value in parts.items()}}
 
 
 def emphasis(pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
