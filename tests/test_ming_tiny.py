@@ -42,9 +42,9 @@ def test_weights_are_small_and_complete(model):
 
 # Well below the measured values in the README: this guards the checkpoint, the table measures it.
 FLOORS = {
-    "image_qa": 0.91,
+    "image_qa": 0.93,
     "image_count_describe": 0.88,
-    "two_images": 0.82,
+    "two_images": 0.84,
     "multi_turn": 0.92,
     "video_qa": 0.9,
     "text_only": 0.88,

@@ -165,11 +165,12 @@ class ConditionTask(nn.Module):
         for side, states, place in zip(
             self.image_gen.config.scales, self.frozen[0].image_states(**chats), self.heads["places"], strict=True
         ):
-            # Unit length is short for heads that read single numbers.
-            condition = self.image_gen.condition(states) * self.image_gen.config.hidden_size**0.5
+            condition = self.image_gen.condition(states)
             per_token = {name: values.repeat_interleave(side * side) for name, values in labels.items()}
             scene, shares = self.heads["scene"](condition.flatten(0, 1), per_token)
-            error = (self.heads["patch"](condition) - patches(pixels, side)).abs().mean(dim=-1)
+            condition = condition * condition.shape[-1] ** 0.5  # unit length is short for heads that read numbers
+            # Squared: the median of what may stand at a place, which absolute errors ask for, is background.
+            error = (self.heads["patch"](condition) - patches(pixels, side)).square().mean(dim=-1)
             weights = emphasis(pixels, pixels.new_zeros(1, 1, side, side)).flatten(1)
             patch = (weights * error).mean()
             own = torch.arange(side * side).repeat(len(condition))
