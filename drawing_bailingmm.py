@@ -67,6 +67,12 @@ class ImageDone:
     native_size: tuple[int, int]
 
 
+def has_image_folder(source: str, revision: str | None = None) -> bool:
+    """Whether a directory or Hub repository holds a component that draws."""
+    options = {"subfolder": IMAGE_FOLDER, "revision": revision or "main"}
+    return cached_file(source, "config.json", **options, _raise_exceptions_for_missing_entries=False) is not None
+
+
 class DrawingMixin:
     """The image mode of `generate` and `stream` for a model with an `image_gen` component beside its weights."""
 
@@ -79,10 +85,9 @@ class DrawingMixin:
             )
 
         def read(source, revision):
-            options = {"subfolder": IMAGE_FOLDER, "revision": revision or "main"}
-            if cached_file(source, "config.json", **options, _raise_exceptions_for_missing_entries=False) is None:
+            if not has_image_folder(source, revision):
                 raise ValueError(f"{source} has no {IMAGE_FOLDER}/ folder; take a repository that draws")
-            options |= {"trust_remote_code": True}
+            options = {"subfolder": IMAGE_FOLDER, "revision": revision or "main", "trust_remote_code": True}
             if is_quantized(self.config):
                 config = AutoConfig.from_pretrained(source, **options)
                 quantization = quantization_of_image_gen(
@@ -192,4 +197,4 @@ class DrawingMixin:
             thread.join()
 
 
-__all__ = ["DrawingMixin", "ImageDone", "ImageProgress"]
+__all__ = ["DrawingMixin", "ImageDone", "ImageProgress", "has_image_folder"]

@@ -11,9 +11,9 @@ from pathlib import Path
 import soundfile
 import torch
 from PIL import Image
-from transformers.utils import cached_file
 
 from configuration_bailingmm import BailingMMConfig
+from drawing_bailingmm import has_image_folder
 from image_gen.configuration_image_gen import FOLDER as IMAGE_FOLDER
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE, ImageGenConfig
 
@@ -83,11 +83,10 @@ def read_image_config(model: str) -> ImageGenConfig:
     Raises:
         UsageError: the repository has none.
     """
-    options = {"subfolder": IMAGE_FOLDER}
     with user_input(f"--model {model}: "):
-        if cached_file(model, "config.json", **options, _raise_exceptions_for_missing_entries=False) is None:
+        if not has_image_folder(model):
             raise ValueError(f"there is nothing in its folder {IMAGE_FOLDER}/ that draws; give another model")
-        return ImageGenConfig.from_pretrained(model, **options)
+        return ImageGenConfig.from_pretrained(model, subfolder=IMAGE_FOLDER)
 
 
 def check_media(medium: str, source: str) -> str:

@@ -9,17 +9,16 @@ from pathlib import Path
 import torch
 import uvicorn
 
+from ming.session import PARTS
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from processing_bailingmm import BailingMMProcessor
 from serving.fetch import Fetcher
-from serving.limits import EngineSettings, Limits, Site
+from serving.limits import LOOPBACK, EngineSettings, Limits, Site
 from serving.server import create_app
 
 logger = logging.getLogger(__name__)
 
 KEY_VARIABLE = "MING_API_KEY"
-PARTS = ("vision", "audio", "whisper", "talker", "image_gen")
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SHUTDOWN_SECONDS = 10
 EXAMPLES = """\
 examples:

@@ -25,6 +25,7 @@ from drawing_bailingmm import ImageDone, ImageProgress
 from ming.checks import UsageError
 from ming.commands import TRANSCRIBE, ask_content
 from ming.session import DTYPES, PARTS, Session
+from serving.limits import LOOPBACK
 from serving.prepare import missing_parts
 from serving.sounds import encode
 from speech_bailingmm import AudioChunk, Done, StreamEvent, TextDelta, save_audio
@@ -53,7 +54,6 @@ HINT = (
 # No links to an API that is not offered, no record of calls, no Node.js.
 LAUNCH = {"footer_links": [], "run_history": False, "ssr_mode": False, "max_file_size": "64mb"}
 HOUR, DAY = 3600, 24 * 3600
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 HELP = """\
 examples:
   python -m serving.app --model .

@@ -17,6 +17,9 @@ class Numbers:
                 raise ValueError(f"{setting.name}={value!r} must be at least {least}: {setting.metadata['help']}")
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")  # hosts that only this machine reaches
+
+
 @dataclass(frozen=True)
 class Limits(Numbers):
     """Limits of a request; more is refused before any work. The texts say what each is."""

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from transformers import StoppingCriteriaList
-from transformers.utils import cached_file
 
-from drawing_bailingmm import IMAGE_FOLDER
+from drawing_bailingmm import IMAGE_FOLDER, has_image_folder
 from serving.batching import CountTokens, end_ids, own_randomness
 from serving.errors import ApiError, shorten
 from serving.fetch import Fetcher
@@ -28,11 +27,9 @@ def missing_parts(model) -> dict[str, str]:
         missing["audio"] = "this model has no talker, so it cannot speak; serve a checkpoint with a talker"
     else:
         model.talker_processor, model.audio_detokenizer  # noqa: B018 - properties that read files
-    source, revision = model.config._name_or_path, getattr(model.config, "_commit_hash", None)
-    options = {"subfolder": IMAGE_FOLDER, "revision": revision or "main"}
     if not model.config.load_image_gen:
         missing["image"] = "this model was loaded without its image head, so it cannot draw; serve it with the head"
-    elif cached_file(source, "config.json", **options, _raise_exceptions_for_missing_entries=False) is None:
+    elif not has_image_folder(model.config._name_or_path, getattr(model.config, "_commit_hash", None)):
         missing["image"] = f"this model has no {IMAGE_FOLDER}/ folder, so it cannot draw; serve a checkpoint that does"
     else:
         model.image_gen  # noqa: B018

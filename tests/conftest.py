@@ -45,3 +45,13 @@ def masked_golden_model(request):
 def tiny():
     """A random thinker with all towers, eval mode. Do not change it: build your own with `tiny_model`."""
     return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory):
+    """A server of a model with everything in and out."""
+    from serving_helpers import omni_server  # only tests of the server pay for its imports
+
+    server = omni_server(tmp_path_factory.mktemp("serving"))
+    yield server
+    server.close()

@@ -32,7 +32,6 @@ from serving_helpers import (
     Server,
     ask,
     asked,
-    omni_server,
     processor,
     reading_model,
     until,
@@ -41,13 +40,6 @@ from serving_helpers import (
 from serving import __main__ as command_line
 from serving.jobs import Finished, Sampling, TextDelta, TextJob
 from serving.server import create_app
-
-
-@pytest.fixture(scope="module")
-def omni(tmp_path_factory):
-    server = omni_server(tmp_path_factory.mktemp("serving"))
-    yield server
-    server.close()
 
 
 def test_every_kind_of_input(omni):

@@ -18,7 +18,6 @@ from serving_helpers import (
     Server,
     ask,
     asked,
-    omni_server,
     processor,
     reading_model,
 )
@@ -28,13 +27,6 @@ from serving.gate import Gate
 from serving.limits import EngineSettings, Limits, Site
 from serving.metrics import Metrics
 from serving.server import create_app
-
-
-@pytest.fixture(scope="module")
-def omni(tmp_path_factory):
-    server = omni_server(tmp_path_factory.mktemp("serving"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

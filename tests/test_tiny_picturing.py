@@ -87,7 +87,7 @@ def test_edges_are_where_shapes_end():
     edges = near_edges(pixels)[0, 0]
     assert edges[8, [2, 3, 4, 5]].tolist() == [1.0] * 4 and edges[8, [0, 1, 6, 7]].tolist() == [0.0] * 4
     assert not near_edges(pixels[..., 5:10, 5:10]).any()
-    weights = emphasis(pixels.repeat(2, 1, 2, 2), torch.zeros(2, 4, 16, 16))
+    weights = emphasis(pixels.repeat(2, 1, 2, 2), (16, 16))
     assert weights.shape == (2, 1, 16, 16) and weights.mean().item() == pytest.approx(1.0)
     assert weights[0, 0, 2, 2] == pytest.approx(5 * weights[0, 0, 0, 0])
 

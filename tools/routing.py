@@ -16,7 +16,8 @@ import torch
 from torch.nn.functional import one_hot
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-ROUTERS = ("text", "image", "audio")
+from modeling_bailing_moe import ROUTERS
+
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 DEFAULTS = {
     "text": ["What comes after three?", "Draw a large red star in the center on a white background."],

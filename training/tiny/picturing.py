@@ -171,7 +171,7 @@ class ConditionTask(nn.Module):
             condition = condition * condition.shape[-1] ** 0.5  # unit length is short for heads that read numbers
             # Squared: the median of what may stand at a place, which absolute errors ask for, is background.
             error = (self.heads["patch"](condition) - patches(pixels, side)).square().mean(dim=-1)
-            weights = emphasis(pixels, pixels.new_zeros(1, 1, side, side)).flatten(1)
+            weights = emphasis(pixels, (side, side)).flatten(1)
             patch = (weights * error).mean()
             own = torch.arange(side * side).repeat(len(condition))
             where = F.cross_entropy(place(condition).flatten(0, 1), own)
@@ -181,9 +181,9 @@ class ConditionTask(nn.Module):
         return {"loss": torch.stack(losses).mean(), **{name: value.detach() for name, value in parts.items()}}
 
 
-def emphasis(pixels: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Weights [B, 1, h, w] of mean 1 that count the places of latents [.., C, h, w] where a shape ends for more."""
-    weights = 1 + EMPHASIS * F.adaptive_max_pool2d(near_edges(pixels), latents.shape[-2:])
+def emphasis(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Weights [B, 1, h, w] of mean 1 over a grid of `size` (h, w): places where a shape ends count for more."""
+    weights = 1 + EMPHASIS * F.adaptive_max_pool2d(near_edges(pixels), size)
     return weights / weights.mean(dim=(1, 2, 3), keepdim=True)
 
 
@@ -202,7 +202,7 @@ class PictureTask(nn.Module):
             states = self.frozen[0].image_states(**chats)
         states = [scale.repeat_interleave(NUM_NOISES, dim=0) for scale in states]
         latents = [scale.repeat_interleave(NUM_NOISES, dim=0) for scale in encode_scales(self.image_gen, pixels)]
-        weights = [emphasis(pixels, scale).repeat_interleave(NUM_NOISES, dim=0) for scale in latents]
+        weights = [emphasis(pixels, scale.shape[-2:]).repeat_interleave(NUM_NOISES, dim=0) for scale in latents]
         losses = drawing_loss(
             self.image_gen, states, latents, self.heads["alignment"], ALIGNMENT_WEIGHT, weights=weights
         )
