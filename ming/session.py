@@ -26,6 +26,16 @@ SEEDS = 2**31
 log = logging.getLogger("ming")
 
 
+def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The quantization that `--load-in-4bit` means; matrices are multiplied in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
 class Session:
     """What one command needs of a repository.
 
@@ -85,12 +95,7 @@ class Session:
         """
         options = {f"load_{part}": part in parts for part in PARTS}
         if self.args.load_in_4bit:
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=self.dtype,
-            )
+            options["quantization_config"] = four_bit(self.dtype)
         log.info("loading %s (text%s) on %s", self.source, "".join(f", {part}" for part in parts), self.device)
         with user_input(f"--model {self.source}: "):
             model = BailingMMNativeForConditionalGeneration.from_pretrained(

@@ -39,6 +39,13 @@ class ChatReply:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @classmethod
+    def named(cls, model: str, identity: dict[str, Any]) -> "ChatReply":
+        """The answer to a request that has a name, or to one that has none: `Forwarded.id` and `created`."""
+        if not identity:
+            return cls(model)
+        return cls(model, f"chatcmpl-{identity['id']}", identity["created"])
+
     @property
     def audio_id(self) -> str:
         return f"audio-{self.id}"

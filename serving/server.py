@@ -16,6 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from serving import sounds
+from serving.asgi import IDENTITY, disconnected
 from serving.engine import Engine
 from serving.errors import ApiError, from_validation, server_error, shorten, shutting_down, validate
 from serving.fetch import Fetcher
@@ -28,7 +29,9 @@ from serving.replies import END_OF_STREAM, ChatReply, encode_base64, sse, usage
 from serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest
 
 CLIENT_LEFT = 499  # nobody reads it; the metrics count it
+SEEDS = 2**31
 Result = TypeVar("Result")
+Seeded = TypeVar("Seeded", ChatRequest, SpeechRequest, ImageRequest)
 router = APIRouter()
 
 
@@ -101,7 +104,7 @@ class Service:
         Raises:
             ApiError: the client left.
         """
-        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))]
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request.receive))]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not tasks[0].done():
@@ -137,11 +140,6 @@ class JobStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self.engine.cancel(self.job)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -191,6 +189,18 @@ def _service(request: Request) -> Service:
     return request.app.state.service
 
 
+def _identity(request: Request) -> dict[str, Any]:
+    """Name and time of a request that may be asked again; empty where it came straight from a client."""
+    return request.scope.get("extensions", {}).get(IDENTITY, {})
+
+
+def _repeatable(request: Request, body: Seeded) -> Seeded:
+    """The request with a seed of its name, so that it draws the same numbers when it is asked again."""
+    if body.seed is not None or not (identity := _identity(request)):
+        return body
+    return body.model_copy(update={"seed": int(identity["id"], 16) % SEEDS})
+
+
 @router.get("/health")
 async def health(request: Request) -> dict[str, Any]:
     """Whether the engine works, and what the model can do."""
@@ -233,12 +243,15 @@ def _model_card(service: Service) -> dict[str, Any]:
 @router.post("/v1/chat/completions")
 async def chat(request: Request, body: ChatRequest) -> Response:
     """Answer a chat in text, or in text and speech; at once or streamed."""
-    service, shape = _service(request), ChatReply(_service(request).name)
+    service = _service(request)
+    shape = ChatReply.named(service.name, _identity(request))
     service.check_model(body.model)
     if body.wants_audio and body.stream and body.audio and body.audio.format != "pcm16":
         raise ApiError(
             f"audio.format: {body.audio.format!r} cannot be streamed in a chat; use 'pcm16'", "audio.format"
         )
+    if body.wants_audio:  # seeded chats in text would be decoded one by one
+        body = _repeatable(request, body)
     job, reply = await service.submit(lambda deliver: service.preparer.chat(body, deliver))
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -277,6 +290,7 @@ async def speech(request: Request, body: SpeechRequest) -> Response:
     """Read a text aloud; the sound is sent while it is made."""
     service, format = _service(request), body.response_format
     service.check_model(body.model)
+    body = _repeatable(request, body)
     job, reply = await service.submit(lambda deliver: service.preparer.speech(body, deliver))
     rate = service.preparer.sampling_rate
     kind = f"audio/pcm;rate={rate};channels=1" if format == "pcm" else sounds.FORMATS[format]
@@ -349,6 +363,7 @@ async def image_edits(request: Request) -> Response:
 async def _draw(request: Request, body: ImageRequest, files: list[bytes]) -> Response:
     service = _service(request)
     service.check_model(body.model)
+    body = _repeatable(request, body)
     job, reply = await service.submit(lambda deliver: service.preparer.drawing(body, files, deliver))
     events = await service.unless_gone(request, job, _collect(reply))
     images = next(event for event in events if isinstance(event, ImageDone)).images

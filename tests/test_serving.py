@@ -39,6 +39,7 @@ from serving_helpers import (
 
 from serving import __main__ as command_line
 from serving.jobs import Finished, Sampling, TextDelta, TextJob
+from serving.options import build_app, read_choices
 from serving.server import create_app
 
 
@@ -345,6 +346,18 @@ def test_command_line():
             _, log = process.communicate(timeout=DEADLINE)
     assert answer["choices"][0]["finish_reason"] == "length" and answer["model"] == ROOT.name
     assert "Application shutdown complete" in log
+
+
+def test_served_in_4_bit():
+    parser = command_line.build_parser()
+    arguments = ["--model", str(ROOT), "--load-in-4bit", "--without", "talker", "image_gen", "--device", "cpu"]
+    app = build_app(read_choices(parser, parser.parse_args(arguments)))
+    assert app.state.service.engine.model.is_loaded_in_4bit
+    server = Server(app)
+    try:
+        assert ask(server, QUESTIONS[0], model=ROOT.name) == "four"
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize(
