@@ -80,6 +80,18 @@ def sort_call(
     return call
 
 
+def check_ids_alone(input_ids: torch.Tensor | None, image_token_id: int) -> None:
+    """Raise for a prompt whose ids have places for pictures, without the pictures: it would be answered by guessing.
+
+    Places for sounds cannot be told by the model's configuration.
+    """
+    if input_ids is not None and (count := int((input_ids == image_token_id).sum())):
+        raise ValueError(
+            f"the prompt has {count} image or video tokens but no media were given; pass all of the processor's "
+            "output, generate(**inputs)"
+        )
+
+
 def _assign(call: Call, mode: str, options: dict, names: tuple[str, ...], does: str) -> None:
     """Move the arguments of a mode to its options; they are refused where the mode is not asked for."""
     given = [name for name in names if name in call.kwargs]
@@ -98,4 +110,4 @@ def _share_randomness(call: Call) -> None:
             options.update(given)
 
 
-__all__ = ["Call", "sort_call"]
+__all__ = ["Call", "check_ids_alone", "sort_call"]

@@ -9,9 +9,7 @@ tokens are text.
 Shape letters: B batch, L tokens, N images, videos or audio segments, P patches, T frames, H decoder hidden size.
 """
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 try:
-    from .calls_bailingmm import Call, sort_call
+    from .calls_bailingmm import Call, check_ids_alone, sort_call
     from .configuration_bailingmm import BailingMMConfig
     from .conversation_bailingmm import Chat
     from .drawing_bailingmm import DrawingMixin
@@ -45,11 +43,11 @@ try:
         vision_projector,
     )
     from .modeling_talker import BailingMMTalker
-    from .offload_bailingmm import ExecutionDevice
+    from .offload_bailingmm import ExecutionDevice, sequential_loading
     from .quantization_bailingmm import is_quantized, quantization_of_call
     from .speech_bailingmm import Done, SpeechMixin, SpeechOutput, StreamEvent
 except ImportError:
-    from calls_bailingmm import Call, sort_call
+    from calls_bailingmm import Call, check_ids_alone, sort_call
     from configuration_bailingmm import BailingMMConfig
     from conversation_bailingmm import Chat
     from drawing_bailingmm import DrawingMixin
@@ -69,7 +67,7 @@ except ImportError:
         vision_projector,
     )
     from modeling_talker import BailingMMTalker
-    from offload_bailingmm import ExecutionDevice
+    from offload_bailingmm import ExecutionDevice, sequential_loading
     from quantization_bailingmm import is_quantized, quantization_of_call
     from speech_bailingmm import Done, SpeechMixin, SpeechOutput, StreamEvent
 
@@ -84,23 +82,6 @@ MEDIA_INPUTS = (
     "audio_placeholder_loc_lens",
     "use_whisper_encoder",
 )
-
-
-@contextmanager
-def sequential_loading() -> Iterator[None]:
-    """Read weights one after another unless the user decided about `HF_DEACTIVATE_ASYNC_LOAD`.
-
-    The library's loading threads run ahead of the fusing of experts and hold up to half a checkpoint on top of the
-    model (`python -m benchmarks load`).
-    """
-    if "HF_DEACTIVATE_ASYNC_LOAD" in os.environ:
-        yield
-        return
-    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
 
 
 @dataclass
@@ -546,7 +527,22 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
 
     def _sort(self, inputs, generation_mode, talker_kwargs, kwargs) -> Call:
         context = self.config.llm_config.max_position_embeddings
-        return sort_call(self.output_modalities, context, inputs, generation_mode, talker_kwargs, kwargs)
+        call = sort_call(self.output_modalities, context, inputs, generation_mode, talker_kwargs, kwargs)
+        read_before = ("mm_token_type_ids", "inputs_embeds", "past_key_values", *MEDIA_INPUTS)
+        only_guesses = getattr(call.kwargs.get("generation_config"), "is_assistant", False)
+        if not only_guesses and all(call.kwargs.get(name) is None for name in read_before):
+            check_ids_alone(call.kwargs.get("input_ids"), self.config.image_token_id)
+        return call
+
+    def generate_batch(self, inputs: list[list[int]], *args, **kwargs):
+        """The library's continuous batching: prompts as lists of ids, in text alone.
+
+        Raises:
+            ValueError: a prompt has image tokens; the library's engine takes no media.
+        """
+        for ids in inputs:
+            check_ids_alone(torch.tensor(ids), self.config.image_token_id)
+        return super().generate_batch(inputs, *args, **kwargs)
 
     @torch.no_grad()
     def _generate_text(self, generate_text, *args, input_ids: torch.Tensor | None = None, **kwargs):

@@ -1,6 +1,27 @@
-"""Where a model computes whose weights wait elsewhere."""
+"""How weights are read, and where a model computes whose weights wait elsewhere."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+
+@contextmanager
+def sequential_loading() -> Iterator[None]:
+    """Read weights one after another unless the user decided about `HF_DEACTIVATE_ASYNC_LOAD`.
+
+    The library's loading threads run ahead of the fusing of experts and hold up to half a checkpoint on top of the
+    model (`python -m benchmarks load`).
+    """
+    if "HF_DEACTIVATE_ASYNC_LOAD" in os.environ:
+        yield
+        return
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
 
 
 class ExecutionDevice:
@@ -22,4 +43,4 @@ class ExecutionDevice:
         return device
 
 
-__all__ = ["ExecutionDevice"]
+__all__ = ["ExecutionDevice", "sequential_loading"]
