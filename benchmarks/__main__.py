@@ -1,32 +1,44 @@
 """Command line of the benchmarks."""
 
 import argparse
+import importlib
 import sys
+from pathlib import Path
 
 import torch
 
-from . import growth, load, moe, speech, thinker
+from . import report
+
+NAMES = ("moe", "thinker", "vision", "audio", "speech", "image", "load", "growth")
+OF_A_MODEL = ("speech",)
+
+
+def run(name: str, output: Path, options: dict) -> str:
+    """Measure, and write JSON and plot -> the table.
+
+    `options` are those of the benchmark's `measure`; a dtype is given by its name.
+    """
+    benchmark = importlib.import_module(f"{__package__}.{name}")
+    given = {**options, "dtype": getattr(torch, options["dtype"])} if "dtype" in options else options
+    costs = benchmark.measure(**given)
+    report.save(output, name, costs, benchmark.plot(costs), options)
+    return benchmark.table(costs)
 
 
 def main() -> None:
-    """Run one benchmark and print its table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=("growth", "load", "moe", "speech", "thinker"))
+    """Run benchmarks and print their tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios within one run; see README.md.")
+    parser.add_argument("name", choices=(*NAMES, "all"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", help="default: float32, of moe bfloat16")
-    parser.add_argument("--model", default=str(speech.ROOT), help="speech: a repository whose model speaks")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: see each table")
+    parser.add_argument("--model", help="speech: a repository whose model speaks; default: this one")
+    parser.add_argument("--output", type=Path, default=report.RESULTS, help="directory of JSON and plots")
     args = parser.parse_args()
-    if args.name == "growth":
-        sys.stdout.write(growth.table(growth.measure(args.device, getattr(torch, args.dtype or "float32"))) + "\n")
-    elif args.name == "moe":
-        sys.stdout.write(moe.table(moe.measure(args.device, getattr(torch, args.dtype or "bfloat16"))) + "\n")
-    elif args.name == "thinker":
-        sys.stdout.write(thinker.table(thinker.measure(args.device, getattr(torch, args.dtype or "float32"))) + "\n")
-    elif args.name == "speech":
-        sys.stdout.write(speech.table(speech.measure(args.model, args.device)) + "\n")
-    else:
-        for name, value in load.measure().items():
-            sys.stdout.write(f"{name}: {value:.2f}\n")
+    options = {"device": args.device} | ({"dtype": args.dtype} if args.dtype else {})
+    for name in NAMES if args.name == "all" else (args.name,):
+        own = {"model": args.model} if args.model and name in OF_A_MODEL else {}
+        sys.stdout.write(f"## {name}\n\n{run(name, args.output, options | own)}\n\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

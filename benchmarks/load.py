@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 
 from configuration_bailingmm import BailingMMConfig
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+
+from .report import Plot
 
 ROOT = Path(__file__).resolve().parents[1]
 # Anonymous memory is what a process holds; mapped pages of the checkpoint file can be dropped at any time.
@@ -34,7 +37,9 @@ def watch():
         time.sleep(0.005)
 threading.Thread(target=watch, daemon=True).start()
 started = time.perf_counter()
-model = BailingMMNativeForConditionalGeneration.from_pretrained({path!r}, dtype=torch.{dtype})
+model = BailingMMNativeForConditionalGeneration.from_pretrained(
+    {path!r}, dtype={dtype}, device_map={device!r}
+)
 seconds = time.perf_counter() - started
 size = sum(p.numel() * p.element_size() for p in model.parameters())
 sys.stdout.write(json.dumps({{"seconds": seconds, "peak": peak - before, "size": size}}))
@@ -64,21 +69,41 @@ def random_checkpoint(directory: Path, layers: int) -> None:
     BailingMMNativeForConditionalGeneration(config).save_pretrained(directory, max_shard_size="200MB")
 
 
-def measure(layers: int = 28, dtype: str = "bfloat16") -> dict[str, float]:
-    """Ratios of loading to reading, and of peak memory to the loaded size."""
+@dataclass(frozen=True)
+class Cost:
+    """One number."""
+
+    name: str
+    value: float
+
+
+def measure(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, layers: int = 28) -> list[Cost]:
+    """Ratios of loading to reading and casting, and of peak memory to the loaded size."""
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         random_checkpoint(directory, layers)
         started = time.perf_counter()
         for shard in directory.glob("*.safetensors"):
             for tensor in load_file(shard).values():
-                tensor.to(getattr(torch, dtype))
+                tensor.to(device, dtype)
         reading = time.perf_counter() - started
-        probe = PROBE.format(root=str(ROOT), path=str(directory), dtype=dtype)
+        probe = PROBE.format(root=str(ROOT), path=str(directory), dtype=dtype, device=device)
         output = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stdout
         result = json.loads(output)
-    return {
-        "parameters (MB)": result["size"] / 1e6,
-        "loading / reading and casting": result["seconds"] / reading,
-        "peak memory / parameters": result["peak"] / result["size"],
-    }
+    return [
+        Cost("parameters (MB)", result["size"] / 1e6),
+        Cost("loading / reading and casting", result["seconds"] / reading),
+        Cost("peak memory / parameters", result["peak"] / result["size"]),
+    ]
+
+
+def table(costs: list[Cost]) -> str:
+    """Markdown table."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {cost.name} | {cost.value:.2f} |" for cost in costs)])
+
+
+def plot(costs: list[Cost]) -> Plot:
+    """Bars of the ratios."""
+    ratios = [cost for cost in costs if "/" in cost.name]
+    bars = ([cost.name for cost in ratios], [cost.value for cost in ratios])
+    return Plot("ratio", "", {"loading": bars}, level=1.0)

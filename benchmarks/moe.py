@@ -17,6 +17,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 from configuration_bailingmm import BailingMoeConfig
 from modeling_bailing_moe import BailingMoeExpertList, BailingMoeExperts
 
+from .report import Plot
 from .timing import interleaved
 
 TOKENS = (1, 8, 64, 512)
@@ -122,3 +123,13 @@ def table(costs: list[Cost]) -> str:
             f"| {tokens} | {cost.implementation} | {cost.milliseconds:.2f} | {cost.share:.2f} |" for cost in rows
         ]
     return "\n".join(lines)
+
+
+def plot(costs: list[Cost]) -> Plot:
+    """Share of the machine's limit over tokens."""
+    lines: dict[str, tuple[list[float], list[float]]] = {}
+    for cost in costs:
+        tokens, shares = lines.setdefault(cost.implementation, ([], []))
+        tokens.append(cost.tokens)
+        shares.append(cost.share)
+    return Plot("share of the machine's limit", "tokens", lines, level=1.0, logarithmic=True)

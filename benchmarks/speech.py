@@ -10,6 +10,8 @@ import torch
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from speech_bailingmm import AudioChunk
 
+from .report import Plot
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = (
     "A small red circle is on the left.",
@@ -32,23 +34,28 @@ class Cost:
     streamed: float
 
 
-def measure(repository: str | Path = ROOT, device: str = "cpu", repeats: int = 3) -> list[Cost]:
+def measure(
+    model: str | Path = ROOT, device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 3
+) -> list[Cost]:
     """Speak every text both ways in turn, after a warm-up.
 
+    Args:
+        model: a repository whose model speaks.
+
     Raises:
-        ValueError: the repository's model has no talker.
+        ValueError: it has no talker.
     """
-    model = BailingMMNativeForConditionalGeneration.from_pretrained(repository, dtype=torch.float32).to(device).eval()
-    model.speak(TEXTS[0], seed=SEED)
+    speaker = BailingMMNativeForConditionalGeneration.from_pretrained(model, dtype=dtype).to(device).eval()
+    speaker.speak(TEXTS[0], seed=SEED)
     costs = []
     for text in TEXTS:
         offline, first, streamed = [], [], []
         for _ in range(repeats):
             started = time.perf_counter()
-            output = model.speak(text, seed=SEED, attempts=1)
+            output = speaker.speak(text, seed=SEED, attempts=1)
             offline.append(time.perf_counter() - started)
             started, heard = time.perf_counter(), None
-            for event in model.speak_stream(text, seed=SEED, attempts=1):
+            for event in speaker.speak_stream(text, seed=SEED, attempts=1):
                 if heard is None and isinstance(event, AudioChunk):
                     heard = time.perf_counter() - started
             streamed.append(time.perf_counter() - started)
@@ -70,3 +77,13 @@ def table(costs: list[Cost]) -> str:
             f"{cost.streamed / cost.offline:.2f} | {cost.streamed / max(cost.sound, 1e-9):.2f} |"
         )
     return "\n".join(lines)
+
+
+def plot(costs: list[Cost]) -> Plot:
+    """Both ratios over the seconds of sound."""
+    seconds = [cost.sound for cost in costs]
+    lines = {
+        "first chunk / offline": (seconds, [cost.first_chunk / cost.offline for cost in costs]),
+        "streamed / offline": (seconds, [cost.streamed / cost.offline for cost in costs]),
+    }
+    return Plot("time / offline", "seconds of sound", lines, level=1.0)

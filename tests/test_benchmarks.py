@@ -1,16 +1,21 @@
 """The benchmarks' arithmetic and command line; their numbers are for tables, never for tests."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from image_helpers import small_image_gen
+from PIL import Image
 
-from benchmarks import moe, speech, thinker
-from benchmarks.growth import Cost, table
+from benchmarks import audio, image, load, moe, report, speech, thinker, vision
+from benchmarks.__main__ import NAMES, run
+from benchmarks.growth import Cost, plot, table
 from configuration_bailingmm import BailingMoeConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"hidden_size": 64, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
 
 
 def test_table_has_a_line_per_input():
@@ -22,7 +27,56 @@ def test_command_line_lists_the_benchmarks():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert all(name in result.stdout for name in ("growth", "load", "moe", "speech", "thinker"))
+    assert all(name in result.stdout for name in (*NAMES, "all"))
+
+
+def test_results_are_written_beside_the_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(moe, "TOKENS", (1, 8))
+    monkeypatch.setattr(moe, "BailingMoeConfig", lambda: BailingMoeConfig(**SMALL))
+    table = run("moe", tmp_path, {"device": "cpu", "dtype": "float32"})
+    record = json.loads((tmp_path / "moe.json").read_text())
+    assert record["options"] == {"device": "cpu", "dtype": "float32"} and record["machine"]["threads"] == 1
+    assert len(record["costs"]) == len(table.splitlines()) - 2
+    assert Image.open(tmp_path / "moe.png").getbbox()
+
+
+def test_versus_divides_by_the_same_input():
+    costs = [report.Versus("a", "library", 4.0), report.Versus("a", "ours", 2.0)]
+    costs += [report.Versus("b", "library", 3.0), report.Versus("b", "ours", 6.0)]
+    lines = report.versus_table(costs, "library").splitlines()
+    assert lines[3] == "| a | ours | 2.0 | 2.00 |" and lines[5] == "| b | ours | 6.0 | 0.50 |"
+    assert report.versus_plot(costs, "library").lines == {"ours": (["a", "b"], [2.0, 0.5])}
+
+
+def test_towers_agree():
+    """What is compared computes the same, so that the times are of the same work."""
+    sizes = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 16, "depth": 2}
+    towers = vision.towers("cpu", torch.float32, **sizes, fullatt_block_indexes=[1])
+    pixels, grid = torch.randn(2 * 16**2, 1176), torch.tensor([[1, 16, 16]] * 2)
+    with torch.no_grad():
+        library, ours, quadratic = (tower(pixels, grid_thw=grid).pooler_output for tower in towers.values())
+    torch.testing.assert_close(ours, library)
+    assert not torch.allclose(ours, quadratic)
+
+
+def test_audio_is_measured(monkeypatch):
+    monkeypatch.setattr(audio, "REPEATS", 1)
+    costs = audio.measure(recordings=((1,),))
+    assert {(cost.input, cost.implementation) for cost in costs} == {
+        (f"{part}, 1 s", kind) for part in ("SANM", "Whisper") for kind in ("library", "ours")
+    }
+
+
+def test_drawing_draws_what_the_pipeline_draws():
+    image_gen = small_image_gen(16)
+    condition = torch.nn.functional.normalize(torch.randn(1, 9, 16), dim=-1)
+    generators = [[torch.Generator().manual_seed(1)] for _ in range(2)]
+    with torch.no_grad():
+        captions = image_gen.mlp(condition)
+        image_gen.mlp.forward = lambda condition: captions if condition.any() else torch.zeros_like(captions)
+        (theirs,) = image.Library(image_gen)(captions, generators[0]).images
+        (ours,) = image_gen.draw(condition, num_inference_steps=image.STEPS, generator=generators[1]).images
+    assert list(ours.get_flattened_data()) == list(theirs.get_flattened_data())
 
 
 def test_speech_table_shows_ratios():
@@ -31,12 +85,11 @@ def test_speech_table_shows_ratios():
 
 
 def test_all_implementations_of_the_experts_are_measured_and_agree():
-    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
-    costs = moe.measure(dtype=torch.bfloat16, **sizes)
+    costs = moe.measure(dtype=torch.bfloat16, **SMALL)
     names = {cost.implementation for cost in costs if cost.tokens == 1}
     assert names == {cost.implementation for cost in costs if cost.tokens == 8}
     assert len(names) == 7 and all(cost.milliseconds > 0 and cost.share > 0 for cost in costs)
-    config = BailingMoeConfig(**sizes)
+    config = BailingMoeConfig(**SMALL)
     modules = moe.implementations(config, torch.float32, "cpu")
     states, (index, weights) = torch.randn(5, 64), moe.routes(5, config, "cpu")
     with torch.no_grad():
@@ -52,7 +105,28 @@ def test_moe_table_sorts_by_time():
 
 
 def test_thinker_table_compares_with_library_and_batch_of_one():
-    costs = [thinker.Cost("ours", 1, 30.0), thinker.Cost("library", 1, 20.0)]
-    costs += [thinker.Cost("ours", 8, 120.0), thinker.Cost("library", 8, 60.0)]
+    costs = [thinker.Cost("ours", 1, 30.0), thinker.Cost("library, Aria", 1, 20.0)]
+    costs += [thinker.Cost("ours", 8, 120.0), thinker.Cost("library, Aria", 8, 60.0)]
     lines = thinker.table(costs).splitlines()[2:]
     assert lines[0] == "| ours | 1 | 30 | 1.50 | 1.00 |" and lines[2] == "| ours | 8 | 120 | 2.00 | 4.00 |"
+    assert thinker.plot(costs).lines["ours"] == (["batch of 1", "batch of 8"], [1.5, 2.0])
+
+
+def test_models_that_are_compared_have_the_same_work():
+    """Aria has no modality routers beside the text's; everything else is as large as ours."""
+    ours, aria, qwen = thinker.models("cpu", torch.float32).values()
+    routers = sum(p.numel() for name, p in ours.named_parameters() if "image_gate" in name or "audio_gate" in name)
+    assert ours.num_parameters() - routers == aria.num_parameters()
+    shared = sum(p.numel() for name, p in ours.named_parameters() if "shared_experts" in name)
+    assert abs(ours.num_parameters() - routers - shared - qwen.num_parameters()) < 2000  # norms of heads
+
+
+def test_growth_plot_starts_at_one():
+    lines = plot([Cost("SANM", "5 s", 83, 10.0, 1.0), Cost("SANM", "10 s", 166, 25.0, 1.25)]).lines
+    assert lines == {"SANM": ([1.0, 2.0], [1.0, 2.5]), "linear": ([1, 2.0], [1, 2.0])}
+
+
+def test_loading_is_measured():
+    costs = {cost.name: cost.value for cost in load.measure(layers=1)}
+    assert set(costs) == {"parameters (MB)", "loading / reading and casting", "peak memory / parameters"}
+    assert costs["peak memory / parameters"] > 0.9

@@ -1,0 +1,103 @@
+"""What the benchmarks share in showing what they measured: comparisons, plots, and files beside them."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One implementation on one input."""
+
+    input: str
+    implementation: str
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Lines over numbers, or bars over names.
+
+    Args:
+        y: what is measured; x: over what.
+        lines: by label, places and values; all places are numbers, or all are names.
+        level: a value to be reached, drawn across.
+        logarithmic: both axes, of lines.
+    """
+
+    y: str
+    x: str
+    lines: Mapping[str, tuple[Sequence[float] | Sequence[str], Sequence[float]]]
+    level: float | None = None
+    logarithmic: bool = False
+
+
+def versus_table(costs: list[Versus], reference: str) -> str:
+    """Markdown table; ratios are the reference's time on the same input over each one's, above 1 is quicker."""
+    times = {(cost.input, cost.implementation): cost.milliseconds for cost in costs}
+    lines = [f"| input | implementation | ms | {reference} / it |", "|---|---|---|---|"]
+    for (name, implementation), value in times.items():
+        lines.append(f"| {name} | {implementation} | {value:.1f} | {times[name, reference] / value:.2f} |")
+    return "\n".join(lines)
+
+
+def versus_plot(costs: list[Versus], reference: str) -> Plot:
+    """Bars of the ratios of `versus_table`."""
+    times = {(cost.input, cost.implementation): cost.milliseconds for cost in costs}
+    lines: dict[str, tuple[list[str], list[float]]] = {}
+    for (name, implementation), value in times.items():
+        if implementation != reference:
+            names, ratios = lines.setdefault(implementation, ([], []))
+            names.append(name)
+            ratios.append(times[name, reference] / value)
+    return Plot(f"speed / {reference}", "input", lines, level=1.0)
+
+
+def draw(plot: Plot, path: Path) -> None:
+    """The plot as a PNG file."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    names = list(dict.fromkeys(place for places, _ in plot.lines.values() for place in places))
+    for index, (label, (places, values)) in enumerate(plot.lines.items()):
+        if isinstance(names[0], str):
+            width = 0.8 / len(plot.lines)
+            left = [names.index(place) + (index + 0.5) * width - 0.4 for place in places]
+            axes.bar(left, values, width, label=label)
+        else:
+            axes.plot(places, values, marker="o", label=label)
+    if isinstance(names[0], str):
+        axes.set_xticks(range(len(names)), names, rotation=20 if max(map(len, names)) > 8 else 0)
+    elif plot.logarithmic:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+    if plot.level is not None:
+        axes.axhline(plot.level, color="black", linestyle=":", linewidth=1)
+    axes.set_xlabel(plot.x)
+    axes.set_ylabel(plot.y)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def save(directory: Path, name: str, costs: list[Any], plot: Plot, options: dict[str, Any]) -> None:
+    """Write `NAME.json` (options, machine, every cost) and `NAME.png`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    machine = {
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    record = {"options": options, "machine": machine, "costs": [asdict(cost) for cost in costs]}
+    (directory / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    draw(plot, directory / f"{name}.png")
+
+
+__all__ = ["RESULTS", "Plot", "Versus", "draw", "save", "versus_plot", "versus_table"]

@@ -1,0 +1,60 @@
+"""The vision tower against the library's class of the same widths and weights.
+
+The layers are the library's in both; ours runs all windows of one length as one batch, the library one after another
+(its flash attention, which needs a card, does as we do). `quadratic` attends over the whole picture in every block,
+what a tower without windows costs.
+"""
+
+from functools import partial
+
+import torch
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+from configuration_bailingmm import BailingMMVisionConfig
+from modeling_bailingmm_encoders import BailingMMVisionTransformer
+
+from .report import Plot, Versus, versus_plot, versus_table
+from .timing import interleaved
+
+REFERENCE = "library"
+SIDES = ((224, 1), (448, 1), (896, 1), (224, 8))  # pixels a side, pictures
+REPEATS = 5
+
+
+def towers(device: str, dtype: torch.dtype, **sizes) -> dict[str, torch.nn.Module]:
+    """Released widths, 4 of 32 blocks of which one sees the whole picture; the same weights in all."""
+    torch.manual_seed(0)
+    sizes = {"depth": 4, "fullatt_block_indexes": [3], **sizes}
+    everywhere = {"fullatt_block_indexes": list(range(sizes["depth"]))}
+    library = Qwen2_5_VisionTransformerPretrainedModel(
+        Qwen2_5_VLVisionConfig(**BailingMMVisionConfig(**sizes).to_dict())
+    )
+    ours = BailingMMVisionTransformer(BailingMMVisionConfig(**sizes))
+    quadratic = BailingMMVisionTransformer(BailingMMVisionConfig(**{**sizes, **everywhere}))
+    for tower in (library, quadratic):
+        tower.load_state_dict(ours.state_dict())
+    both = {REFERENCE: library, "ours": ours, "quadratic": quadratic}
+    return {name: tower.to(device, dtype).eval() for name, tower in both.items()}
+
+
+def measure(device: str = "cpu", dtype: torch.dtype = torch.float32, sides=SIDES, **sizes) -> list[Versus]:
+    """Time every tower on pictures of several sizes."""
+    cases = []
+    for side, count in sides:
+        patches = side // 14
+        pixels = torch.randn(count * patches**2, 1176, device=device, dtype=dtype)
+        grid = torch.tensor([[1, patches, patches]] * count, device=device)
+        name = f"{side} x {side} px" if count == 1 else f"{count} of {side} x {side} px"
+        for implementation, tower in towers(device, dtype, **sizes).items():
+            cases.append((name, implementation, partial(tower, pixels, grid_thw=grid)))
+    times = interleaved([call for _, _, call in cases], REPEATS)
+    return [Versus(name, kind, 1000 * time) for (name, kind, _), time in zip(cases, times, strict=True)]
+
+
+def table(costs: list[Versus]) -> str:
+    return versus_table(costs, REFERENCE)
+
+
+def plot(costs: list[Versus]) -> Plot:
+    return versus_plot(costs, REFERENCE)
