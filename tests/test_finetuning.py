@@ -265,7 +265,7 @@ REPLY = {"role": "assistant", "content": "yes"}
         ([{"role": "user", "content": [{"type": "audio", "audio": ["no.wav"]}]}, REPLY], "'no.wav': no such file"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}]}, REPLY], "no such file"),
         ([USER, {"role": "assistant", "content": " "}], "an assistant's message is empty; write"),
-        ([USER, {"role": "assistant", "content": [{"type": "audio", "audio": "a.wav"}]}], "only text replies are"),
+        ([USER, {"role": "assistant", "content": [{"type": "audio", "audio": "a.wav"}]}], "which is not trained here"),
         ([USER, {"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}], "stage_drawing"),
     ],
 )

@@ -283,6 +283,21 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_run_options(parser: argparse.ArgumentParser, learning_rates: dict[str, float]) -> None:
+    """Options of every run."""
+    add = parser.add_argument
+    add("--epochs", type=float, default=3.0)
+    add("--steps", type=positive, help="instead of --epochs")
+    add("--batch-size", type=positive, default=4, help="chats per step and process")
+    add("--learning-rate", type=float, help=f"default: {learning_rates}")
+    add("--bf16", action="store_true", help="compute in bfloat16")
+    add("--seed", type=int, default=0)
+    add("--save-steps", type=positive, default=200)
+    add("--logging-steps", type=positive, default=10)
+    add("--report-to", default="none", choices=("none", "tensorboard", "wandb"))
+    add("--workers", type=int, default=0, help="processes that read media")
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ends the process with a message for options that exclude each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -299,18 +314,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--load-in-4bit", action="store_true", help="quantise what the adapter is added to")
     parser.add_argument("--merge", action="store_true", help=f"also write the merged model to OUTPUT/{MERGED}")
     parser.add_argument("--whisper", action="store_true", help="hear by the Whisper encoder instead of SANM")
-    parser.add_argument("--epochs", type=float, default=3.0)
-    parser.add_argument("--steps", type=positive, help="instead of --epochs")
-    parser.add_argument("--batch-size", type=positive, default=4, help="chats per step and process")
     parser.add_argument("--accumulation", type=positive, default=1, help="batches per step")
-    parser.add_argument("--learning-rate", type=float, help=f"default: {LEARNING_RATE}")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-steps", type=positive, default=200)
-    parser.add_argument("--logging-steps", type=positive, default=10)
-    parser.add_argument("--report-to", default="none", choices=("none", "tensorboard", "wandb"))
-    parser.add_argument("--workers", type=int, default=0, help="processes that read media")
+    add_run_options(parser, LEARNING_RATE)
     args = parser.parse_args(argv)
     lora_only = {"--lora": args.lora, "--lora-targets": args.lora_targets}
     lora_only |= {"--load-in-4bit": args.load_in_4bit, "--merge": args.merge}

@@ -4,7 +4,10 @@
                                                {"type": "text", "text": "What is it?"}]},
                   {"role": "assistant", "content": "a pink star"}]}
 
-Roles and content items are those of the processor; paths are relative to the file.
+Roles and content items are those of the processor; paths are relative to the file. For `finetune_outputs` the last
+message holds the answer's recording or picture as well:
+
+    {"role": "assistant", "content": [{"type": "text", "text": "Hello."}, {"type": "audio", "audio": "hello.wav"}]}
 """
 
 import json
@@ -27,11 +30,16 @@ PATH_KEYS = {*CONTENT_TYPES, "url", "path"} - {"text"}
 REMOTE = ("http://", "https://", "data:")
 
 
-def read_chats(path: str | Path) -> list[dict[str, Any]]:
+def read_chats(path: str | Path, target: str | None = None) -> list[dict[str, Any]]:
     """A JSONL file -> one {"messages": [...]} a chat, with the paths of media made absolute.
 
     Every line is checked before anything is returned: its JSON, roles, content items, that local media are there, and
     that the last turn is an assistant's with text in it. Addresses (http, https) are not visited.
+
+    Args:
+        target: "audio" or "image": the last turn holds one such item as well, of which the source is put under
+            "target" beside the messages, the text beside it under "text" (a picture needs none), and "speaker" as the
+            line has it, else "".
 
     Raises:
         ValueError: the file is missing or holds no chats, or some lines are bad; names each bad line, its value and
@@ -45,7 +53,7 @@ def read_chats(path: str | Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            chats.append({"messages": _read_chat(line, path.parent)})
+            chats.append(_read_chat(line, path.parent, target))
         except ValueError as error:
             problems.append(f"  line {number}: {error}")
     if problems:
@@ -57,17 +65,13 @@ def read_chats(path: str | Path) -> list[dict[str, Any]]:
     return chats
 
 
-def _read_chat(line: bytes, folder: Path) -> list[dict[str, Any]]:
-    """One line -> its messages."""
-    try:
-        chat = json.loads(line)
-    except ValueError as error:
-        start = line[:60].decode("utf-8", errors="replace")
-        raise ValueError(f"{start!r} is no JSON in UTF-8 ({error}); write one object a line") from error
-    if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list):
-        found = f"an object with the keys {sorted(chat)}" if isinstance(chat, dict) else repr(chat)[:60]
-        raise ValueError(f"{found} is no chat; write " + '{"messages": [{"role": ..., "content": ...}, ...]}')
-    messages = chat["messages"]
+def _read_chat(line: bytes, folder: Path, target: str | None) -> dict[str, Any]:
+    """One line -> its messages, and what they are to lead to."""
+    chat = _parse(line)
+    messages, source = chat["messages"], {}
+    if target is not None:
+        messages, items = _split_target(messages, target)
+        source = {"target": _target([_item_with_paths(item, folder) for item in items], target)}
     for message in messages:
         _check_message(message)
     checked = check_conversation(messages)
@@ -76,12 +80,55 @@ def _read_chat(line: bytes, folder: Path) -> list[dict[str, Any]]:
         raise ValueError(f"none of {len(messages)} messages is an assistant's; add the reply that is to be learned")
     if checked[-1].role != "ASSISTANT":
         raise ValueError(f"the last message is of role {messages[-1]['role']!r}; end with the assistant's reply")
-    for turn in turns:
-        if not any(item.text.strip() for item in turn.content):
-            raise ValueError("an assistant's message is empty; write the reply that is to be learned")
+    needed = turns[:-1] if target == "image" else turns
+    if not all(any(item.text.strip() for item in turn.content) for turn in needed):
+        raise ValueError("an assistant's message is empty; write the reply that is to be learned")
     if any(item.modality == "audio" and not item.sources for item in _media(checked)):
         raise ValueError("an audio item has no recording; the sound of a video must be a file of its own here")
-    return [_with_paths(message, folder) for message in messages]
+    if source:
+        source |= {"text": "".join(item.text for item in checked[-1].content), "speaker": _speaker(chat)}
+    return {"messages": [_with_paths(message, folder) for message in messages], **source}
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """One line -> an object with a list of messages."""
+    try:
+        chat = json.loads(line)
+    except ValueError as error:
+        start = line[:60].decode("utf-8", errors="replace")
+        raise ValueError(f"{start!r} is no JSON in UTF-8 ({error}); write one object a line") from error
+    if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list):
+        found = f"an object with the keys {sorted(chat)}" if isinstance(chat, dict) else repr(chat)[:60]
+        raise ValueError(f"{found} is no chat; write " + '{"messages": [{"role": ..., "content": ...}, ...]}')
+    return chat
+
+
+def _split_target(messages: list, target: str) -> tuple[list, list[Mapping]]:
+    """The messages without the last one's items of a modality, and these items."""
+    last = messages[-1] if messages else None
+    if not isinstance(last, Mapping) or not isinstance(content := last.get("content"), list):
+        return messages, []
+    taken = [item for item in content if isinstance(item, Mapping) and CONTENT_TYPES.get(item.get("type")) == target]
+    kept = [item for item in content if item not in taken]
+    return [*messages[:-1], {**last, "content": kept or ""}], taken
+
+
+def _target(items: list[Mapping], target: str) -> Any:
+    """The source of the one item that is to be learned."""
+    media = _media(check_conversation([{"role": "user", "content": items}])) if items else []
+    sources = [source for item in media for source in item.sources]
+    if len(sources) != 1:
+        raise ValueError(
+            f"the last message holds {len(sources)} items of type {target!r}; give the one that is to be learned"
+        )
+    return sources[0]
+
+
+def _speaker(chat: Mapping) -> str:
+    speaker = chat.get("speaker", "")
+    if not isinstance(speaker, str):
+        raise ValueError(f"speaker {speaker!r} is no name; write a string, the same for all recordings of a voice")
+    return speaker
 
 
 def _media(messages: list) -> list[MediaItem]:
@@ -92,7 +139,7 @@ def _check_message(message: Any) -> None:
     """What the processor does not check by itself.
 
     Raises:
-        ValueError: a role or type that is no word, or a reply that is to be spoken or drawn.
+        ValueError: a role or type that is no word, or a reply that is to be spoken or drawn and is not asked for.
     """
     if not isinstance(message, Mapping):
         return
@@ -105,8 +152,8 @@ def _check_message(message: Any) -> None:
     media = [kind for kind in kinds if CONTENT_TYPES.get(kind, "text") != "text"]
     if media and ROLES.get(role) == "ASSISTANT":
         raise ValueError(
-            f"an assistant's message holds an item of type {media[0]!r}; only text replies are trained here, leave it "
-            "out (speech: training.tiny.stage_speaking, pictures: training.tiny.stage_drawing)"
+            f"an assistant's message holds an item of type {media[0]!r}, which is not trained here; leave it out "
+            "(the last message's recording or picture: training.finetune_outputs speech or image)"
         )
 
 

@@ -68,6 +68,7 @@ def fit(
     trainer_class: type[BatchTrainer] = BatchTrainer,
     parameters: list[nn.Parameter] | None = None,
     scales: dict[str, float] | None = None,
+    adamw: bool = False,
     **arguments,
 ) -> BatchTrainer:
     """Train a module over a data set of batches; go on from the last checkpoint in `output_dir` if there is one.
@@ -77,6 +78,7 @@ def fit(
         dataset: item `step` is the batch of step `step`; its length is the number of steps.
         parameters: what to train; None trains everything that requires a gradient.
         scales: see `MuonAdamW`.
+        adamw: take the library's AdamW, for weights that are trained already.
         arguments: further `transformers.TrainingArguments`.
     """
     if parameters is not None:
@@ -110,7 +112,7 @@ def fit(
         args=args,
         train_dataset=dataset,
         callbacks=[JsonLog(), *callbacks],
-        optimizers=(MuonAdamW(module, learning_rate, args.weight_decay, scales=scales), None),
+        optimizers=(None if adamw else MuonAdamW(module, learning_rate, args.weight_decay, scales=scales), None),
     )
     last = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
     if last is not None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from modeling_talker import BailingMMTalker, TalkerPrompt
@@ -59,6 +60,21 @@ def talker_batch(
             batch["words"][row, first : first + len(tokens)] = tokens
             batch["due"][row, first:] = torch.tensor([*alignment.codec_ids, end])
     return batch
+
+
+@torch.no_grad()
+def read_chats(thinker: nn.Module, chats: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a talker is told about chats: embeddings + last hidden states of left-padded prompts, moved to the left,
+    [B, L, D]. The sum is the released one; see `PrefillStates`, which takes it while a reply is decoded."""
+    inputs = dict(chats)
+    attention_mask = inputs.pop("attention_mask")
+    embeds, token_types = thinker.embed(**inputs)
+    outputs = thinker.get_decoder()(
+        inputs_embeds=embeds, attention_mask=attention_mask, mm_token_type_ids=token_types, use_cache=False
+    )
+    states = embeds + outputs.last_hidden_state
+    rows = [row[mask.bool()] for row, mask in zip(states, attention_mask, strict=True)]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def talker_loss(

@@ -25,7 +25,7 @@ from processing_talker import BailingMMTalkerProcessor
 from voices_bailingmm import CODES_PER_SECOND, MIN_SECONDS, VoiceEncoder, prompt_mel, vocoder_mel
 
 from ..objectives import ctc_loss, ctc_targets
-from ..talker import IGNORE, WordAlignment, pointing_loss, talker_batch, talker_loss
+from ..talker import IGNORE, WordAlignment, pointing_loss, read_chats, talker_batch, talker_loss
 from ..vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
 from .scenes import choose
 from .speech import SAMPLE_RATE, SpeechPool
@@ -332,16 +332,6 @@ class TalkerTask(nn.Module):
         )
         self.frozen = [thinker]  # in a list: no part of this module, so neither trained nor saved with it
 
-    @torch.no_grad()
-    def thinker_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Embeddings + last hidden states of left-padded chats, moved to the left: [B, L, D]."""
-        decoder = self.frozen[0].get_decoder()
-        embeds = decoder.get_input_embeddings()(input_ids)
-        outputs = decoder(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)
-        states = embeds + outputs.last_hidden_state
-        rows = [row[mask.bool()] for row, mask in zip(states, attention_mask, strict=True)]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
     def forward(
         self,
         talker: dict[str, torch.Tensor],
@@ -350,7 +340,7 @@ class TalkerTask(nn.Module):
     ) -> dict[str, torch.Tensor]:
         batch = dict(talker)
         if chats is not None:
-            batch["thinker_states"] = self.thinker_states(**chats).to(batch["thinker_states"].dtype)
+            batch["thinker_states"] = read_chats(self.frozen[0], chats).to(batch["thinker_states"].dtype)
         loss, hidden_states = talker_loss(self.talker, batch)
         said = (batch["labels"] != IGNORE).sum(dim=1)  # left-padded: what is said stands last
         logits = self.heads["spelling"](

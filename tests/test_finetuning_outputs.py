@@ -1,0 +1,190 @@
+"""Fine-tuning of the talker and of the image head: data, what is trained, resuming, and the model that comes out."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from image_helpers import small_image_gen
+from PIL import Image
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from configuration_bailingmm import BailingMMTalkerConfig
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from modeling_talker import BailingMMTalker
+from processing_talker import BailingMMTalkerProcessor
+from training import finetune
+from training.finetune_data import read_chats
+from training.finetune_outputs import DrawnReplies, SpokenReplies, main
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDING = ROOT / "demo" / "recording.wav"
+WORDS = ("three", "four and five", "a red star", "white")
+FILES = ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja")
+TRAINED = ("--steps", "4", "--batch-size", "2", "--learning-rate", "1e-2", "--logging-steps", "1")
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """Ming-Tiny with a small random talker over its own codes, and a small random image head."""
+    directory = tmp_path_factory.mktemp("model")
+    model = BailingMMNativeForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32)
+    speech = BailingMMTalkerProcessor.from_pretrained(ROOT)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = BailingMMTalkerConfig(
+        llm_config={**sizes, "num_key_value_heads": 2, "max_position_embeddings": 2048},
+        text_vocab_size=len(speech.tokenizer),
+        audio_vocab_size=len(speech.codec_bpe.lengths),
+        qa_model_hidden_size=model.config.llm_config.hidden_size,
+    )
+    model.talker, model.config.talker_config = BailingMMTalker(config), config
+    model.save_pretrained(directory)
+    for file in FILES:
+        (directory / file).write_text((ROOT / file).read_text(encoding="utf-8"), encoding="utf-8")
+    small_image_gen(model.config.llm_config.hidden_size).save_pretrained(directory / "image_gen")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, Path]:
+    """Chats that end with recordings, and chats that end with pictures."""
+    folder = tmp_path_factory.mktemp("data")
+    waveform, rate = soundfile.read(RECORDING)
+    spoken, drawn = [], []
+    for index, words in enumerate(WORDS):
+        soundfile.write(folder / f"{index}.wav", waveform[: rate + index * rate // 4], rate)
+        size = (64, 64) if index % 2 else (120, 60)
+        Image.fromarray(np.full((*size[::-1], 3), 40 * index, np.uint8)).save(folder / f"{index}.png")
+        question = {"role": "user", "content": f"Say number {index}."}
+        answer = [{"type": "text", "text": words}, {"type": "audio", "audio": f"{index}.wav"}]
+        spoken.append({"messages": [question, {"role": "assistant", "content": answer}]})
+        picture = [{"type": "image", "image": f"{index}.png"}]
+        drawn.append({"messages": [question, {"role": "assistant", "content": picture}]})
+    paths = {"speech": folder / "speech.jsonl", "image": folder / "image.jsonl"}
+    for path, lines in zip(paths.values(), (spoken, drawn), strict=True):
+        path.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    return paths
+
+
+def command(what: str, repository: Path, data: dict[str, Path], output: Path, *options: str) -> list[str]:
+    paths = ["--model", str(repository), "--data", str(data[what]), "--output", str(output)]
+    return [what, *paths, *TRAINED, *options]
+
+
+def parts(directory: Path) -> tuple[dict[str, torch.Tensor], ...]:
+    """Weights of the thinker, the talker and the image head."""
+    model = AutoModelForMultimodalLM.from_pretrained(directory, trust_remote_code=True, dtype=torch.float32)
+    weights = model.state_dict()
+    talker = {name: tensor for name, tensor in weights.items() if name.startswith("talker.")}
+    thinker = {name: tensor for name, tensor in weights.items() if name not in talker}
+    return thinker, talker, model.image_gen.state_dict()
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("rank", [None, "4"], ids=["full", "lora"])
+@pytest.mark.parametrize("what", ["speech", "image"])
+def test_only_what_answers_is_trained(what, rank, repository, data, tmp_path):
+    main(command(what, repository, data, tmp_path / "out", *(("--lora", rank) if rank else ())))
+    thinker, talker, image = map(changed, parts(repository), parts(tmp_path / "out"))
+    assert not thinker
+    names, others = (talker, image) if what == "speech" else (image, talker)
+    assert names and not others and not any(name.startswith("vae.") for name in names)
+    if rank:
+        assert all(re.search(r"_proj\.weight|attn[12]\.to_", name) for name in names)
+    else:
+        assert what == "speech" or {"query_tokens_dict.2x2", "query_tokens_dict.3x3", "proj_in.weight"} <= names
+    losses = [json.loads(line).get("loss") for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert len([loss for loss in losses if loss is not None]) == 4
+
+
+@pytest.mark.parametrize("what", ["speech", "image"])
+def test_training_learns_and_goes_on_after_a_kill(what, repository, data, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = ("--steps", "24", "--save-steps", "12")
+    main(command(what, repository, data, whole, *options))
+    records = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    losses = [float(record["loss"]) for record in records if "loss" in record]
+    assert np.mean(losses[-6:]) < np.mean(losses[:6])
+    main(command(what, repository, data, cut, *options))
+    for checkpoint in cut.glob("checkpoint-24"):  # as if it had been killed behind step 12
+        for file in checkpoint.iterdir():
+            file.unlink()
+        checkpoint.rmdir()
+    main(command(what, repository, data, cut, *options))
+    index = 1 if what == "speech" else 2
+    assert not changed(parts(whole)[index], parts(cut)[index])
+
+
+def test_a_spoken_batch_asks_for_the_recording(repository, data):
+    model = AutoModelForMultimodalLM.from_pretrained(repository, trust_remote_code=True, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
+    rows = read_chats(data["speech"], "audio")
+    replies = SpokenReplies(rows, model, processor, 2, 4, 0)
+    batch, chosen = replies[0], replies.chosen(0)
+    assert sorted(chosen) == [0, 1, 2, 3] == sorted(replies.chosen(1))
+    encode = model.talker_processor.codec_bpe.encode
+    for row, index in enumerate(chosen):
+        wanted = encode(replies.voice(index).prompt_codes, unknown="drop")
+        said = batch["talker"]["audio_ids"][row, -len(wanted) :] - model.talker.config.text_vocab_size
+        assert said.tolist() == list(wanted)
+        assert replies.voice(index).prompt_text == WORDS[index]
+    assert batch["chats"]["input_ids"].shape[0] == 4 and "labels" not in batch["chats"]
+
+
+def test_pictures_of_one_batch_have_one_native_size(repository, data):
+    model = AutoModelForMultimodalLM.from_pretrained(repository, trust_remote_code=True, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
+    replies = DrawnReplies(read_chats(data["image"], "image"), model, processor, 4, 1, 0)
+    assert len({replies.sizes[index] for index in range(4)}) == 2
+    for index in range(4):
+        pixels = replies.pixels(index)
+        assert tuple(pixels.shape[1:]) == replies.sizes[index]
+        assert torch.allclose(pixels, torch.tensor(40 * index / 127.5 - 1), atol=1e-6)
+    assert sorted(index for step in range(4) for index in replies.chosen(step)) == [0, 1, 2, 3]
+
+
+def test_bad_data_are_refused_before_the_model_is_read(data, tmp_path):
+    def refusal(what: str, chat: dict) -> str:
+        path = tmp_path / "bad.jsonl"
+        path.write_text(json.dumps(chat) + "\n", encoding="utf-8")
+        with pytest.raises(SystemExit) as raised:
+            main([what, "--model", "no such model", "--data", str(path), "--output", str(tmp_path / "out")])
+        return str(raised.value)
+
+    question, folder = {"role": "user", "content": "Say three."}, data["speech"].parent
+    sound = {"type": "audio", "audio": str(folder / "0.wav")}
+    picture = {"type": "image", "image": str(folder / "0.png")}
+    text = {"type": "text", "text": "three"}
+
+    def chat(*content: dict) -> dict:
+        return {"messages": [question, {"role": "assistant", "content": list(content)}]}
+
+    assert "the last message holds 0 items of type 'audio'" in refusal("speech", chat(text))
+    assert "the last message holds 2 items of type 'image'" in refusal("image", chat(picture, picture))
+    assert "an assistant's message is empty" in refusal("speech", chat(sound))
+    assert "holds an item of type 'image', which is not trained here" in refusal("speech", chat(text, sound, picture))
+    assert "no such file" in refusal("speech", chat(text, {"type": "audio", "audio": "absent.wav"}))
+    assert "speaker 3 is no name" in refusal("speech", {**chat(text, sound), "speaker": 3})
+
+
+def test_a_speaker_needs_two_recordings(repository, data, tmp_path):
+    path = data["speech"].with_name("one.jsonl")
+    lines = map(json.loads, data["speech"].read_text().splitlines()[:3])
+    rows = [{**row, "speaker": name} for row, name in zip(lines, "aab", strict=True)]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="speaker 'b' has one recording"):
+        main(command("speech", repository, {"speech": path}, tmp_path / "out"))
+
+
+def test_text_alone_is_trained_by_the_other_command(data):
+    with pytest.raises(ValueError, match="training.finetune_outputs"):
+        read_chats(data["speech"])
+    assert finetune.parse(["--model", "m", "--data", "d", "--output", "o"]).epochs == 3.0
