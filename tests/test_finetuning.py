@@ -266,7 +266,10 @@ REPLY = {"role": "assistant", "content": "yes"}
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}]}, REPLY], "no such file"),
         ([USER, {"role": "assistant", "content": " "}], "an assistant's message is empty; write"),
         ([USER, {"role": "assistant", "content": [{"type": "audio", "audio": "a.wav"}]}], "which is not trained here"),
-        ([USER, {"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}], "stage_drawing"),
+        (
+            [USER, {"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}],
+            "finetune_outputs speech or image",
+        ),
     ],
 )
 def test_bad_lines_are_named(line, message, tmp_path):
