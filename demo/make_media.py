@@ -53,11 +53,14 @@ def main() -> None:
     soundfile.write(HERE / "recording.wav", augment(utterance.waveform, rng), SAMPLE_RATE)
     question = speaker.question(rng, spoken_forms(Fact("describe", describe_scene(scene))))
     soundfile.write(HERE / "question.wav", augment(question.waveform, rng), SAMPLE_RATE)
+    request = speaker.command(rng)
+    soundfile.write(HERE / "request.wav", augment(request.waveform, rng), SAMPLE_RATE)
     expected = {
         "picture": describe_scene(scene),
         "recording": utterance.text,
         "question": question.text,
         "clip": describe_clip(clip),
+        "request": request.text,
     }
     (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 

@@ -1,6 +1,7 @@
 """Rules of the repository: sizes of files and functions, no pickles, documented packages, a valid model card."""
 
 import ast
+import json
 import re
 import subprocess
 import tomllib
@@ -71,6 +72,16 @@ def test_readme_is_a_valid_model_card():
     assert metadata["library_name"] == "transformers" and metadata["pipeline_tag"] == "any-to-any"
     for command in ("make demo", "make test"):
         assert command in body
+
+
+def test_widgets_show_what_the_demo_gets():
+    """The demo's test asks the model; here the card must say the same."""
+    _, header, _ = (ROOT / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    expected = json.loads((ROOT / "demo" / "expected.json").read_text(encoding="utf-8"))
+    widgets = yaml.safe_load(header)["widget"]
+    shown = {Path(widget["src"]).stem: widget["output"]["text"] for widget in widgets if "src" in widget}
+    assert shown == {name: expected[name] for name in ("picture", "recording")}
+    assert all((ROOT / widget["src"]).is_file() for widget in widgets if "src" in widget)
 
 
 def test_no_machine_paths():

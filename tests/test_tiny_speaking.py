@@ -9,13 +9,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM
 
+from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from modeling_talker import StopRules
 from processing_bailingmm import BailingMMProcessor
 from training.talker import IGNORE
 from training.tiny import speech
+from training.tiny.revoicing import RevoicedData, RevoicedTask, speak_again
 from training.tiny.speaking import FlowData, TalkerData, VocoderData, token_words, written
 from training.tiny.speech import VARIANTS, SpeechPool, Voice
-from training.tiny.stage_listeners import train_speaker_encoder, train_speech_tokenizer
+from training.tiny.stage_listeners import load_task, train_speaker_encoder, train_speech_tokenizer
 from training.tiny.stage_speaking import (
     SPEAKERS,
     STAGES,
@@ -75,6 +77,28 @@ def test_the_pool_is_heard_once_and_read_back(args, heard):
     for index in (0, 7):
         assert len(heard.codes[index]) == pytest.approx(len(heard.pool[index].waveform) / 320, abs=1)
     assert heard.embeddings.shape == (40, 192)
+
+
+def test_utterances_are_spoken_again_once_and_heard_as_their_recordings(args, heard, tmp_path):
+    detokenizer = AudioDetokenizer(tiny_detokenizer_config()).eval()
+    path = tmp_path / "again.safetensors"
+    again = speak_again(heard, detokenizer, path, 3, seed=1)
+    kept = speak_again(heard, detokenizer, path, 3, seed=1)
+    assert again.keys() == kept.keys() == {f"{way}{number}" for way in "ab" for number in range(3)} | {"index"}
+    for number, index in enumerate(again["index"].tolist()):
+        seconds = [len(again[f"{way}{number}"]) / speech.SAMPLE_RATE for way in "ab"]
+        assert seconds == pytest.approx([len(heard.pool[index].waveform) / speech.SAMPLE_RATE] * 2, abs=0.05)
+    data = RevoicedData(heard, again, 4, 5, seed=2)
+    first = load_task("speaker_encoder", args.runs).encoder
+    task = RevoicedTask(first, data).train()
+    assert not task.encoder.training  # its statistics are those of recordings
+    batch = data[0]
+    assert batch["features"].shape[0] == 5 and torch.equal(batch["features"], data[0]["features"])
+    loss = task(**batch)["loss"]
+    wanted = torch.nn.functional.normalize(first(batch["features"]), dim=1)
+    assert loss == pytest.approx(1 - (wanted * task.wanted[0][batch["numbers"]]).sum(dim=1).mean().item(), abs=1e-5)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in task.encoder.parameters())
 
 
 def test_lenders_have_the_voice_of_the_utterance_and_are_others(heard):

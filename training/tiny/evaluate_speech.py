@@ -80,7 +80,9 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
     readings = []
     for index, (text, voice, espeak_seconds) in enumerate(cases):
         rng = np.random.default_rng((seed, samples + index))
-        others = rng.permutation([other for other in range(samples) if other != index])[:NUM_OTHERS]
+        # The same espeak-ng voice in another pitch is no other voice.
+        others = [other for other in range(samples) if cases[other][1].name != cases[index][1].name]
+        others = rng.permutation(others)[:NUM_OTHERS]
         missing = max(0, int(MIN_SECONDS * SAMPLE_RATE) - len(waves[index]))  # single words are short
         cosines = embeddings @ F.normalize(encoder.embed(F.pad(waves[index], (0, missing))), dim=-1)
         readings.append(

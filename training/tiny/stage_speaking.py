@@ -4,6 +4,7 @@ python -m training.tiny.stage_listeners both    # speech tokenizer and speaker e
 python -m training.tiny.stage_speaking hear     # their codes and embeddings of the whole speech pool
 python -m training.tiny.stage_speaking flow     # codes -> mel       (these three can
 python -m training.tiny.stage_speaking vocoder  # mel -> waveform     run side by side)
+python -m training.tiny.stage_speaking voice    # the speaker encoder learns what the detokenizer makes of voices
 python -m training.tiny.stage_speaking talker   # text -> codes
 python -m training.tiny.stage_speaking export   # a copy of the repository that speaks, in RUNS/model
 """
@@ -31,9 +32,11 @@ from voices_bailingmm import SPEAKER_FILE, TOKENIZER_FILE, Voice, VoiceEncoder
 
 from ..loop import fit
 from . import speech
-from .listeners import FiniteScalarQuantizer
+from .listeners import FiniteScalarQuantizer, export_speaker_encoder
+from .revoicing import RevoicedData, RevoicedTask, speak_again
 from .speaking import FlowData, FlowTask, HeardPool, TalkerData, TalkerTask, VocoderData, VocoderTask
 from .stage import stage_parser, start_stage
+from .stage_listeners import load_task
 from .tokenizer import byte_level_bpe, corpus
 
 SEED = 2506
@@ -42,7 +45,13 @@ CODEC_VOCAB = 512
 QUICK_CODEC_VOCAB = 256  # a few utterances do not repeat enough pairs of codes for more
 NUM_BPE_SAMPLES = 4000  # utterances that the codec's pairs are counted in
 # Optimiser steps, batch size and learning rate.
-STAGES = {"flow": (2000, 12, 1e-3), "vocoder": (2000, 16, 1e-3), "talker": (5000, 16, 1.5e-3)}
+STAGES = {
+    "flow": (2000, 12, 1e-3),
+    "vocoder": (2000, 16, 1e-3),
+    "voice": (1000, 32, 2e-3),
+    "talker": (6500, 16, 1.5e-3),
+}
+NUM_REVOICED = 700  # utterances that are spoken again for the speaker encoder
 QUICK = (2, 4)
 PRESET_TEXT = "please say what shape is at the top"
 # Preset voices: espeak-ng's voice name -> name and description.
@@ -130,7 +139,7 @@ def talker_processor(args: argparse.Namespace, heard: HeardPool) -> BailingMMTal
 
 
 def train(name: str, args: argparse.Namespace) -> None:
-    """Train "flow", "vocoder" or "talker", or go on; writes RUNS/NAME.safetensors."""
+    """Train "flow", "vocoder", "voice" or "talker", or go on; writes RUNS/NAME.safetensors."""
     heard = hear(args)
     steps, batch_size, learning_rate = STAGES[name]
     steps, batch_size = QUICK if args.quick else (args.steps or steps, args.batch_size or batch_size)
@@ -142,6 +151,12 @@ def train(name: str, args: argparse.Namespace) -> None:
         module = new_talker(thinker.config.llm_config.hidden_size, processor.codec_bpe.vocab_size)
         task = TalkerTask(module, thinker)
         data = TalkerData(heard, module, processor, BailingMMProcessor.from_pretrained(args.thinker), *size)
+    elif name == "voice":
+        count = QUICK[1] if args.quick else NUM_REVOICED
+        again = speak_again(heard, trained_detokenizer(args), args.runs / "revoiced.safetensors", count, SEED)
+        data = RevoicedData(heard, again, *size)
+        task = RevoicedTask(load_task("speaker_encoder", args.runs).encoder, data)
+        module = task.encoder
     else:
         detokenizer = new_detokenizer()
         task = FlowTask(detokenizer) if name == "flow" else VocoderTask(detokenizer)
@@ -151,8 +166,19 @@ def train(name: str, args: argparse.Namespace) -> None:
     weights = args.runs / f"{name}.safetensors"
     if weights.is_file():  # of an earlier training
         module.load_state_dict(load_file(weights))
-    fit(task, data, args.runs / name, args.learning_rate or learning_rate, SEED)
+    # The speaker encoder is trained already.
+    fit(task, data, args.runs / name, args.learning_rate or learning_rate, SEED, adamw=name == "voice")
     save_file({key: value.detach().contiguous() for key, value in module.state_dict().items()}, weights)
+    if name == "voice":
+        export_speaker_encoder(module.eval(), args.runs / SPEAKER_FILE)
+
+
+def trained_detokenizer(args: argparse.Namespace) -> AudioDetokenizer:
+    """The detokenizer with the weights of its two stages."""
+    detokenizer = new_detokenizer()
+    detokenizer.flow.load_state_dict(load_file(args.runs / "flow.safetensors"))
+    detokenizer.hift.load_state_dict(load_file(args.runs / "vocoder.safetensors"))
+    return detokenizer.eval()
 
 
 def export(args: argparse.Namespace) -> None:
@@ -169,10 +195,7 @@ def export(args: argparse.Namespace) -> None:
     processor.save_pretrained(target)
     for file in (SPEAKER_FILE, TOKENIZER_FILE):
         shutil.copy(args.runs / file, target / TOKENIZER_FOLDER)
-    detokenizer = new_detokenizer()
-    detokenizer.flow.load_state_dict(load_file(args.runs / "flow.safetensors"))
-    detokenizer.hift.load_state_dict(load_file(args.runs / "vocoder.safetensors"))
-    detokenizer.to(torch.bfloat16).save_pretrained(target / DETOKENIZER_FOLDER)
+    trained_detokenizer(args).to(torch.bfloat16).save_pretrained(target / DETOKENIZER_FOLDER)
 
 
 def preset_voices(encoder: VoiceEncoder) -> dict[str, Voice]:
