@@ -108,7 +108,7 @@ def results(readings: list[Reading]) -> list[Result]:
     near = sum(reading.similarity > reading.best_other for reading in readings)
 
     def line(name: str, title: str, metric: str, value: float, bar: float) -> Result:
-        return Result(name, title, metric, round(value, 2), bar, count, count)
+        return Result(name, title, metric, round(float(value), 2), bar, count, count)
 
     return [
         line("speaking", "speaking, heard by its own recogniser", "wer", 100 * errors / words, WER_BAR),
