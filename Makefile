@@ -26,4 +26,4 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) demo/answers.json demo/reply.wav .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) demo/answers.json demo/reply.wav demo/drawing.png demo/edited.png .pytest_cache .ruff_cache build *.egg-info

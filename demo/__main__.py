@@ -1,4 +1,4 @@
-"""Ask the bundled Ming-Tiny about a picture, a recording, a clip and files of your own; it speaks too.
+"""Ask the bundled Ming-Tiny about a picture, a recording, a clip and files of your own; it speaks and draws, too.
 
 python -m demo [--image FILE] [--audio FILE] [--video FILE] [--question TEXT] [--model DIRECTORY_OR_ID]
 """
@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import soundfile
 import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor, TextStreamer
 
@@ -20,6 +19,7 @@ QUESTIONS = {
     "audio": (TRANSCRIBE,),
     "video": ("Which way does it move?", "Describe the video."),
 }
+DRAW, EDIT = "Draw a large green star in the center, on a white background.", "Make the star blue."
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -52,21 +52,25 @@ def ask(model, processor, medium: str, path: str, question: str, whisper: bool =
     return processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
 
 
-def say_again(model, processor, heard: str, output: Path) -> dict:
-    """The bundled recording in another voice: turned into codes, spoken by the detokenizer, heard by the model."""
-    parts = model.talker_processor
-    recording, (name, voice) = str(HERE / "recording.wav"), list(parts.voices.items())[-1]
-    codes = parts.voice_encoder.encode(recording, heard).prompt_codes
-    generator = torch.Generator().manual_seed(0)
-    (waveform,) = model.audio_detokenizer.decode([codes], voice.speaker_embedding[None], generator=generator)
-    rate = model.audio_detokenizer.config.sample_rate
-    soundfile.write(output, waveform.numpy(), rate)
-    say(f"  {recording}, said again by {name}\n    -> {output} ({len(waveform) / rate:.1f} s)")
-    return {
-        "file": recording,
-        "spoken": output.name,
-        "answer": ask(model, processor, "audio", str(output), TRANSCRIBE),
-    }
+def talk(model, processor, picture: str, question: str, output: Path) -> dict:
+    """A spoken question about a picture, answered aloud; the model then writes down what it hears of its answer."""
+    content = [{"type": "image", "image": picture}, {"type": "audio", "audio": question}]
+    reply = model.generate(**prepare(model, processor, content), generation_mode="audio", seed=0, max_new_tokens=64)
+    reply.save(output)
+    seconds = len(reply.waveforms[0]) / reply.sampling_rate
+    say(f"  {picture} and {question}, answered aloud\n    -> {reply.text[0]}\n    -> {output} ({seconds:.1f} s)")
+    heard = ask(model, processor, "audio", str(output), TRANSCRIBE)
+    return {"file": question, "spoken": output.name, "answer": reply.text[0], "heard": heard}
+
+
+def draw(model, processor, request: str, output: Path, picture: str | None = None) -> dict:
+    """Draw what is asked for, or change a picture."""
+    say(f"  {f'{picture}: ' if picture else ''}{request}\n    -> ", end="")
+    content = [{"type": "image", "image": picture}] if picture else []
+    inputs = prepare(model, processor, [*content, {"type": "text", "text": request}])
+    model.generate(**inputs, generation_mode="image", seed=0).images[0].save(output)
+    say(str(output))
+    return {"file": picture, "question": request, "drawn": output.name}
 
 
 def main() -> None:
@@ -79,7 +83,7 @@ def main() -> None:
     parser.add_argument("--audio", help="a recording of yours")
     parser.add_argument("--video", help="a clip of yours")
     parser.add_argument("--question", help="what to ask about your files instead of the usual questions")
-    parser.add_argument("--output", type=Path, default=HERE, help="folder for answers.json and reply.wav")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder for answers.json, reply.wav and pictures")
     args = parser.parse_args()
 
     started = time.monotonic()
@@ -95,15 +99,19 @@ def main() -> None:
             files.append((medium, path, (args.question,) if args.question else QUESTIONS[medium]))
     answers = []
     for number, (medium, path, questions) in enumerate(files, start=1):
-        say(f"[{number}/{len(files) + 1}] {medium}: {path}")
+        say(f"[{number}/{len(files) + 2}] {medium}: {path}")
         for question in questions:
             for whisper in (False, True) if medium == "audio" else (False,):
                 reply = ask(model, processor, medium, path, question, whisper)
                 answers.append({"file": path, "question": question, "whisper": whisper, "answer": reply})
-    say(f"[{len(files) + 1}/{len(files) + 1}] speech")
     args.output.mkdir(parents=True, exist_ok=True)
-    heard = next(item["answer"] for item in answers if item["question"] == TRANSCRIBE)
-    answers.append(say_again(model, processor, heard, args.output / "reply.wav"))
+    say(f"[{len(files) + 1}/{len(files) + 2}] speech")
+    picture, question = str(HERE / "picture.jpg"), str(HERE / "question.wav")
+    answers.append(talk(model, processor, picture, question, args.output / "reply.wav"))
+    say(f"[{len(files) + 2}/{len(files) + 2}] drawing")
+    drawing = args.output / "drawing.png"
+    answers.append(draw(model, processor, DRAW, drawing))
+    answers.append(draw(model, processor, EDIT, args.output / "edited.png", str(drawing)))
     (args.output / "answers.json").write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
     say(f"\nAnswers written to {args.output / 'answers.json'} after {time.monotonic() - started:.1f} s")
 

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from training.tiny.evaluate import answer, questions_of, word_errors
+from training.tiny.judge import read_picture, shows
+from training.tiny.scenes import Scene, Shape
 from training.tiny.world import TRANSCRIBE, sample_chat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,15 +103,18 @@ def test_what_was_heard_as_codes_is_spoken_again(model, processor, name):
         assert word_errors(expected[file], heard) <= 1
 
 
-def test_demo_answers_about_every_medium(tmp_path):
+def test_demo_answers_about_every_medium_speaks_and_draws(tmp_path):
     command = [sys.executable, "-m", "demo", "--output", str(tmp_path), "--image", "demo/picture.jpg"]
     result = subprocess.run(command, cwd=ROOT, env=OFFLINE, capture_output=True, text=True, check=True)
-    assert "[1/5]" in result.stdout and "parameters" in result.stdout
-    answers = json.loads((tmp_path / "answers.json").read_text())
+    assert "[6/6]" in result.stdout and "parameters" in result.stdout
+    *answers, spoken, drawing, edited = json.loads((tmp_path / "answers.json").read_text())
     expected = json.loads((ROOT / "demo" / "expected.json").read_text())
-    spoken = answers.pop()
-    assert word_errors(expected["recording"], spoken["answer"]) <= 1
+    assert spoken["answer"] == expected["picture"]
+    assert word_errors(spoken["answer"].replace(",", ""), spoken["heard"]) <= 4
     assert soundfile.info(tmp_path / "reply.wav").samplerate == 22050
+    for drawn, colour in ((drawing, "green"), (edited, "blue")):
+        scene = Scene("white", (Shape("star", colour, "large", "center"),))
+        assert shows(Image.open(tmp_path / drawn["drawn"]), scene), read_picture(Image.open(tmp_path / drawn["drawn"]))
     replies = {(Path(item["file"]).stem, item["question"], item["whisper"]): item["answer"] for item in answers}
     assert replies["picture", "Describe the picture.", False] == expected["picture"]
     questions = [key for key in replies if key[0] == "recording"]

@@ -49,8 +49,6 @@ def inputs():
 def test_text_is_the_same_with_most_weights_on_disk(inputs, tmp_path):
     whole = load(ROOT).generate(**inputs, max_new_tokens=24)
     for device_map, options in (("auto", {"max_memory": {"cpu": "6MB"}}), (DECODER_ON_DISK, {})):
-        if isinstance(device_map, dict):
-            device_map = {part: place for part, place in device_map.items() if part != "talker"}
         model = load_offloaded(ROOT, tmp_path / "offload", device_map, **options)
         assert model.device == torch.device("cpu")  # inputs go where it computes, not where the weights wait
         assert torch.equal(model.generate(**inputs.to(model.device), max_new_tokens=24), whole)
@@ -69,8 +67,7 @@ def test_pictures_are_the_same_with_the_decoder_on_disk(inputs, tmp_path):
     repository = build_drawing_repository(tmp_path / "drawing")
     options = {"generation_mode": "image", "seed": 1, "num_inference_steps": STEPS}
     whole = load(repository).generate(**inputs, **options).images
-    device_map = {part: place for part, place in DECODER_ON_DISK.items() if part != "talker"}
-    model = load_offloaded(repository, tmp_path / "offload", device_map)
+    model = load_offloaded(repository, tmp_path / "offload", DECODER_ON_DISK)
     offloaded = model.generate(**inputs, **options).images
     assert [one.tobytes() for one in offloaded] == [one.tobytes() for one in whole]
     # The parts that draw take turns as well.
