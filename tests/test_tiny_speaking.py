@@ -96,7 +96,9 @@ def test_utterances_are_spoken_again_once_and_heard_as_their_recordings(args, he
     assert batch["features"].shape[0] == 5 and torch.equal(batch["features"], data[0]["features"])
     loss = task(**batch)["loss"]
     wanted = torch.nn.functional.normalize(first(batch["features"]), dim=1)
-    assert loss == pytest.approx(1 - (wanted * task.wanted[0][batch["numbers"]]).sum(dim=1).mean().item(), abs=1e-5)
+    assert loss.item() == pytest.approx(
+        1 - (wanted * task.wanted[0][batch["numbers"]]).sum(dim=1).mean().item(), abs=1e-5
+    )
     loss.backward()
     assert all(parameter.grad is not None for parameter in task.encoder.parameters())
 

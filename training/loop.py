@@ -114,8 +114,7 @@ def fit(
         callbacks=[JsonLog(), *callbacks],
         optimizers=(None if adamw else MuonAdamW(module, learning_rate, args.weight_decay, scales=scales), None),
     )
-    last = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
-    if last is not None:
+    if last := get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None:
         logger.info("going on from %s", last)
     trainer.train(resume_from_checkpoint=last)
     return trainer
