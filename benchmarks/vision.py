@@ -18,8 +18,8 @@ from .report import Plot, Versus, versus_plot, versus_table
 from .timing import interleaved
 
 REFERENCE = "library"
-SIDES = ((224, 1), (448, 1), (896, 1), (224, 8))  # pixels a side, pictures
-REPEATS = 5
+SIDES = ((224, 1), (448, 1), (672, 1), (224, 8))  # pixels a side, pictures
+REPEATS = 3
 
 
 def towers(device: str, dtype: torch.dtype, **sizes) -> dict[str, torch.nn.Module]:
