@@ -35,6 +35,16 @@ def is_quantized(config) -> bool:
     return getattr(config, "quantization_config", None) is not None
 
 
+def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The quantization that `--load-in-4bit` means; matrices are multiplied in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
 def unfit(module: nn.Linear) -> bool:
     """Whether a layer has sizes that cannot be quantised everywhere."""
     return bool(module.in_features % IN_MULTIPLE or module.out_features % OUT_MULTIPLE)
@@ -100,4 +110,4 @@ def quantization_of_image_gen(quantization, build: Callable[[], nn.Module]):
     return with_skip_list(own, lambda _: build(), KEPT_OF_IMAGE_GEN)
 
 
-__all__ = ["is_quantized", "quantization_of_call", "quantization_of_image_gen", "with_skip_list"]
+__all__ = ["four_bit", "is_quantized", "quantization_of_call", "quantization_of_image_gen", "with_skip_list"]

@@ -16,10 +16,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from configuration_bailingmm import BailingMMAudioConfig, BailingMMWhisperConfig
 from modeling_bailingmm_encoders import BailingMMSanmEncoder, BailingMMWhisperEncoder
 
-from .report import Plot, Versus, versus_plot, versus_table
-from .timing import interleaved
+from .report import REFERENCE, Versus, versus, versus_plot, versus_table
 
-REFERENCE = "library"
 RECORDINGS = ((5,), (30,), (5, 10, 30))  # seconds of every recording of a batch
 WHISPER_SECONDS = 30
 REPEATS = 5
@@ -74,13 +72,7 @@ def measure(device: str = "cpu", dtype: torch.dtype = torch.float32, recordings=
             name = f"{part}, {' + '.join(map(str, seconds))} s"
             for implementation, encoder in implementations.items():
                 cases.append((name, implementation, partial(encoder, features, lengths)))
-    times = interleaved([call for _, _, call in cases], REPEATS)
-    return [Versus(name, kind, 1000 * time) for (name, kind, _), time in zip(cases, times, strict=True)]
+    return versus(cases, REPEATS)
 
 
-def table(costs: list[Versus]) -> str:
-    return versus_table(costs, REFERENCE)
-
-
-def plot(costs: list[Versus]) -> Plot:
-    return versus_plot(costs, REFERENCE)
+table, plot = versus_table, versus_plot

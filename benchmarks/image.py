@@ -13,10 +13,8 @@ from torch import nn
 from image_gen.configuration_image_gen import ImageGenConfig
 from image_gen.modeling_image_gen import ImageGen
 
-from .report import Plot, Versus, versus_plot, versus_table
-from .timing import interleaved
+from .report import REFERENCE, Versus, versus, versus_plot, versus_table
 
-REFERENCE = "library"
 STEPS = 4
 BATCHES = (1, 4)
 REPEATS = 3
@@ -81,8 +79,7 @@ def measure(device: str = "cpu", dtype: torch.dtype = torch.float32, **sizes) ->
         cases.append((name, "ours", partial(ours, condition, generator=generators)))
         if batch > 1:
             cases.append((name, "ours, one by one", partial(_in_turn, ours, condition, generators)))
-    times = interleaved([call for _, _, call in cases], REPEATS)
-    return [Versus(name, kind, 1000 * time) for (name, kind, _), time in zip(cases, times, strict=True)]
+    return versus(cases, REPEATS)
 
 
 def _in_turn(draw, condition: torch.Tensor, generators: list[torch.Generator]) -> None:
@@ -90,9 +87,4 @@ def _in_turn(draw, condition: torch.Tensor, generators: list[torch.Generator]) -
         draw(row[None], generator=[generator])
 
 
-def table(costs: list[Versus]) -> str:
-    return versus_table(costs, REFERENCE)
-
-
-def plot(costs: list[Versus]) -> Plot:
-    return versus_plot(costs, REFERENCE)
+table, plot = versus_table, versus_plot

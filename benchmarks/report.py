@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from .timing import interleaved
+
 RESULTS = Path(__file__).parent / "results"
+REFERENCE = "library"  # the implementation that others are compared with
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,13 @@ class Plot:
     logarithmic: bool = False
 
 
-def versus_table(costs: list[Versus], reference: str) -> str:
+def versus(cases: list[tuple[str, str, Callable[[], object]]], repeats: int) -> list[Versus]:
+    """Time (input, implementation, call) in turns."""
+    times = interleaved([call for _, _, call in cases], repeats)
+    return [Versus(name, kind, 1000 * time) for (name, kind, _), time in zip(cases, times, strict=True)]
+
+
+def versus_table(costs: list[Versus], reference: str = REFERENCE) -> str:
     """Markdown table; ratios are the reference's time on the same input over each one's, above 1 is quicker."""
     times = {(cost.input, cost.implementation): cost.milliseconds for cost in costs}
     lines = [f"| input | implementation | ms | {reference} / it |", "|---|---|---|---|"]
@@ -49,7 +58,7 @@ def versus_table(costs: list[Versus], reference: str) -> str:
     return "\n".join(lines)
 
 
-def versus_plot(costs: list[Versus], reference: str) -> Plot:
+def versus_plot(costs: list[Versus], reference: str = REFERENCE) -> Plot:
     """Bars of the ratios of `versus_table`."""
     times = {(cost.input, cost.implementation): cost.milliseconds for cost in costs}
     lines: dict[str, tuple[list[str], list[float]]] = {}
@@ -100,4 +109,4 @@ def save(directory: Path, name: str, costs: list[Any], plot: Plot, options: dict
     draw(plot, directory / f"{name}.png")
 
 
-__all__ = ["RESULTS", "Plot", "Versus", "draw", "save", "versus_plot", "versus_table"]
+__all__ = ["REFERENCE", "RESULTS", "Plot", "Versus", "draw", "save", "versus", "versus_plot", "versus_table"]

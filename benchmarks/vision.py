@@ -14,10 +14,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from configuration_bailingmm import BailingMMVisionConfig
 from modeling_bailingmm_encoders import BailingMMVisionTransformer
 
-from .report import Plot, Versus, versus_plot, versus_table
-from .timing import interleaved
+from .report import REFERENCE, Versus, versus, versus_plot, versus_table
 
-REFERENCE = "library"
 SIDES = ((224, 1), (448, 1), (672, 1), (224, 8))  # pixels a side, pictures
 REPEATS = 3
 
@@ -40,21 +38,15 @@ def towers(device: str, dtype: torch.dtype, **sizes) -> dict[str, torch.nn.Modul
 
 def measure(device: str = "cpu", dtype: torch.dtype = torch.float32, sides=SIDES, **sizes) -> list[Versus]:
     """Time every tower on pictures of several sizes."""
-    cases = []
+    cases, implementations = [], towers(device, dtype, **sizes)
     for side, count in sides:
         patches = side // 14
         pixels = torch.randn(count * patches**2, 1176, device=device, dtype=dtype)
         grid = torch.tensor([[1, patches, patches]] * count, device=device)
         name = f"{side} x {side} px" if count == 1 else f"{count} of {side} x {side} px"
-        for implementation, tower in towers(device, dtype, **sizes).items():
+        for implementation, tower in implementations.items():
             cases.append((name, implementation, partial(tower, pixels, grid_thw=grid)))
-    times = interleaved([call for _, _, call in cases], REPEATS)
-    return [Versus(name, kind, 1000 * time) for (name, kind, _), time in zip(cases, times, strict=True)]
+    return versus(cases, REPEATS)
 
 
-def table(costs: list[Versus]) -> str:
-    return versus_table(costs, REFERENCE)
-
-
-def plot(costs: list[Versus]) -> Plot:
-    return versus_plot(costs, REFERENCE)
+table, plot = versus_table, versus_plot

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
-from transformers import BitsAndBytesConfig
 
 from configuration_bailingmm import BailingMMConfig
 from ming.checks import UsageError, check_device, find_model, read_config, user_input
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from processing_bailingmm import BailingMMProcessor
 from processing_talker import BailingMMTalkerProcessor
+from quantization_bailingmm import four_bit
 from voices_bailingmm import Voice
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -24,16 +24,6 @@ PARTS = ("vision", "audio", "whisper", "talker", "image_gen")
 SEEDS = 2**31
 
 log = logging.getLogger("ming")
-
-
-def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The quantization that `--load-in-4bit` means; matrices are multiplied in `dtype`."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 class Session:

@@ -6,7 +6,6 @@ models are in the replicas; Ray replaces those that die, and adds and removes th
 """
 
 import argparse
-import logging
 import os
 from collections.abc import AsyncGenerator
 from contextlib import contextmanager
@@ -22,10 +21,8 @@ from starlette.types import ASGIApp, Message
 from serving.asgi import Forwarded, run
 from serving.gate import Gate
 from serving.metrics import Metrics
-from serving.options import Choices, add_options, build_app, read_choices
+from serving.options import Choices, add_options, build_app, read_choices, set_up_logging
 from serving.relay import Relay
-
-logger = logging.getLogger(__name__)
 
 LOST = (RayActorError, ObjectLostError)
 MANY = 10_000  # a replica has its own bounded queue, and answers 429 itself
@@ -45,7 +42,7 @@ class Replica:
     """
 
     async def __init__(self, choices: Choices):
-        logging.basicConfig(level=choices.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+        set_up_logging(choices.log_level)
         self.app = build_app(choices)
         self._lifespan = self.app.router.lifespan_context(self.app)
         await self._lifespan.__aenter__()
@@ -112,9 +109,14 @@ def deployment_options(arguments: argparse.Namespace, batch: int) -> dict[str, A
 
 
 @contextmanager
-def deployed(choices: Choices, options: dict[str, Any], address: str | None, cpus: float | None):
+def deployed(choices: Choices, options: dict[str, Any], address: str | None):
     """Replicas while the block runs; gives the door to them, an ASGI app."""
-    ray.init(address=address or "local", num_cpus=cpus, include_dashboard=False if address is None else None)
+    if address is None:  # a Ray of our own has room for all of them, whatever the machine has
+        most = options.get("num_replicas") or options["autoscaling_config"]["max_replicas"]
+        cores = max(os.cpu_count() or 1, most * options["ray_actor_options"]["num_cpus"])
+        ray.init(address="local", num_cpus=cores, include_dashboard=False)
+    else:
+        ray.init(address=address)
     name = f"ming-{choices.site.name}"
     try:
         serve.start(proxy_location="Disabled")  # ours asks again
@@ -154,9 +156,7 @@ def main() -> None:
         options = deployment_options(arguments, choices.settings.batch)
     except ValueError as error:
         parser.error(str(error))
-    most = arguments.max_replicas or arguments.replicas
-    cpus = None if arguments.address else max(os.cpu_count() or 1, most * options["ray_actor_options"]["num_cpus"])
-    with deployed(choices, options, arguments.address, cpus) as app:
+    with deployed(choices, options, arguments.address) as app:
         uvicorn.run(app, lifespan="off", ws="none", **choices.uvicorn_options())
 
 

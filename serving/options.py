@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from fastapi import FastAPI
 
-from ming.session import DTYPES, PARTS, four_bit
+from ming.session import DTYPES, PARTS
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from processing_bailingmm import BailingMMProcessor
+from quantization_bailingmm import four_bit
 from serving.fetch import Fetcher
 from serving.limits import LOOPBACK, EngineSettings, Limits, Site
 from serving.server import create_app
@@ -84,10 +85,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(option, type=kind, default=field.default, metavar="N", help=text)
 
 
+def set_up_logging(level: str) -> None:
+    """Logging of a process that serves."""
+    logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log the addresses of clients' media
+
+
 def read_choices(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Choices:
     """Check the options, and set up logging; what does not fit ends the program with the parser's error."""
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log the addresses of clients' media
+    set_up_logging(arguments.log_level)
     chosen = vars(arguments)
     try:
         limits, settings = (
@@ -123,4 +129,4 @@ def build_app(choices: Choices) -> FastAPI:
     return create_app(model.eval(), processor, limits, choices.settings, choices.site, fetcher)
 
 
-__all__ = ["Choices", "add_options", "build_app", "read_choices"]
+__all__ = ["Choices", "add_options", "build_app", "read_choices", "set_up_logging"]

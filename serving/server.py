@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from ming.session import SEEDS
 from serving import sounds
 from serving.asgi import IDENTITY, disconnected
 from serving.engine import Engine
@@ -29,7 +30,6 @@ from serving.replies import END_OF_STREAM, ChatReply, encode_base64, sse, usage
 from serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest
 
 CLIENT_LEFT = 499  # nobody reads it; the metrics count it
-SEEDS = 2**31
 Result = TypeVar("Result")
 Seeded = TypeVar("Seeded", ChatRequest, SpeechRequest, ImageRequest)
 router = APIRouter()

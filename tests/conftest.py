@@ -14,6 +14,7 @@ for folder in (TESTS.parent, TESTS):
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from thinker_helpers import GOLDENS, load_golden_model, read_goldens, tiny_model  # noqa: E402
+from transformers import AutoModelForMultimodalLM, AutoProcessor  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -45,6 +46,18 @@ def masked_golden_model(request):
 def tiny():
     """A random thinker with all towers, eval mode. Do not change it: build your own with `tiny_model`."""
     return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Ming-Tiny as it is bundled, with all its parts."""
+    return AutoModelForMultimodalLM.from_pretrained(TESTS.parent, trust_remote_code=True, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    """Ming-Tiny's processor."""
+    return AutoProcessor.from_pretrained(TESTS.parent, trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,6 @@ CONTENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForMultimodalLM.from_pretrained(ROOT, trust_remote_code=True, dtype=torch.float32).eval()
-
-
 @pytest.fixture(scope="module", params=CONTENTS)
 def inputs(request):
     processor = AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)

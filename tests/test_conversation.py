@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
@@ -15,16 +13,6 @@ TURNS = [
     [{"type": "text", "text": "Transcribe this recording."}, RECORDING],
     [PICTURE, {"type": "text", "text": "Do both pictures have the same background?"}],
 ]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForMultimodalLM.from_pretrained(ROOT, trust_remote_code=True, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
 
 
 def whole(model, processor, messages: list[dict], **options) -> str:

@@ -10,7 +10,7 @@ import torch
 from image_helpers import ROOT, STEPS, build_drawing_repository, small_config, small_image_gen
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoModel, AutoModelForMultimodalLM
 
 from image_gen.configuration_image_gen import ImageGenConfig
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
@@ -38,11 +38,6 @@ def repository(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(repository):
     return BailingMMNativeForConditionalGeneration.from_pretrained(repository, dtype=torch.float32).eval()
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
 
 
 def prepare(processor, chats) -> dict:

@@ -4,17 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMultimodalLM, AutoProcessor, CompileConfig, GenerationConfig
+from transformers import AutoModelForMultimodalLM, CompileConfig, GenerationConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
 QUESTIONS = ("What comes after three?", "Say red in Chinese.", "Repeat this: a small red circle on the left")
 NEW_TOKENS = 40
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from training.tiny.evaluate import answer, questions_of, word_errors
 from training.tiny.judge import read_picture, shows
@@ -24,16 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_BYTES = 48_000_000
 WEIGHTS = ("*.safetensors", "*/*.safetensors", "*/*.onnx")
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForMultimodalLM.from_pretrained(ROOT, trust_remote_code=True, dtype=torch.float32).eval()
 
 
 def test_weights_are_small_and_complete(model):

@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from training.tiny.evaluate import answer, word_errors
+from training.tiny.evaluate import word_errors
 from training.tiny.evaluate_drawing import draw_row
+from training.tiny.evaluate_speech import listen
 from training.tiny.judge import read_picture
 from training.tiny.questions import describe_scene
 from training.tiny.sentences import sample_sentence
-from training.tiny.world import TRANSCRIBE
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUEST = {"type": "audio", "audio": str(ROOT / "demo" / "request.wav")}
@@ -23,25 +22,6 @@ WORD_ERROR_CEILING = 0.35
 DRAWINGS = 20
 # Well below the measured values in the README.
 FLOORS = {"drawing": 0.4, "editing": 0.4, "style": 0.05}
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForMultimodalLM.from_pretrained(ROOT, trust_remote_code=True, dtype=torch.float32).eval()
-
-
-def listen(model, processor, waveforms: list[torch.Tensor], rate: int) -> list[str]:
-    """What the model's own recogniser writes down."""
-    question = {"type": "text", "text": TRANSCRIBE[0]}
-    silence = torch.zeros(rate // 10)
-    sounds = [torch.cat([silence, waveform, silence]).numpy() for waveform in waveforms]
-    chats = [[{"role": "user", "content": [question, {"type": "audio", "audio": (s, rate)}]}] for s in sounds]
-    return answer(model, processor, chats, whisper=False)
 
 
 @pytest.mark.parametrize("name", ["iris", "oscar"])

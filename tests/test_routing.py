@@ -3,19 +3,13 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoProcessor
 
 from tools.routing import DEFAULTS, chats_of, expert_load, main
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return AutoModelForMultimodalLM.from_pretrained(ROOT, trust_remote_code=True, dtype=torch.float32).eval()
 
 
 def prepare(media: dict[str, list]):

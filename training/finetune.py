@@ -27,7 +27,6 @@ from torch import nn
 from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
-    BitsAndBytesConfig,
     Trainer,
     TrainerState,
     TrainingArguments,
@@ -35,6 +34,7 @@ from transformers import (
 )
 
 from modeling_bailing_moe import weighted_router_loss
+from quantization_bailingmm import four_bit
 
 from .finetune_data import ChatCollator, read_chats
 
@@ -111,12 +111,7 @@ def load_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
     options |= {"dtype": torch.bfloat16 if args.bf16 else torch.float32, "load_talker": False}
     if args.load_in_4bit:
         options["device_map"] = {"": device}
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=options["dtype"],
-        )
+        options["quantization_config"] = four_bit(options["dtype"])
     model = AutoModelForMultimodalLM.from_pretrained(args.model, **options)
     if args.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -283,13 +278,16 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_run_options(parser: argparse.ArgumentParser, learning_rates: dict[str, float]) -> None:
+def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Options of every run."""
     add = parser.add_argument
+    add("--model", required=True, help="checkpoint directory or Hub id")
+    add("--data", required=True, help="JSONL file of chats")
+    add("--output", required=True, help="directory of checkpoints and result")
     add("--epochs", type=float, default=3.0)
     add("--steps", type=positive, help="instead of --epochs")
     add("--batch-size", type=positive, default=4, help="chats per step and process")
-    add("--learning-rate", type=float, help=f"default: {learning_rates}")
+    add("--learning-rate", type=float, help=f"default: {LEARNING_RATE}")
     add("--bf16", action="store_true", help="compute in bfloat16")
     add("--seed", type=int, default=0)
     add("--save-steps", type=positive, default=200)
@@ -301,10 +299,7 @@ def add_run_options(parser: argparse.ArgumentParser, learning_rates: dict[str, f
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ends the process with a message for options that exclude each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="checkpoint directory or Hub id")
-    parser.add_argument("--data", required=True, help="JSONL file of chats")
     parser.add_argument("--eval-data", help="JSONL file of chats whose loss is measured every --save-steps")
-    parser.add_argument("--output", required=True, help="directory of checkpoints and result")
     parser.add_argument(
         "--lora", type=positive, metavar="RANK", help=f"rank of the adapter, {DEFAULT_RANK} if left out"
     )
@@ -316,7 +311,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--whisper", action="store_true", help="hear by the Whisper encoder instead of SANM")
     parser.add_argument("--accumulation", type=positive, default=1, help="batches per step")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
-    add_run_options(parser, LEARNING_RATE)
+    add_run_options(parser)
     args = parser.parse_args(argv)
     lora_only = {"--lora": args.lora, "--lora-targets": args.lora_targets}
     lora_only |= {"--load-in-4bit": args.load_in_4bit, "--merge": args.merge}

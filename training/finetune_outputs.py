@@ -30,16 +30,14 @@ from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
 from media_bailingmm import load_image
 
 from .drawing import AlignmentHead, drawing_loss, encode_scales
-from .finetune import SETTINGS, add_run_options, check_settings, positive
+from .finetune import LEARNING_RATE, SETTINGS, add_run_options, check_settings, positive
 from .finetune_data import read_chats
 from .loop import fit
-from .talker import read_chats as hear_chats
-from .talker import talker_batch, talker_loss
+from .talker import talker_batch, talker_loss, thinker_states
 
 logger = logging.getLogger(__name__)
 
 TARGETS = {"speech": "audio", "image": "image"}
-LEARNING_RATE = {"lora": 2e-4, "full": 1e-5}
 LORA_MODULES = {
     "speech": r"model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
     "image": r"connector\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -57,7 +55,8 @@ class Rows(torch.utils.data.Dataset):
 
     def __init__(self, groups: list[list[int]], steps: int, batch_size: int, seed: int):
         self.groups, self.steps, self.batch_size, self.seed = groups, steps, batch_size, seed
-        self._order: dict[int, list[list[int]]] = {}
+        self.per_epoch = sum(math.ceil(len(group) / batch_size) for group in groups)
+        self._order: dict[int, list[list[int]]] = {}  # of the last epoch that was asked for
 
     def __len__(self) -> int:
         return self.steps
@@ -73,8 +72,7 @@ class Rows(torch.utils.data.Dataset):
 
     def chosen(self, step: int) -> list[int]:
         """Rows of a step."""
-        per_epoch = len(self.batches(0))
-        return self.batches(step // per_epoch)[step % per_epoch]
+        return self.batches(step // self.per_epoch)[step % self.per_epoch]
 
 
 def prompts(processor, rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -86,6 +84,21 @@ def prompts(processor, rows: list[dict]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in inputs.items() if name != "audio_placeholder_loc_lens"}
 
 
+def rows_by_speaker(rows: list[dict]) -> dict[str, list[int]]:
+    """Indexes of the rows of each speaker.
+
+    Raises:
+        ValueError: a speaker with one recording.
+    """
+    speakers = defaultdict(list)
+    for index, row in enumerate(rows):
+        speakers[row["speaker"]].append(index)
+    for name, indexes in speakers.items():
+        if len(indexes) < 2:
+            raise ValueError(f"speaker {name!r} has one recording; give a second one, that lends its voice")
+    return speakers
+
+
 class SpokenReplies(Rows):
     """Batches of replies, each in the voice of another recording of its speaker.
 
@@ -94,19 +107,14 @@ class SpokenReplies(Rows):
         model: whose talker learns.
 
     Raises:
-        ValueError: a speaker with one recording.
+        ValueError: see `rows_by_speaker`.
     """
 
     def __init__(self, rows: list[dict], model, processor, steps: int, batch_size: int, seed: int):
         super().__init__([list(range(len(rows)))], steps, batch_size, seed)
         self.rows, self.talker, self.processor = rows, model.talker, processor
         self.speech = model.talker_processor
-        self.by_speaker = defaultdict(list)
-        for index, row in enumerate(rows):
-            self.by_speaker[row["speaker"]].append(index)
-        for name, indexes in self.by_speaker.items():
-            if len(indexes) < 2:
-                raise ValueError(f"speaker {name!r} has one recording; give a second one, that lends its voice")
+        self.by_speaker = rows_by_speaker(rows)
         self.voices: dict[int, Any] = {}
 
     def voice(self, index: int):
@@ -146,7 +154,7 @@ class SpokenTask(nn.Module):
         self.frozen = [model]  # in a list: no part of this module, so neither trained nor saved with it
 
     def forward(self, talker: dict[str, torch.Tensor], chats: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        states = hear_chats(self.frozen[0], chats)
+        states = thinker_states(self.frozen[0], chats)
         batch = {**talker, "thinker_states": states.to(talker["thinker_states"].dtype)}
         return {"loss": talker_loss(self.part, batch)[0]}
 
@@ -219,11 +227,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=tuple(TARGETS))
-    parser.add_argument("--model", required=True, help="checkpoint directory or Hub id")
-    parser.add_argument("--data", required=True, help="JSONL file of chats")
-    parser.add_argument("--output", required=True, help="directory of checkpoints and result")
     parser.add_argument("--lora", type=positive, metavar="RANK", help="train an adapter, merged at the end")
-    add_run_options(parser, LEARNING_RATE)
+    add_run_options(parser)
     args = parser.parse_args(argv)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATE["full" if args.lora is None else "lora"]
@@ -245,7 +250,7 @@ def train(args: argparse.Namespace, rows: list[dict], settings: dict) -> None:
     processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
     data_class, task_class = {"speech": (SpokenReplies, SpokenTask), "image": (DrawnReplies, DrawnTask)}[args.what]
     data = data_class(rows, model, processor, 1, args.batch_size, args.seed)
-    data.steps = args.steps or math.ceil(args.epochs * len(data.batches(0)))
+    data.steps = args.steps or math.ceil(args.epochs * data.per_epoch)
     set_seed(args.seed)
     task = task_class(model)
     adapter, parameters = trained_part(task, args.what, args.lora)
@@ -282,8 +287,10 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse(argv)
     try:
-        rows = read_chats(args.data, TARGETS[args.what])
-        train(args, rows, check_settings(args))
+        rows, settings = read_chats(args.data, TARGETS[args.what]), check_settings(args)
+        if args.what == "speech":
+            rows_by_speaker(rows)  # raises before the model is read
+        train(args, rows, settings)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
 

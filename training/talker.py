@@ -63,7 +63,7 @@ def talker_batch(
 
 
 @torch.no_grad()
-def read_chats(thinker: nn.Module, chats: dict[str, torch.Tensor]) -> torch.Tensor:
+def thinker_states(thinker: nn.Module, chats: dict[str, torch.Tensor]) -> torch.Tensor:
     """What a talker is told about chats: embeddings + last hidden states of left-padded prompts, moved to the left,
     [B, L, D]. The sum is the released one; see `PrefillStates`, which takes it while a reply is decoded."""
     inputs = dict(chats)

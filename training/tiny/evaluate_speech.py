@@ -29,7 +29,7 @@ from .speech import SAMPLE_RATE, Voice, sample_voice, speak
 from .world import TRANSCRIBE
 
 WER_BAR, DURATION_BAR, VOICE_BAR = 8.0, 25.0, 90.0
-PAUSE = SAMPLE_RATE // 10  # samples of silence around what is listened to, as recordings have it
+SILENCE_SECONDS = 0.1  # around what is listened to, as recordings have it
 NUM_OTHERS = 9  # voices that an output is compared with beside its own
 
 
@@ -44,6 +44,16 @@ class Reading:
     espeak_seconds: float
     similarity: float
     best_other: float
+
+
+def listen(model, processor, waveforms: list[torch.Tensor], rate: int, batch_size: int = 32) -> list[str]:
+    """What the model's own recogniser writes down of waveforms [samples] at `rate` Hz, between short silences."""
+    heard, silence, ask = [], round(rate * SILENCE_SECONDS), {"type": "text", "text": TRANSCRIBE[0]}
+    for start in tqdm(range(0, len(waveforms), batch_size), desc="listening"):
+        sounds = [F.pad(wave, (silence, silence)).numpy() for wave in waveforms[start : start + batch_size]]
+        contents = [[ask, {"type": "audio", "audio": (sound, rate)}] for sound in sounds]
+        heard += answer(model, processor, [[{"role": "user", "content": c}] for c in contents], whisper=False)
+    return heard
 
 
 @torch.no_grad()
@@ -62,21 +72,7 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
     for index, (text, _, _) in enumerate(tqdm(cases, desc="speaking")):
         output = model.speak(text, speaker=prompts[index], seed=seed + index)
         waves.append(resample(output.waveforms[0], output.sampling_rate, SAMPLE_RATE))
-    heard = []
-    for start in tqdm(range(0, samples, batch_size), desc="listening"):
-        chats = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "text", "text": TRANSCRIBE[0]},
-                        {"type": "audio", "audio": (F.pad(wave, (PAUSE, PAUSE)).numpy(), SAMPLE_RATE)},
-                    ],
-                }
-            ]
-            for wave in waves[start : start + batch_size]
-        ]
-        heard += answer(model, processor, chats, whisper=False)
+    heard = listen(model, processor, waves, SAMPLE_RATE, batch_size)
     readings = []
     for index, (text, voice, espeak_seconds) in enumerate(cases):
         rng = np.random.default_rng((seed, samples + index))

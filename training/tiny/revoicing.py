@@ -23,7 +23,7 @@ from voices_bailingmm import MIN_SECONDS, MelSettings, prompt_mel, speaker_featu
 from .listeners import SpeakerEncoder
 from .speaking import HeardPool
 from .speech import SAMPLE_RATE
-from .stage_listeners import CROP_FRAMES
+from .stage_listeners import random_part, sample_duration
 
 LONGEST = 200  # codes of an utterance that is spoken again
 CLEAN = 0.5  # share of recordings in a batch; the others were spoken again
@@ -78,12 +78,11 @@ class RevoicedData(torch.utils.data.Dataset):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, step))
         numbers = rng.integers(len(self.index), size=self.batch_size)
-        samples = 400 + 160 * (int(rng.integers(*CROP_FRAMES)) - 1)  # windows of 25 ms every 10 ms
+        samples = sample_duration(rng)
         features = []
         for number in numbers.tolist():
             waveform = self.waveform(number, None if rng.random() < CLEAN else WAYS[rng.integers(len(WAYS))])
-            start = int(rng.integers(max(1, len(waveform) - samples)))
-            features.append(speaker_features(torch.from_numpy(np.resize(waveform[start:], samples))))
+            features.append(speaker_features(torch.from_numpy(random_part(waveform, samples, rng))))
         return {"features": torch.stack(features), "numbers": torch.from_numpy(numbers)}
 
 

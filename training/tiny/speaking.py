@@ -25,7 +25,7 @@ from processing_talker import BailingMMTalkerProcessor
 from voices_bailingmm import CODES_PER_SECOND, MIN_SECONDS, VoiceEncoder, prompt_mel, vocoder_mel
 
 from ..objectives import ctc_loss, ctc_targets
-from ..talker import IGNORE, WordAlignment, pointing_loss, read_chats, talker_batch, talker_loss
+from ..talker import IGNORE, WordAlignment, pointing_loss, talker_batch, talker_loss, thinker_states
 from ..vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
 from .scenes import choose
 from .speech import SAMPLE_RATE, SpeechPool
@@ -340,7 +340,7 @@ class TalkerTask(nn.Module):
     ) -> dict[str, torch.Tensor]:
         batch = dict(talker)
         if chats is not None:
-            batch["thinker_states"] = read_chats(self.frozen[0], chats).to(batch["thinker_states"].dtype)
+            batch["thinker_states"] = thinker_states(self.frozen[0], chats).to(batch["thinker_states"].dtype)
         loss, hidden_states = talker_loss(self.talker, batch)
         said = (batch["labels"] != IGNORE).sum(dim=1)  # left-padded: what is said stands last
         logits = self.heads["spelling"](

@@ -226,6 +226,17 @@ def voice_labels(voices: list[Voice]) -> dict[str, torch.Tensor]:
     }
 
 
+def sample_duration(rng: np.random.Generator) -> int:
+    """Samples of the parts of recordings in a batch: windows of 25 ms every 10 ms."""
+    return 400 + 160 * (int(rng.integers(*CROP_FRAMES)) - 1)
+
+
+def random_part(waveform: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """`samples` of a recording from a random place; a short one is repeated."""
+    start = int(rng.integers(max(1, len(waveform) - samples)))
+    return np.resize(waveform[start:], samples)
+
+
 class SpeakerEncoderData(torch.utils.data.Dataset):
     """Item `step` is a batch of equally long parts of recordings, the same for the same seed."""
 
@@ -239,16 +250,14 @@ class SpeakerEncoderData(torch.utils.data.Dataset):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, step))
         spoken = [self.pool[int(rng.integers(len(self.pool)))] for _ in range(self.batch_size)]
-        samples = 400 + 160 * (int(rng.integers(*CROP_FRAMES)) - 1)  # windows of 25 ms every 10 ms
+        samples = sample_duration(rng)
         features = [speaker_features(torch.from_numpy(self._part(utterance, samples, rng))) for utterance in spoken]
         return {"features": torch.stack(features), **voice_labels([utterance.voice for utterance in spoken])}
 
     def _part(self, utterance: Utterance, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """`samples` of an augmented recording from a random place; a short one is repeated."""
+        """`random_part` of an augmented recording."""
         snr = rng.uniform(*NOISE_SNR) if rng.random() < self.noisy else None
-        waveform = augment(utterance.waveform, rng, snr)
-        start = int(rng.integers(max(1, len(waveform) - samples)))
-        return np.resize(waveform[start:], samples)
+        return random_part(augment(utterance.waveform, rng, snr), samples, rng)
 
 
 def angular_margin_loss(cosines: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
