@@ -86,6 +86,18 @@ def test_loss_is_flow_matching_at_every_scale(image_gen, batch):
     assert losses.alignment == []
 
 
+def test_a_picture_noised_several_times_is_read_once(image_gen, batch):
+    states, latents = batch
+    calls, condition = [], image_gen.condition
+    image_gen.condition = lambda states: calls.append(len(states)) or condition(states)
+    once = drawing_loss(image_gen, states, latents, head_of(image_gen), generator=seeded(4), noises=3)
+    assert calls == [len(states[0])] * len(states)
+    del image_gen.condition
+    repeated = [[scale.repeat_interleave(3, dim=0) for scale in scales] for scales in (states, latents)]
+    plain = drawing_loss(image_gen, *repeated, head_of(image_gen), generator=seeded(4))
+    torch.testing.assert_close(once.flow, plain.flow)
+
+
 def test_weights_count_places_for_more(image_gen, batch):
     states, latents = batch
     plain = drawing_loss(image_gen, states, latents, generator=seeded(4)).flow

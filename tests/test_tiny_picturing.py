@@ -28,7 +28,16 @@ from training.tiny.picturing import (
     to_pixels,
 )
 from training.tiny.scenes import Scene, Shape
-from training.tiny.stage_drawing import PARTS, STAGES, export, new_image_gen, part_of, tiny_image_gen_config, train
+from training.tiny.stage_drawing import (
+    PARTS,
+    STAGES,
+    export,
+    new_image_gen,
+    part_of,
+    tiny_image_gen_config,
+    train,
+    unpack,
+)
 from training.tiny.world import Picture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,7 +96,7 @@ def test_edges_are_where_shapes_end():
     edges = near_edges(pixels)[0, 0]
     assert edges[8, [2, 3, 4, 5]].tolist() == [1.0] * 4 and edges[8, [0, 1, 6, 7]].tolist() == [0.0] * 4
     assert not near_edges(pixels[..., 5:10, 5:10]).any()
-    weights = emphasis(pixels.repeat(2, 1, 2, 2), (16, 16))
+    weights = emphasis(near_edges(pixels.repeat(2, 1, 2, 2)), (16, 16))
     assert weights.shape == (2, 1, 16, 16) and weights.mean().item() == pytest.approx(1.0)
     assert weights[0, 0, 2, 2] == pytest.approx(5 * weights[0, 0, 0, 0])
 
@@ -129,7 +138,14 @@ def test_every_weight_belongs_to_one_stage():
 def test_quick_stage_ends_in_a_component_that_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(stage_drawing, "SpeechPool", lambda path: ToneSpeaker())
     args = argparse.Namespace(
-        runs=tmp_path, speech=None, thinker=ROOT, quick=True, steps=None, batch_size=None, learning_rate=None
+        runs=tmp_path,
+        speech=None,
+        thinker=ROOT,
+        quick=True,
+        steps=None,
+        batch_size=None,
+        learning_rate=None,
+        bf16=False,
     )
     before = {name: value.clone() for name, value in new_image_gen(192).named_parameters()}
     for stage in STAGES:
@@ -147,6 +163,13 @@ def test_quick_stage_ends_in_a_component_that_draws(tmp_path, monkeypatch):
     condition = image_gen.condition(torch.randn(1, 64, 192))
     drawn = image_gen.draw(condition, num_inference_steps=1, generator=[torch.Generator().manual_seed(0)])
     assert drawn.images[0].size == (96, 96)
+    # Taken apart again, the component is what every stage would go on from.
+    (again := tmp_path / "again").mkdir()
+    unpack(argparse.Namespace(runs=again, thinker=tmp_path / "model"))
+    for stage in STAGES:
+        learned, unpacked = (load_file(runs / f"{stage}.safetensors") for runs in (tmp_path, again))
+        assert learned.keys() == unpacked.keys()
+        assert all(torch.equal(learned[name].bfloat16(), value.bfloat16()) for name, value in unpacked.items())
 
 
 def test_wishes_are_drawn_judged_and_shown():

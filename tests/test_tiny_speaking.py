@@ -27,6 +27,7 @@ from training.tiny.stage_speaking import (
     talker_processor,
     tiny_detokenizer_config,
     train,
+    unpack,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +63,7 @@ def args(tmp_path_factory) -> argparse.Namespace:
     train_speech_tokenizer(runs, SpeechPool(pool), quick=True)
     train_speaker_encoder(runs, SpeechPool(pool), quick=True)
     return argparse.Namespace(
-        runs=runs, speech=pool, thinker=ROOT, quick=True, steps=None, batch_size=None, learning_rate=None
+        runs=runs, speech=pool, thinker=ROOT, quick=True, steps=None, batch_size=None, learning_rate=None, bf16=False
     )
 
 
@@ -182,3 +183,14 @@ def test_quick_stage_ends_in_a_repository_that_speaks(args, heard):
     cloned = model.speak("red", prompt_audio=recording, prompt_text=heard.text(0), seed=1, rules=rules)
     assert len(cloned.waveforms[0]) > 1000
     assert set(model.talker_processor.voices) == {name for name, _ in SPEAKERS.values()}
+    # Taken apart again, the repository is what every stage would go on from.
+    (again := repository.with_name("again")).mkdir()
+    unpack(argparse.Namespace(**{**vars(args), "runs": again, "thinker": repository}))
+    for name in ("talker", "flow", "vocoder"):
+        learned, unpacked = (load_file(runs / f"{name}.safetensors") for runs in (args.runs, again))
+        assert learned.keys() == unpacked.keys()
+        assert all(torch.equal(learned[key].bfloat16(), value.bfloat16()) for key, value in unpacked.items())
+    assert (
+        talker_processor(argparse.Namespace(runs=again), heard).codec_bpe.vocab_size
+        == talker_processor(args, heard).codec_bpe.vocab_size
+    )

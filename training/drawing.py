@@ -126,6 +126,7 @@ def drawing_loss(
     condition_dropout: float = CONDITION_DROPOUT,
     generator: torch.Generator | None = None,
     weights: Sequence[torch.Tensor] | None = None,
+    noises: int = 1,
 ) -> DrawingLosses:
     """Flow matching at every scale, and the alignment of the scales where there is a `head`.
 
@@ -134,25 +135,31 @@ def drawing_loss(
         latents: per scale, as from `encode_scales`.
         generator: of noise, noise levels and dropped conditions, on the CPU.
         weights: per scale [B, 1, h, w], how much the flow of a place counts; mean 1. None counts all alike.
+        noises: how many times every picture is noised; its condition is made once.
     """
     flow, alignment = [], []
     scheduler = image_gen.config.scheduler
     with middle_states(image_gen) as collected:
-        for scale, (scale_states, clean) in enumerate(zip(states, latents, strict=True)):
+        for scale, (scale_states, latent) in enumerate(zip(states, latents, strict=True)):
+            clean = latent.repeat_interleave(noises, dim=0)
             rows = len(clean)
             sigmas = sample_sigmas(rows, generator, scheduler.get("shift", 1.0)).to(clean)
             noise = torch.randn(clean.shape, generator=generator).to(clean)
-            kept = torch.rand(rows, generator=generator) >= condition_dropout
-            condition = image_gen.condition(scale_states) * kept.to(clean)[:, None, None]
+            kept = (torch.rand(rows, generator=generator) >= condition_dropout).to(clean.device)
+            condition = image_gen.condition(scale_states)
+            wanted = image_gen.mlp(condition).repeat_interleave(noises, dim=0)
+            wanted = torch.where(kept[:, None, None], wanted, image_gen.mlp(torch.zeros_like(condition[:1])))
             values, velocity = noised(clean, noise, sigmas)
             predicted = image_gen.transformer(
                 values,
-                encoder_hidden_states=image_gen.mlp(condition),
+                encoder_hidden_states=wanted,
                 timestep=sigmas * scheduler["num_train_timesteps"],
                 return_dict=False,
             )[0]
             error = (predicted - velocity).square()
-            flow.append((error if weights is None else error * weights[scale]).mean())
+            if weights is not None:
+                error = error * weights[scale].repeat_interleave(noises, dim=0)
+            flow.append(error.mean())
             if head is not None:
                 alignment.append(alignment_loss(head, collected[-1], clean))
     loss = torch.stack(flow).mean()

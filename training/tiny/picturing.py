@@ -162,6 +162,7 @@ class ConditionTask(nn.Module):
         self, chats: dict, labels: Mapping[str, torch.Tensor], pixels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         losses, parts = [], {}
+        edges = near_edges(pixels)
         for side, states, place in zip(
             self.image_gen.config.scales, self.frozen[0].image_states(**chats), self.heads["places"], strict=True
         ):
@@ -171,7 +172,7 @@ class ConditionTask(nn.Module):
             condition = condition * condition.shape[-1] ** 0.5  # unit length is short for heads that read numbers
             # Squared: the median of what may stand at a place, which absolute errors ask for, is background.
             error = (self.heads["patch"](condition) - patches(pixels, side)).square().mean(dim=-1)
-            weights = emphasis(pixels, (side, side)).flatten(1)
+            weights = emphasis(edges, (side, side)).flatten(1)
             patch = (weights * error).mean()
             own = torch.arange(side * side).repeat(len(condition))
             where = F.cross_entropy(place(condition).flatten(0, 1), own)
@@ -181,9 +182,9 @@ class ConditionTask(nn.Module):
         return {"loss": torch.stack(losses).mean(), **{name: value.detach() for name, value in parts.items()}}
 
 
-def emphasis(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Weights [B, 1, h, w] of mean 1 over a grid of `size` (h, w): places where a shape ends count for more."""
-    weights = 1 + EMPHASIS * F.adaptive_max_pool2d(near_edges(pixels), size)
+def emphasis(edges: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Of `near_edges` -> weights [B, 1, h, w] of mean 1 on a grid of `size` (h, w): where a shape ends counts more."""
+    weights = 1 + EMPHASIS * F.adaptive_max_pool2d(edges, size)
     return weights / weights.mean(dim=(1, 2, 3), keepdim=True)
 
 
@@ -200,11 +201,16 @@ class PictureTask(nn.Module):
     def forward(self, chats: dict, labels: dict, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             states = self.frozen[0].image_states(**chats)
-        states = [scale.repeat_interleave(NUM_NOISES, dim=0) for scale in states]
-        latents = [scale.repeat_interleave(NUM_NOISES, dim=0) for scale in encode_scales(self.image_gen, pixels)]
-        weights = [emphasis(pixels, scale.shape[-2:]).repeat_interleave(NUM_NOISES, dim=0) for scale in latents]
+        latents, edges = encode_scales(self.image_gen, pixels), near_edges(pixels)
+        weights = [emphasis(edges, scale.shape[-2:]) for scale in latents]
         losses = drawing_loss(
-            self.image_gen, states, latents, self.heads["alignment"], ALIGNMENT_WEIGHT, weights=weights
+            self.image_gen,
+            states,
+            latents,
+            self.heads["alignment"],
+            ALIGNMENT_WEIGHT,
+            weights=weights,
+            noises=NUM_NOISES,
         )
         return {
             "loss": losses.loss,

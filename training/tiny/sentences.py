@@ -106,6 +106,14 @@ ADDED = {
     OPPOSITE: ("{a} has which opposite?", "The opposite of {a} is what?"),
 }
 
+# Wordings that nobody is tested with: which way a number is counted from must be read, wherever it stands.
+TRAINED_ONLY = {
+    SUCCESSOR: ("{a} is followed by which number?", "{a} is just before what?", "{a} comes right before what?"),
+    PREDECESSOR: ("{a} is just after what?", "{a} comes right after what?", "{a} comes after which number?"),
+    SUM: ("{a} and {b} is what?", "{a} plus {b} equals what?", "{a} and {b} makes what?"),
+    CHINESE_PREDECESSOR: ("{a}减一是几？", "请问{a}减一等于几？"),
+}
+
 # A spoken question may start politely; the transcript keeps the words.
 SPOKEN_PREFIXES = ("", "", "tell me ", "please say ")
 
@@ -142,7 +150,8 @@ def sample_text_question(rng: np.random.Generator, split: str, added: bool = Tru
         return Question(kind, choose(rng, REPEAT).format(a=answer), answer)
     while True:
         wordings, slots, answer = choose(rng, facts[kind])
-        wordings += ADDED.get(wordings, ()) if added else ()
+        more = ADDED.get(wordings, ()) + (TRAINED_ONLY.get(wordings, ()) if split == "train" else ())
+        wordings += more if added else ()
         text = choose(rng, wordings).format(**slots)
         text = text[0].upper() + text[1:]
         if split_of(f"text: {text}") == split:

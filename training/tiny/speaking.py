@@ -35,7 +35,10 @@ logger = logging.getLogger(__name__)
 
 MAX_PROMPT_SECONDS = 4.0  # recordings that lend their voice; a longer one would leave no room for what is to be said
 NUM_LENDERS = 3
-NO_THINKER = 0.75  # share of batches that are read without a chat
+NO_THINKER = 0.5  # share of batches that are read without a chat
+# What is answered in the others; of long recordings and pictures in the prompt a talker must not lose its text.
+CHATS = ("text_only", "text_only", "image_qa", "asr_sanm", "spoken_question", "spoken_drawing", "editing")
+MAX_CHAT_SIDE = 128  # pixels of their pictures
 # The talker begins with the shortest share of utterances and hears all of them after this share of the steps: which
 # word is due is learned where there are few.
 SHORTEST, ALL_AFTER = 0.2, 0.5
@@ -217,7 +220,8 @@ class VocoderTask(nn.Module):
 class TalkerData(torch.utils.data.Dataset):
     """Item `step`: texts, each in the voice of another utterance of the same speaker; some batches answer chats.
 
-    "spelling" holds the words of both utterances in the talker's tokens, as `ctc_loss` takes them.
+    A talker that speaks already (not `short_first`) hears utterances of every length from the start. "spelling"
+    holds the words of both utterances in the talker's tokens, as `ctc_loss` takes them.
     """
 
     def __init__(
@@ -229,8 +233,9 @@ class TalkerData(torch.utils.data.Dataset):
         steps: int,
         batch_size: int,
         seed: int,
+        short_first: bool = True,
     ):
-        self.heard, self.talker = heard, talker
+        self.heard, self.talker, self.short_first = heard, talker, short_first
         self.talker_processor, self.chat_processor = talker_processor, chat_processor
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
 
@@ -239,7 +244,8 @@ class TalkerData(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> dict:
         rng = np.random.default_rng((self.seed, step))
-        share = SHORTEST + (1 - SHORTEST) * min(1.0, step / (ALL_AFTER * self.steps))
+        done = step / (ALL_AFTER * self.steps) if self.short_first else 1.0
+        share = SHORTEST + (1 - SHORTEST) * min(1.0, done)
         shortest = self.heard.by_length[: int(share * len(self.heard))]
         targets = self.heard.pool.alike(rng, self.batch_size, shortest)
         longest = min(len(self.heard.codes[shortest[-1]]), MAX_PROMPT_SECONDS * CODES_PER_SECOND)
@@ -269,10 +275,10 @@ class TalkerData(torch.utils.data.Dataset):
         return {**batch, "audio_ids": torch.where(hit, others, ids)}
 
     def _chats(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        prompts = [sample_chat("text_only", rng, "train").messages[:1] for _ in range(self.batch_size)]
+        kinds = [choose(rng, CHATS) for _ in range(self.batch_size)]
+        chats = [sample_chat(kind, rng, "train", self.heard.pool, max_side=MAX_CHAT_SIDE) for kind in kinds]
         options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
-        chats = self.chat_processor.apply_chat_template(prompts, **options)
-        return {name: chats[name] for name in ("input_ids", "attention_mask")}
+        return dict(self.chat_processor.apply_chat_template([chat.messages[:1] for chat in chats], **options))
 
     def _codec_ids(self, rng: np.random.Generator, index: int) -> torch.Tensor:
         """Codes of an utterance as ids, in one of many ways."""

@@ -25,6 +25,7 @@ def stage_parser(name: str, description: str, actions: tuple[str, ...]) -> argpa
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the CPU has it")
     return parser
 
 

@@ -4,6 +4,7 @@ python -m training.tiny.stage_drawing autoencoder  # pictures <-> latents  (thes
 python -m training.tiny.stage_drawing condition    # conversation -> condition   run side by side)
 python -m training.tiny.stage_drawing picture      # condition -> latents
 python -m training.tiny.stage_drawing export       # RUNS/model/image_gen
+python -m training.tiny.stage_drawing unpack       # the other way: THINKER/image_gen into RUNS, to go on from it
 """
 
 import argparse
@@ -130,6 +131,7 @@ def train(stage: str, args: argparse.Namespace) -> None:
         args.learning_rate or learning_rate,
         SEED,
         parameters=[*part.values(), *heads],
+        bf16=args.bf16,
     )
     if trainer.is_world_process_zero():
         tensors = {name: value.detach().contiguous() for name, value in part.items()}
@@ -154,13 +156,20 @@ def export(args: argparse.Namespace) -> None:
     image_gen.to(torch.bfloat16).save_pretrained(args.runs / "model" / FOLDER)
 
 
+def unpack(args: argparse.Namespace) -> None:
+    """Put a trained component into RUNS, stage by stage, as if it had been trained there."""
+    image_gen = ImageGen.from_pretrained(args.thinker / FOLDER)
+    for stage in STAGES:
+        tensors = {name: value.detach().float().contiguous() for name, value in part_of(image_gen, stage).items()}
+        if stage == "autoencoder":
+            tensors["scaling_factor"] = torch.tensor([image_gen.vae.config.scaling_factor])
+        save_file(tensors, args.runs / f"{stage}.safetensors")
+
+
 def main() -> None:
     """Command line: one stage."""
-    args = start_stage(stage_parser("stage_drawing", __doc__, (*STAGES, "export")))
-    if args.action == "export":
-        export(args)
-    else:
-        train(args.action, args)
+    args = start_stage(stage_parser("stage_drawing", __doc__, (*STAGES, "export", "unpack")))
+    {"export": export, "unpack": unpack}.get(args.action, lambda args: train(args.action, args))(args)
 
 
 if __name__ == "__main__":

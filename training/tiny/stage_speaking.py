@@ -7,6 +7,7 @@ python -m training.tiny.stage_speaking vocoder  # mel -> waveform     run side b
 python -m training.tiny.stage_speaking voice    # the speaker encoder learns what the detokenizer makes of voices
 python -m training.tiny.stage_speaking talker   # text -> codes
 python -m training.tiny.stage_speaking export   # a copy of the repository that speaks, in RUNS/model
+python -m training.tiny.stage_speaking unpack   # the other way: THINKER's weights into RUNS, to go on from them
 """
 
 import argparse
@@ -150,7 +151,8 @@ def train(name: str, args: argparse.Namespace) -> None:
         processor = talker_processor(args, heard)
         module = new_talker(thinker.config.llm_config.hidden_size, processor.codec_bpe.vocab_size)
         task = TalkerTask(module, thinker)
-        data = TalkerData(heard, module, processor, BailingMMProcessor.from_pretrained(args.thinker), *size)
+        fresh = not (args.runs / "talker.safetensors").is_file()
+        data = TalkerData(heard, module, processor, BailingMMProcessor.from_pretrained(args.thinker), *size, fresh)
     elif name == "voice":
         count = QUICK[1] if args.quick else NUM_REVOICED
         again = speak_again(heard, trained_detokenizer(args), args.runs / "revoiced.safetensors", count, SEED)
@@ -167,7 +169,8 @@ def train(name: str, args: argparse.Namespace) -> None:
     if weights.is_file():  # of an earlier training
         module.load_state_dict(load_file(weights))
     # The speaker encoder is trained already.
-    fit(task, data, args.runs / name, args.learning_rate or learning_rate, SEED, adamw=name == "voice")
+    rate = args.learning_rate or learning_rate
+    fit(task, data, args.runs / name, rate, SEED, adamw=name == "voice", bf16=args.bf16)
     save_file({key: value.detach().contiguous() for key, value in module.state_dict().items()}, weights)
     if name == "voice":
         export_speaker_encoder(module.eval(), args.runs / SPEAKER_FILE)
@@ -198,6 +201,21 @@ def export(args: argparse.Namespace) -> None:
     trained_detokenizer(args).to(torch.bfloat16).save_pretrained(target / DETOKENIZER_FOLDER)
 
 
+def unpack(args: argparse.Namespace) -> None:
+    """Put what a repository speaks with into RUNS; `hear`, `flow`, `vocoder` and `talker` go on from it."""
+    model = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.float32)
+    detokenizer = AudioDetokenizer.from_pretrained(args.thinker / DETOKENIZER_FOLDER)
+    for name, part in {"talker": model.talker, "flow": detokenizer.flow, "vocoder": detokenizer.hift}.items():
+        save_file(
+            {key: value.contiguous() for key, value in part.state_dict().items()}, args.runs / f"{name}.safetensors"
+        )
+    processor = BailingMMTalkerProcessor.from_pretrained(args.thinker)
+    processor.voices = {}
+    processor.save_pretrained(args.runs / "speech")
+    for file in (SPEAKER_FILE, TOKENIZER_FILE):
+        shutil.copy(args.thinker / TOKENIZER_FOLDER / file, args.runs)
+
+
 def preset_voices(encoder: VoiceEncoder) -> dict[str, Voice]:
     """The preset speakers, each saying one sentence (needs espeak-ng)."""
     voices = {}
@@ -210,8 +228,8 @@ def preset_voices(encoder: VoiceEncoder) -> dict[str, Voice]:
 
 def main() -> None:
     """Command line: one step of the stage."""
-    args = start_stage(stage_parser("stage_speaking", __doc__, ("hear", *STAGES, "export")))
-    {"hear": hear, "export": export}.get(args.action, lambda args: train(args.action, args))(args)
+    args = start_stage(stage_parser("stage_speaking", __doc__, ("hear", *STAGES, "export", "unpack")))
+    {"hear": hear, "export": export, "unpack": unpack}.get(args.action, lambda args: train(args.action, args))(args)
 
 
 if __name__ == "__main__":
