@@ -446,7 +446,7 @@ class SpeechMixin:
 
         def events():
             speaker = PieceSpeaker(self, speech, thinker_states[0])
-            yield from speaker.push(text)
+            speaker.waiting += speaker.cutter.push(text)
             yield from speaker.finish()
             yield Done(text, speaker.spoken)
 
@@ -471,7 +471,8 @@ class PieceSpeaker:
         reply: BackgroundReply | None = None,
     ):
         options = dict(speech)
-        self.talker, self.processor, self.detokenizer = model.talker, model.talker_processor, model.audio_detokenizer
+        self.model, self.talker, self.processor = model, model.talker, model.talker_processor
+        self.detokenizer = model.audio_detokenizer
         self.voice = self.processor.voice(
             *(options.pop(name, None) for name in ("speaker", "prompt_audio", "prompt_text"))
         )
@@ -494,56 +495,78 @@ class PieceSpeaker:
         yield from self._say_waiting()
 
     def _say_waiting(self) -> Iterator[StreamEvent]:
+        together = 1 if self.rules is not None and self.rules.released else TALKER_BATCH
         while self.waiting:
-            yield from self.say(self.waiting.pop(0))
+            pieces, self.waiting = self.waiting[:together], self.waiting[together:]
+            yield from self.say(pieces)
 
-    def say(self, piece: str) -> Iterator[StreamEvent]:
-        """Sound of a piece, and the text that arrives meanwhile."""
-        prompt = self.processor.prompt(piece, self.voice, self.thinker_states)
-        talker_generator, detokenizer_generator = self.seeds()
+    def say(self, pieces: list[str]) -> Iterator[StreamEvent]:
+        """Sound of pieces, and the text that arrives meanwhile.
+
+        The talker says them side by side. The first is heard chunk by chunk while it is said; while that plays, the
+        others are made, each in one go.
+        """
+        prompts = [self.processor.prompt(piece, self.voice, self.thinker_states) for piece in pieces]
+        seeds = [self.seeds() for _ in pieces]
         stream = self.detokenizer.stream(
             speaker_embedding=self.voice.speaker_embedding[None],
             prompt_codes=[self.voice.prompt_codes],
             prompt_mel=[self.voice.prompt_mel],
-            generator=detokenizer_generator,
+            generator=seeds[0][1],
         )
-        seconds, outcome = 0.0, {}
-        for codes in self._codes(prompt, talker_generator, outcome):
-            waveform = stream.push(codes)
-            if len(waveform):
-                seconds += len(waveform) / self.rate
-                yield AudioChunk(waveform.float().cpu(), self.rate)
+        said: list[TalkerPiece] = []
+        samples = 0
+        for ids, ended in self._portions(prompts, [first for first, _ in seeds], said):
+            waveforms = [stream.push(self.processor.codes(torch.tensor(ids)))] if ids else []
+            waveforms += [stream.finish()] if ended else []
+            samples += sum(len(waveform) for waveform in waveforms)
+            yield from self._sound(waveforms)
             yield from self._arrived()
-        waveform = stream.finish()
-        if len(waveform):
-            seconds += len(waveform) / self.rate
-            yield AudioChunk(waveform.float().cpu(), self.rate)
-        self.spoken.append(_spoken(piece, seconds, outcome["finish_reason"]))
+        for index, piece in enumerate(pieces):
+            item = said[index]
+            if index > 0 or not samples:
+                item = self._again(prompts[index], seeds[index][0], item)
+                waveforms = self.model._detokenize([item.codec_ids], [seeds[index][1]], self.voice)
+                samples = len(waveforms[0])
+                yield from self._sound(waveforms)
+                yield from self._arrived()
+            self.spoken.append(_spoken(piece, samples / self.rate, item.finish_reason))
 
-    def _codes(self, prompt: TalkerPrompt, generator: torch.Generator, outcome: dict) -> Iterator[torch.Tensor]:
-        """Speech codes in portions; `outcome` gets the finish reason. An empty piece is drawn again."""
-        for _ in range(self.attempts):
-            steps = self.talker.stream([prompt], [generator], self.rules, **self.options)
-            ids: list[int] = []
-            portion, count = FIRST_CODES, 0
-            while True:
-                try:
-                    step_id = next(steps).item()
-                except StopIteration as stop:
-                    outcome["finish_reason"] = stop.value[0]
-                    break
-                if step_id == NO_ID:
-                    continue
-                ids.append(step_id)
-                if len(ids) >= portion:
-                    count += len(ids)
-                    yield self.processor.codes(torch.tensor(ids))
-                    ids, portion = [], MORE_CODES
+    def _portions(
+        self, prompts: list[TalkerPrompt], generators: list[torch.Generator], said: list[TalkerPiece]
+    ) -> Iterator[tuple[list[int], bool]]:
+        """Step by step, codec ids of the first prompt when a portion is complete (else none), and whether it ends with
+        them; `said` gets what became of every prompt."""
+        steps = self.talker.stream(prompts, generators, self.rules, **self.options)
+        rows: list[list[int]] = [[] for _ in prompts]
+        handed, portion, ended, reasons = 0, FIRST_CODES, False, None
+        while reasons is None:
+            try:
+                step = next(steps).tolist()
+            except StopIteration as stop:
+                reasons, step = stop.value, [NO_ID] * len(rows)
+            for row, step_id in zip(rows, step, strict=True):
+                row += [step_id] if step_id != NO_ID else []
+            ends = not ended and step[0] == NO_ID
+            ids = rows[0][handed:] if ends or len(rows[0]) - handed >= portion else []
             if ids:
-                count += len(ids)
-                yield self.processor.codes(torch.tensor(ids))
-            if count:
-                return
+                handed, portion = len(rows[0]), MORE_CODES
+            ended = ended or ends
+            yield ids, ends and handed > 0
+        said += [
+            TalkerPiece(torch.tensor(row, dtype=torch.long), reason) for row, reason in zip(rows, reasons, strict=True)
+        ]
+
+    def _again(self, prompt: TalkerPrompt, generator: torch.Generator, item: TalkerPiece) -> TalkerPiece:
+        """A piece that stayed empty or ran away is drawn again, as `BailingMMTalker.generate` would."""
+        if item.finish_reason == "stop" or self.attempts <= 1 or (self.rules is not None and self.rules.released):
+            return item
+        return self.talker.generate([prompt], [generator], self.rules, self.attempts - 1, **self.options)[0]
+
+    def _sound(self, waveforms: list[torch.Tensor]) -> Iterator[AudioChunk]:
+        for waveform in waveforms:
+            if len(waveform):
+                yield AudioChunk(waveform.float().cpu(), self.rate)
 
     def _arrived(self) -> Iterator[TextDelta]:
         """Text that came while a piece was spoken; its pieces are spoken next."""

@@ -110,13 +110,33 @@ def test_a_runaway_piece_is_reported(model, caplog):
 
 @pytest.mark.parametrize("text", ["red", TEXT])
 def test_a_stream_speaks_what_speak_says(model, text):
-    # One attempt: what was already heard of a runaway piece cannot be taken back, so a stream has no second one.
+    # One attempt: what was heard already of a runaway piece cannot be taken back.
     whole = model.speak(text, seed=2, rules=RULES, attempts=1)
-    events = list(model.speak_stream(text, seed=2, rules=RULES))
+    events = list(model.speak_stream(text, seed=2, rules=RULES, attempts=1))
     assert isinstance(events[-1], Done)
     assert [piece.text for piece in events[-1].pieces] == [piece.text for piece in whole.pieces[0]]
     assert joined(events).shape == whole.waveforms[0].shape
     assert [piece.finish_reason for piece in events[-1].pieces] == [p.finish_reason for p in whole.pieces[0]]
+    # What follows the first piece is made in one go, as without a stream.
+    first = round(whole.pieces[0][0].seconds * whole.sampling_rate)
+    torch.testing.assert_close(joined(events)[first:], whole.waveforms[0][first:], rtol=0, atol=1e-3)
+
+
+def test_pieces_that_run_away_are_drawn_again_where_nothing_was_heard(model):
+    """Ids are cut off where none of the pieces has come to its end, so every draw is another one."""
+    rules, draws, stream = StopRules(min_new_ids=5, max_new_ids=5), [], model.talker.stream
+    model.talker.stream = lambda prompts, *args, **options: (
+        draws.append(len(prompts)) or stream(prompts, *args, **options)
+    )
+    whole = model.speak(TEXT, seed=2, rules=rules, attempts=2)
+    number = len(whole.pieces[0])
+    assert draws == [number] * 2 and number > 1
+    draws.clear()
+    events = list(model.speak_stream(TEXT, seed=2, rules=rules, attempts=2))
+    del model.talker.stream
+    assert draws == [number] + [1] * (number - 1)  # the first was heard already
+    last = round(whole.pieces[0][-1].seconds * whole.sampling_rate)
+    torch.testing.assert_close(joined(events)[-last:], whole.waveforms[0][-last:], rtol=0, atol=1e-3)
 
 
 def test_audio_mode_answers_in_text_and_speech(model, processor):
