@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -110,31 +108,3 @@ def test_demo_answers_about_every_medium_speaks_and_draws(tmp_path):
     assert {whisper for _, _, whisper in questions} == {False, True}
     assert {replies[key] for key in questions} == {expected["recording"]}
     assert replies["clip", "Describe the video.", False] == expected["clip"]
-
-
-def test_readme_code_runs(tmp_path):
-    """All blocks one after the other, but for the client's, which talks to the server that the README starts."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    (client,) = (block for block in blocks if "OpenAI(" in block)
-    assert len(blocks) >= 4
-    picture = json.loads((ROOT / "demo" / "expected.json").read_text())["picture"]
-    script = tmp_path / "readme.py"
-    script.write_text("\n".join(block for block in blocks if block is not client), encoding="utf-8")
-    result = subprocess.run([sys.executable, script], cwd=ROOT, env=OFFLINE, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count(picture) >= 2  # by the model, and by the pipeline
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    script.write_text(client.replace("8000", str(port)), encoding="utf-8")
-    command = [sys.executable, "-m", "serving", "--model", ".", "--name", "ming-tiny", "--port", str(port)]
-    with subprocess.Popen(command, cwd=ROOT, env=OFFLINE, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            for line in server.stderr:
-                if f":{port}" in line:
-                    break
-            result = subprocess.run([sys.executable, script], cwd=ROOT, env=OFFLINE, capture_output=True, text=True)
-        finally:
-            server.terminate()
-            server.stderr.read()
-    assert result.returncode == 0, result.stderr
-    assert picture in result.stdout
