@@ -8,19 +8,25 @@ from pathlib import Path
 import torch
 
 from . import report
+from .timing import profiled, share_table
 
 NAMES = ("moe", "thinker", "vision", "audio", "speech", "image", "load", "growth")
 OF_A_MODEL = ("speech",)
+PROFILED = ("moe", "thinker")
+
+
+def typed(options: dict) -> dict:
+    """Options of the command line as `measure` and `hot` take them: a dtype is given by its name."""
+    return {**options, "dtype": getattr(torch, options["dtype"])} if "dtype" in options else options
 
 
 def run(name: str, output: Path, options: dict) -> str:
     """Measure, and write JSON and plot -> the table.
 
-    `options` are those of the benchmark's `measure`; a dtype is given by its name.
+    `options` are those of the benchmark's `measure`; see `typed`.
     """
     benchmark = importlib.import_module(f"{__package__}.{name}")
-    given = {**options, "dtype": getattr(torch, options["dtype"])} if "dtype" in options else options
-    costs = benchmark.measure(**given)
+    costs = benchmark.measure(**typed(options))
     report.save(output, name, costs, benchmark.plot(costs), options)
     return benchmark.table(costs)
 
@@ -32,9 +38,18 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: see each table")
     parser.add_argument("--model", help="speech: a repository whose model speaks; default: this one")
+    parser.add_argument(
+        "--profile", action="store_true", help=f"instead, where the time of one call goes: {', '.join(PROFILED)}"
+    )
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="directory of JSON and plots")
     args = parser.parse_args()
     options = {"device": args.device} | ({"dtype": args.dtype} if args.dtype else {})
+    if args.profile:
+        if args.name not in PROFILED:
+            parser.error(f"--profile is there for {', '.join(PROFILED)}, not for {args.name}")
+        benchmark = importlib.import_module(f"{__package__}.{args.name}")
+        sys.stdout.write(f"{share_table(profiled(benchmark.hot(**typed(options))))}\n")
+        return
     for name in NAMES if args.name == "all" else (args.name,):
         own = {"model": args.model} if args.model and name in OF_A_MODEL else {}
         sys.stdout.write(f"## {name}\n\n{run(name, args.output, options | own)}\n\n")

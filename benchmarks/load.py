@@ -1,18 +1,18 @@
-"""Time and peak memory of loading a checkpoint, against reading and casting the same file.
+"""Time and peak memory of loading a checkpoint, against reading and casting the same files.
 
-Writes a random checkpoint of about the asked size, then loads it in a fresh process and reads the resident memory.
+Writes a random checkpoint, then reads and loads it in turn, each time in a fresh process: memory that a process has
+used before costs less time than new memory.
 """
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from configuration_bailingmm import BailingMMConfig
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
@@ -20,15 +20,24 @@ from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from .report import Plot
 
 ROOT = Path(__file__).resolve().parents[1]
-# Anonymous memory is what a process holds; mapped pages of the checkpoint file can be dropped at any time.
+# Anonymous memory is what a process holds; mapped pages of the checkpoint file can be dropped at any time. Both ways
+# import the same, and keep what they read.
 PROBE = """
 import json, sys, threading, time
+from pathlib import Path
 sys.path.insert(0, {root!r})
 import torch
+from safetensors.torch import load_file
 from modeling_bailingmm import BailingMMNativeForConditionalGeneration
 def anonymous():
     status = open("/proc/self/status").read()
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
+def read():
+    shards = sorted(Path({path!r}).glob("*.safetensors"))
+    return [tensor.to({device!r}, {dtype}) for shard in shards for tensor in load_file(shard).values()]
+def load():
+    options = {{"dtype": {dtype}, "device_map": {device!r}}}
+    return list(BailingMMNativeForConditionalGeneration.from_pretrained({path!r}, **options).parameters())
 peak = before = anonymous()
 def watch():
     global peak
@@ -37,11 +46,9 @@ def watch():
         time.sleep(0.005)
 threading.Thread(target=watch, daemon=True).start()
 started = time.perf_counter()
-model = BailingMMNativeForConditionalGeneration.from_pretrained(
-    {path!r}, dtype={dtype}, device_map={device!r}
-)
+tensors = {way}()
 seconds = time.perf_counter() - started
-size = sum(p.numel() * p.element_size() for p in model.parameters())
+size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 sys.stdout.write(json.dumps({{"seconds": seconds, "peak": peak - before, "size": size}}))
 """
 
@@ -77,23 +84,25 @@ class Cost:
     value: float
 
 
-def measure(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, layers: int = 28) -> list[Cost]:
-    """Ratios of loading to reading and casting, and of peak memory to the loaded size."""
+def measure(
+    device: str = "cpu", dtype: torch.dtype = torch.bfloat16, layers: int = 28, repeats: int = 3
+) -> list[Cost]:
+    """Ratios of loading to reading and casting, and of peak memory to the loaded size; medians."""
+    results: dict[str, list[dict[str, float]]] = {"read": [], "load": []}
     with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder)
-        random_checkpoint(directory, layers)
-        started, kept = time.perf_counter(), []  # a loader keeps what it reads, and new memory costs time
-        for shard in directory.glob("*.safetensors"):
-            kept += [tensor.to(device, dtype) for tensor in load_file(shard).values()]
-        reading = time.perf_counter() - started
-        del kept
-        probe = PROBE.format(root=str(ROOT), path=str(directory), dtype=dtype, device=device)
-        output = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True).stdout
-        result = json.loads(output)
+        random_checkpoint(Path(folder), layers)
+        for _ in range(repeats):
+            for way, found in results.items():
+                probe = PROBE.format(root=str(ROOT), path=folder, dtype=dtype, device=device, way=way)
+                output = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True)
+                found.append(json.loads(output.stdout))
+    seconds = {way: statistics.median(item["seconds"] for item in found) for way, found in results.items()}
+    size = results["load"][0]["size"]
+    peak = statistics.median(item["peak"] for item in results["load"])
     return [
-        Cost("parameters (MB)", result["size"] / 1e6),
-        Cost("loading / reading and casting", result["seconds"] / reading),
-        Cost("peak memory / parameters", result["peak"] / result["size"]),
+        Cost("parameters (MB)", size / 1e6),
+        Cost("loading / reading and casting", seconds["load"] / seconds["read"]),
+        Cost("peak memory / parameters", peak / size),
     ]
 
 

@@ -2,7 +2,8 @@
 
 Decoding reads the experts of one token, so its limit is the speed at which weights are read (measured by one large
 matrix times one vector); reading a prompt is bound by multiplication (one large matrix product). Each row runs an
-implementation of the experts, interleaved with all others; `share` is the part of that limit it reaches.
+implementation of the experts, interleaved with all others; `share` is the part of that limit it reaches. `products
+alone` multiplies what every expert gets, and does nothing else: no implementation on the same products is quicker.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from .timing import interleaved
 TOKENS = (1, 8, 64, 512)
 REPEATS = 7
 BATCHED_UP_TO = 8  # tokens; gathering the experts of more costs minutes on a CPU
+PRODUCTS = "products alone"
 LIMIT_WEIGHTS = 8192  # rows of the matrix that the limits are measured with
 
 
@@ -92,6 +94,7 @@ def measure(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, **sizes) -
                     continue
                 call = _call(module, kind, states, index, weights)
                 calls.append((f"{name}, {kind}" if len(kinds) > 1 else name, tokens, call))
+        calls.append((PRODUCTS, tokens, _products(modules["ours"], states, index)))
     times = interleaved([call for _, _, call in calls], REPEATS)
     seconds = {(name, tokens): value for (name, tokens, _), value in zip(calls, times, strict=True)}
     per_expert = 3 * config.hidden_size * config.moe_intermediate_size
@@ -112,6 +115,28 @@ def _call(module: nn.Module, kind: str, *inputs: torch.Tensor) -> Callable[[], o
         return module(*inputs)
 
     return call
+
+
+def _products(module: BailingMoeExperts, states: torch.Tensor, index: torch.Tensor) -> Callable[[], object]:
+    """The matrix products of every expert that is hit, on rows that lie ready."""
+    hit = [(expert, count) for expert, count in enumerate(index.flatten().bincount().tolist()) if count]
+    rows = states[:1].expand(max(count for _, count in hit), -1).contiguous()
+    inner = rows[:, :1].expand(-1, module.down_proj.shape[2]).contiguous()
+
+    def call():
+        for expert, count in hit:
+            F.linear(rows[:count], module.gate_up_proj[expert])
+            F.linear(inner[:count], module.down_proj[expert])
+
+    return call
+
+
+def hot(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Callable[[], object]:
+    """What is profiled: a prompt's tokens, which miss the share that we aim at."""
+    config = BailingMoeConfig()
+    module = implementations(config, dtype, device)["ours"]
+    states = torch.randn(TOKENS[-1], config.hidden_size, device=device, dtype=dtype)
+    return _call(module, "grouped_mm", states, *routes(TOKENS[-1], config, device))
 
 
 def table(costs: list[Cost]) -> str:

@@ -5,6 +5,7 @@ At these sizes time is overhead: Python, kernel launches, the loop of `generate`
 has none. `compiled` is a static cache and `torch.compile(fullgraph=True)`, at a batch of one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,13 @@ def measure(
                 cases.append((f"{name}, compiled", batch, call))
     times = interleaved([call for _, _, call in cases], REPEATS)
     return [Cost(name, batch, batch * NEW / time) for (name, batch, _), time in zip(cases, times, strict=True)]
+
+
+def hot(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    """What is profiled: a batch of one, which misses the speed that we aim at."""
+    prompt = torch.arange(PROMPT, device=device)[None] % 700
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+    return partial(models(device, dtype)[OURS].generate, prompt, **options)
 
 
 def table(costs: list[Cost]) -> str:

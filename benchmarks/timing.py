@@ -2,9 +2,13 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
+OUTSIDE = "outside operators (Python)"
 
 
 @torch.no_grad()
@@ -20,3 +24,35 @@ def interleaved(calls: list[Callable[[], object]], repeats: int) -> list[float]:
             if repeat:
                 record.append(time.perf_counter() - started)
     return [median(record) for record in times]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What an operator takes of the time of a call, and how often it is called."""
+
+    operator: str
+    share: float
+    calls: int
+
+
+@torch.no_grad()
+def profiled(call: Callable[[], object], rows: int = 8) -> list[Share]:
+    """The operators that take most of a call's time on the CPU, after a warm-up, and what is spent outside of them.
+
+    The profiler's own cost counts as time outside operators.
+    """
+    call()
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        started = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - started
+    operators = sorted(record.key_averages(), key=lambda item: item.self_cpu_time_total, reverse=True)
+    shares = [Share(item.key, item.self_cpu_time_total / 1e6 / seconds, item.count) for item in operators]
+    outside = Share(OUTSIDE, max(0.0, 1 - sum(item.share for item in shares)), 0)
+    return sorted([*shares[:rows], outside], key=lambda item: item.share, reverse=True)
+
+
+def share_table(shares: list[Share]) -> str:
+    """Markdown table."""
+    lines = [f"| {item.operator} | {item.share:.1%} | {item.calls or ''} |" for item in shares]
+    return "\n".join(["| operator | share of the time | calls |", "|---|---|---|", *lines])

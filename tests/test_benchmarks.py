@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks import audio, image, load, moe, report, speech, thinker, vision
 from benchmarks.__main__ import NAMES, run
 from benchmarks.growth import Cost, plot, table
+from benchmarks.timing import OUTSIDE, profiled, share_table
 from configuration_bailingmm import BailingMoeConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,6 +103,24 @@ def test_moe_table_sorts_by_time():
     costs = [moe.Cost("slow", 1, 2.0, 0.4), moe.Cost("quick", 1, 1.0, 0.8), moe.Cost("slow", 8, 3.0, 0.1)]
     lines = moe.table(costs).splitlines()[2:]
     assert lines == ["| 1 | quick | 1.00 | 0.80 |", "| 1 | slow | 2.00 | 0.40 |", "| 8 | slow | 3.00 | 0.10 |"]
+
+
+def test_a_profile_tells_operators_from_python():
+    def call():
+        for _ in range(20):
+            torch.randn(200, 200) @ torch.randn(200, 200)
+        sum(range(300_000))
+
+    shares = profiled(call)
+    assert sum(item.share for item in shares) <= 1.01
+    named = {item.operator: item for item in shares}
+    assert named["aten::mm"].calls == 20 and named[OUTSIDE].share > 0.05
+    assert share_table(shares).count("\n") == len(shares) + 1
+
+
+def test_products_alone_are_those_of_the_experts_that_are_hit():
+    costs = moe.measure(dtype=torch.bfloat16, **SMALL)
+    assert {cost.tokens for cost in costs if cost.implementation == moe.PRODUCTS} == set(moe.TOKENS)
 
 
 def test_thinker_table_compares_with_library_and_batch_of_one():
