@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMultimodalLM, AutoProcessor, TrainerCallback
 
 from modeling_bailing_moe import weighted_router_loss
@@ -60,6 +61,13 @@ def data(tmp_path_factory) -> Path:
     path = folder / "chats.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def test_tensorboard_gets_the_losses(data, tmp_path):
+    main(command(data, tmp_path / "out", "--steps", "3", "--logging-steps", "1", "--report-to", "tensorboard"))
+    (events,) = (tmp_path / "out").rglob("events.out.tfevents.*")
+    scalars = EventAccumulator(str(events)).Reload().Scalars("train/loss")
+    assert [scalar.step for scalar in scalars] == [1, 2, 3] and all(scalar.value > 0 for scalar in scalars)
 
 
 def load(source=ROOT) -> BailingMMNativeForConditionalGeneration:

@@ -12,13 +12,13 @@ from .world import sample_chat
 # Per step and modality: which abilities are drawn, and how many chats. Rows repeat to weigh them. What a question is
 # about, of several pictures or media, is learned last and late: chats of more than one medium are frequent.
 MIX: dict[str, tuple[tuple[str, ...], int]] = {
-    "text": (("text_only",), 36),
+    "text": (("text_only",), 28),
     "image": (("image_qa", "image_count_describe", "multi_turn"), 8),
-    "pair": (("two_images",), 24),
+    "pair": (("two_images",), 28),
     "video": (("video_qa",), 24),
     "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 10),
     "spoken": (("spoken_question",), 10),
-    "mixed": (("mixed",), 6),
+    "mixed": (("mixed",), 14),
     "request": (("drawing", "spoken_drawing", "editing"), 5),
 }
 

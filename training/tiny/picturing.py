@@ -24,10 +24,11 @@ from .speech import SpeechPool
 from .world import Picture, sample_chat
 
 # Rows repeat to weigh them.
-REQUESTS = ("drawing", "drawing", "drawing", "editing", "editing", "editing", "spoken_drawing")
+REQUESTS = ("drawing", "drawing", "drawing", "editing", "editing", "editing", "style", "style", "spoken_drawing")
 OTHER_SHAPES = 0.2  # share of batches that are not square
 AUTOENCODER_SIDES = (48, 64, 64, 96)
 OUTLINED = 0.3  # share of the autoencoder's pictures
+FINE_SIDES, FINE_OUTLINED = (96, 96, 64), 0.65
 ALIGNMENT_WEIGHT = 0.5
 EDGE_WEIGHT, SPREAD_WEIGHT = 1.0, 0.02
 CONTRAST = 0.2  # of pixels in -1..1 that counts as an edge
@@ -61,10 +62,14 @@ def to_pixels(pictures: list[Picture], height: int, width: int, rng: np.random.G
 
 
 class AutoencoderData(torch.utils.data.Dataset):
-    """Item `step`: pictures of scenes, filled and in outline, of one of several sizes."""
+    """Item `step`: pictures of scenes, filled and in outline, of one of several sizes.
 
-    def __init__(self, steps: int, batch_size: int, seed: int):
+    `fine`: at the size that is drawn, most of them in outline; thin lines are learned last.
+    """
+
+    def __init__(self, steps: int, batch_size: int, seed: int, fine: bool = False):
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
+        self.sides, self.outlined = (FINE_SIDES, FINE_OUTLINED) if fine else (AUTOENCODER_SIDES, OUTLINED)
 
     def __len__(self) -> int:
         return self.steps
@@ -72,8 +77,8 @@ class AutoencoderData(torch.utils.data.Dataset):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, step))
         scenes = [sample_chat("drawing", rng, "train", dense=True).pictures[0].scene for _ in range(self.batch_size)]
-        pictures = [Picture(scene, bool(rng.random() < OUTLINED)) for scene in scenes]
-        side = choose(rng, AUTOENCODER_SIDES)
+        pictures = [Picture(scene, bool(rng.random() < self.outlined)) for scene in scenes]
+        side = choose(rng, self.sides)
         return {"pixels": to_pixels(pictures, side, side, rng)}
 
 
@@ -86,14 +91,15 @@ def near_edges(pixels: torch.Tensor) -> torch.Tensor:
 class AutoencoderTask(nn.Module):
     """Mean absolute error of pixels, once over all and once where a shape ends: most of a picture is background, and
     what a shape is shows at its edges. Every channel of the latents is kept near mean 0 and variance 1, since noise of
-    one size is added to all of them."""
+    one size is added to all of them. The encoder may stay as it is, and with it what the transformer has learned."""
 
-    def __init__(self, vae: nn.Module):
+    def __init__(self, vae: nn.Module, encoder_learns: bool = True):
         super().__init__()
-        self.vae = vae
+        self.vae, self.encoder_learns = vae, encoder_learns
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        latents = self.vae.encode(pixels, return_dict=False)[0]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_learns):
+            latents = self.vae.encode(pixels, return_dict=False)[0]
         error = (self.vae.decode(latents, return_dict=False)[0] - pixels).abs().mean(dim=1, keepdim=True)
         edges = near_edges(pixels)
         at_edges = (error * edges).sum() / edges.sum().clamp_min(1.0)

@@ -2,7 +2,8 @@
 
 python -m training.tiny.stage_drawing autoencoder  # pictures <-> latents  (these two can
 python -m training.tiny.stage_drawing condition    # conversation -> condition   run side by side)
-python -m training.tiny.stage_drawing picture      # condition -> latents
+python -m training.tiny.stage_drawing decoder      # latents -> thin lines, too  (these two
+python -m training.tiny.stage_drawing picture      # condition -> latents          likewise)
 python -m training.tiny.stage_drawing export       # RUNS/model/image_gen
 python -m training.tiny.stage_drawing unpack       # the other way: THINKER/image_gen into RUNS, to go on from it
 """
@@ -29,14 +30,21 @@ from .stage import stage_parser, start_stage
 SEED = 2506
 LATENT_CHANNELS = 16
 # Optimiser steps, batch size and learning rate.
-STAGES = {"autoencoder": (3000, 16, 1.5e-3), "condition": (500, 32, 1e-3), "picture": (4000, 16, 1e-3)}
+STAGES = {
+    "autoencoder": (3000, 16, 1.5e-3),
+    "condition": (1500, 32, 1e-3),
+    "decoder": (1500, 16, 1.5e-3),
+    "picture": (4000, 16, 1.2e-3),
+}
+OF_AUTOENCODER = ("autoencoder", "decoder")
 QUICK = (2, 2)
 NUM_MEASURED = 8  # batches of pictures that the scale of latents is measured on
-# Parts of the component that each stage trains and hands over.
+# Parts of the component that each stage trains and hands over; what a later one trains again is the later one's.
 PARTS = {
     "autoencoder": ("vae",),
+    "decoder": ("vae.decoder",),
     "condition": ("query_tokens_dict", "proj_in", "proj_out", "connector"),
-    "picture": ("transformer", "mlp"),
+    "picture": ("transformer", "mlp", "connector", "proj_in", "proj_out"),
 }
 
 
@@ -89,7 +97,8 @@ def new_image_gen(thinker_size: int) -> ImageGen:
 
 def part_of(image_gen: ImageGen, stage: str) -> dict[str, nn.Parameter]:
     """The weights that a stage trains."""
-    return {name: value for name, value in image_gen.named_parameters() if name.split(".")[0] in PARTS[stage]}
+    prefixes = tuple(f"{part}." for part in PARTS[stage])
+    return {name: value for name, value in image_gen.named_parameters() if name.startswith(prefixes)}
 
 
 def restore(image_gen: ImageGen, runs: Path, stages: tuple[str, ...]) -> None:
@@ -111,17 +120,18 @@ def train(stage: str, args: argparse.Namespace) -> None:
     steps, batch_size = QUICK if args.quick else (args.steps or steps, args.batch_size or batch_size)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     size = (processes * steps, batch_size, SEED)
-    if stage == "autoencoder":
+    if stage in OF_AUTOENCODER:
         image_gen = new_image_gen(1)
-        task: nn.Module = AutoencoderTask(image_gen.vae)
-        data: torch.utils.data.Dataset = AutoencoderData(*size)
+        task: nn.Module = AutoencoderTask(image_gen.vae, encoder_learns=stage == "autoencoder")
+        data: torch.utils.data.Dataset = AutoencoderData(*size, fine=stage == "decoder")
     else:
         thinker = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.float32).eval()
         image_gen = new_image_gen(thinker.config.llm_config.hidden_size)
         task = (ConditionTask if stage == "condition" else PictureTask)(thinker.requires_grad_(False), image_gen)
         processor = BailingMMProcessor.from_pretrained(args.thinker)
         data = RequestData(processor, SpeechPool(args.speech), image_gen.config, *size)
-    restore(image_gen, args.runs, tuple(STAGES))
+    # The condition's width is the thinker's, which the autoencoder does without.
+    restore(image_gen, args.runs, OF_AUTOENCODER if stage in OF_AUTOENCODER else tuple(STAGES))
     part = part_of(image_gen, stage)
     heads = [value for name, value in task.named_parameters() if name.startswith("heads.")]
     trainer = fit(
