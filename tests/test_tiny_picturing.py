@@ -156,7 +156,7 @@ def test_quick_stage_ends_in_a_component_that_draws(tmp_path, monkeypatch):
     assert sum(not torch.equal(before[name], value) for name, value in moved.items()) > 0.9 * len(moved)
     export(args)
     image_gen = AutoModel.from_pretrained(tmp_path / "model", subfolder="image_gen", trust_remote_code=True)
-    scale = load_file(tmp_path / "autoencoder.safetensors")["scaling_factor"].item()
+    scale = load_file(tmp_path / "outlines.safetensors")["scaling_factor"].item()
     assert image_gen.vae.config.scaling_factor == pytest.approx(scale)
     places = new_image_gen(192).transformer.patch_embed.pos_embed  # computed anew, not stored
     torch.testing.assert_close(image_gen.transformer.patch_embed.pos_embed.float(), places, atol=0.01, rtol=0)

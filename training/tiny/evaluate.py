@@ -111,9 +111,9 @@ def answer(model, processor, prompts: list[list[dict]], whisper: bool, max_new_t
 
 
 def evaluate_row(
-    row: Row, model, processor, speaker, samples: int, seed: int, batch_size: int, report: Callable[[dict], None]
+    row: Row, model, processor, speaker, samples: int, seed: int, batch_size: int, note: Callable[[dict], None]
 ) -> Result:
-    """Run one ability and return its line; `report` gets every wrong answer."""
+    """Run one ability and return its line; `note` gets every wrong answer."""
     asked = []
     for index in range(samples):
         rng = np.random.default_rng((seed, ROWS.index(row), index))
@@ -129,7 +129,7 @@ def evaluate_row(
             total += len(expected.split()) if row.metric == "wer" else 1
             if wrong:
                 texts = [item["text"] for item in prompt[-1]["content"] if item["type"] == "text"]
-                report({"row": row.name, "question": " ".join(texts), "expected": expected, "reply": reply})
+                note({"row": row.name, "question": " ".join(texts), "expected": expected, "reply": reply})
     value = 100 * errors / total
     return Result(
         row.name,
@@ -154,24 +154,46 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def measuring_parser(module: str, description: str | None, batch_size: int) -> argparse.ArgumentParser:
+    """Options that all measurements share."""
+    parser = argparse.ArgumentParser(prog=f"python -m training.tiny.{module}", description=description)
     parser.add_argument("--model", default=str(ROOT), help="checkpoint directory or Hub id")
-    parser.add_argument("--speech", type=Path, help="speech pool of the test split; default: espeak-ng speaks live")
-    parser.add_argument("--rows", nargs="*", choices=[row.name for row in ROWS], help="only these rows")
     parser.add_argument("--samples", type=int, default=200, help="samples per row")
     parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=batch_size)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--bits", type=int, choices=QUANTIZATION, help="quantise the weights by bitsandbytes")
     parser.add_argument("--json", type=Path, help="write the results here too")
-    parser.add_argument("--errors", type=Path, help="write wrong answers here, one JSON object a line")
-    args = parser.parse_args()
+    parser.add_argument("--errors", type=Path, help="write what was wrong here, one JSON object a line")
+    return parser
+
+
+def load(args: argparse.Namespace) -> tuple:
+    """Model and processor that are measured."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
     options = {"dtype": args.dtype, "quantization_config": QUANTIZATION.get(args.bits)}
-    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, **options).eval()
+    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, **options)
+    return model.eval(), processor
+
+
+def report(args: argparse.Namespace, results: list[Result], wrong: list[dict], started: float) -> None:
+    """Print the table, and write what was asked for; `started`: of `time.monotonic`."""
+    seconds = time.monotonic() - started
+    sys.stdout.write(f"{table(results)}\n\nseed {args.seed}, {seconds:.0f} s, {args.bits or args.dtype}\n")
+    if args.json:
+        args.json.write_text(json.dumps([{**asdict(r), "passed": r.passed} for r in results], indent=1) + "\n")
+    if args.errors:
+        args.errors.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in wrong))
+
+
+def main() -> None:
+    """Command line."""
+    parser = measuring_parser("evaluate", __doc__, batch_size=32)
+    parser.add_argument("--speech", type=Path, help="speech pool of the test split; default: espeak-ng speaks live")
+    parser.add_argument("--rows", nargs="*", choices=[row.name for row in ROWS], help="only these rows")
+    args = parser.parse_args()
+    model, processor = load(args)
     speaker = SpeechPool(args.speech) if args.speech else LiveSpeaker("test")
     wrong: list[dict] = []
     started = time.monotonic()
@@ -180,13 +202,7 @@ def main() -> None:
         for row in ROWS
         if not args.rows or row.name in args.rows
     ]
-    sys.stdout.write(
-        f"{table(results)}\n\nseed {args.seed}, {time.monotonic() - started:.0f} s, {args.bits or args.dtype}\n"
-    )
-    if args.json:
-        args.json.write_text(json.dumps([{**asdict(r), "passed": r.passed} for r in results], indent=1) + "\n")
-    if args.errors:
-        args.errors.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in wrong))
+    report(args, results, wrong, started)
 
 
 if __name__ == "__main__":

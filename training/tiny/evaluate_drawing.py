@@ -5,21 +5,15 @@ one picture each. A picture is right when the judge, which is code and no networ
 its pixels: every named attribute, and nothing else in the picture.
 """
 
-import argparse
-import json
-import logging
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
-from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from .evaluate import EVALUATION_SEED, ROOT, Result, table
+from .evaluate import Result, load, measuring_parser, report
 from .judge import read_picture, shows
 from .speech import LiveSpeaker, SpeechPool
 from .world import Picture, Sample, sample_chat
@@ -105,20 +99,12 @@ def _caption(sample: Sample) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.tiny.evaluate_drawing", description=main.__doc__)
-    parser.add_argument("--model", default=str(ROOT), help="checkpoint directory or Hub id")
+    parser = measuring_parser("evaluate_drawing", __doc__, batch_size=20)
     parser.add_argument("--speech", type=Path, help="speech pool of the test split; default: espeak-ng speaks live")
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--samples", type=int, default=200, help="samples per row")
-    parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
-    parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="write the results here too")
-    parser.add_argument("--errors", type=Path, help="write what was wanted and what was seen of wrong pictures here")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first pictures of every row here")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
-    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32).eval()
+    model, processor = load(args)
     speaker = SpeechPool(args.speech) if args.speech else LiveSpeaker("test")
     started = time.monotonic()
     lines, shown, wrong = [], [], []
@@ -133,11 +119,7 @@ def main() -> None:
             for item in drawn
             if not item.right
         ]
-    sys.stdout.write(f"{table(lines)}\n\nseed {args.seed}, {time.monotonic() - started:.0f} s\n")
-    if args.json:
-        args.json.write_text(json.dumps([{**asdict(item), "passed": item.passed} for item in lines], indent=1) + "\n")
-    if args.errors:
-        args.errors.write_text("".join(json.dumps(item) + "\n" for item in wrong))
+    report(args, lines, wrong, started)
     if args.sheet:
         contact_sheet(shown).save(args.sheet)
 

@@ -6,24 +6,18 @@ duration to compare with. Voice: the speaker encoder must find the output nearer
 other voices.
 """
 
-import argparse
-import json
-import logging
-import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torchaudio.functional import resample
 from tqdm import tqdm
-from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from voices_bailingmm import MIN_SECONDS
 
-from .evaluate import EVALUATION_SEED, ROOT, Result, answer, table, word_errors
+from .evaluate import Result, answer, load, measuring_parser, report, word_errors
 from .sentences import sample_sentence
 from .speech import SAMPLE_RATE, Voice, sample_voice, speak
 from .world import TRANSCRIBE
@@ -119,26 +113,12 @@ def results(readings: list[Reading]) -> list[Result]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.tiny.evaluate_speech", description=main.__doc__)
-    parser.add_argument("--model", default=str(ROOT), help="checkpoint directory or Hub id")
-    parser.add_argument("--samples", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--json", type=Path, help="write the results here too")
-    parser.add_argument("--readings", type=Path, help="write every reading here, one JSON object a line")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
-    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32).eval()
+    args = measuring_parser("evaluate_speech", __doc__, batch_size=32).parse_args()
+    model, processor = load(args)
     started = time.monotonic()
     readings = read_aloud(model, processor, args.samples, args.seed, args.batch_size)
-    lines = results(readings)
-    sys.stdout.write(f"{table(lines)}\n\nseed {args.seed}, {time.monotonic() - started:.0f} s\n")
-    if args.json:
-        args.json.write_text(json.dumps([{**asdict(item), "passed": item.passed} for item in lines], indent=1) + "\n")
-    if args.readings:
-        rows = (json.dumps(asdict(reading), ensure_ascii=False) for reading in readings)
-        args.readings.write_text("\n".join(rows) + "\n")
+    wrong = [asdict(reading) for reading in readings if word_errors(reading.text, reading.heard)]
+    report(args, results(readings), wrong, started)
 
 
 if __name__ == "__main__":

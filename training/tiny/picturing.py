@@ -91,15 +91,14 @@ def near_edges(pixels: torch.Tensor) -> torch.Tensor:
 class AutoencoderTask(nn.Module):
     """Mean absolute error of pixels, once over all and once where a shape ends: most of a picture is background, and
     what a shape is shows at its edges. Every channel of the latents is kept near mean 0 and variance 1, since noise of
-    one size is added to all of them. The encoder may stay as it is, and with it what the transformer has learned."""
+    one size is added to all of them."""
 
-    def __init__(self, vae: nn.Module, encoder_learns: bool = True):
+    def __init__(self, vae: nn.Module):
         super().__init__()
-        self.vae, self.encoder_learns = vae, encoder_learns
+        self.vae = vae
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_learns):
-            latents = self.vae.encode(pixels, return_dict=False)[0]
+        latents = self.vae.encode(pixels, return_dict=False)[0]
         error = (self.vae.decode(latents, return_dict=False)[0] - pixels).abs().mean(dim=1, keepdim=True)
         edges = near_edges(pixels)
         at_edges = (error * edges).sum() / edges.sum().clamp_min(1.0)

@@ -2,8 +2,8 @@
 
 python -m training.tiny.stage_drawing autoencoder  # pictures <-> latents  (these two can
 python -m training.tiny.stage_drawing condition    # conversation -> condition   run side by side)
-python -m training.tiny.stage_drawing decoder      # latents -> thin lines, too  (these two
-python -m training.tiny.stage_drawing picture      # condition -> latents          likewise)
+python -m training.tiny.stage_drawing outlines     # the autoencoder again: thin lines
+python -m training.tiny.stage_drawing picture      # condition -> latents
 python -m training.tiny.stage_drawing export       # RUNS/model/image_gen
 python -m training.tiny.stage_drawing unpack       # the other way: THINKER/image_gen into RUNS, to go on from it
 """
@@ -33,16 +33,16 @@ LATENT_CHANNELS = 16
 STAGES = {
     "autoencoder": (3000, 16, 1.5e-3),
     "condition": (1500, 32, 1e-3),
-    "decoder": (1500, 16, 1.5e-3),
+    "outlines": (1500, 16, 1e-3),
     "picture": (4000, 16, 1.2e-3),
 }
-OF_AUTOENCODER = ("autoencoder", "decoder")
+OF_AUTOENCODER = ("autoencoder", "outlines")
 QUICK = (2, 2)
 NUM_MEASURED = 8  # batches of pictures that the scale of latents is measured on
 # Parts of the component that each stage trains and hands over; what a later one trains again is the later one's.
 PARTS = {
     "autoencoder": ("vae",),
-    "decoder": ("vae.decoder",),
+    "outlines": ("vae",),
     "condition": ("query_tokens_dict", "proj_in", "proj_out", "connector"),
     "picture": ("transformer", "mlp", "connector", "proj_in", "proj_out"),
 }
@@ -122,8 +122,8 @@ def train(stage: str, args: argparse.Namespace) -> None:
     size = (processes * steps, batch_size, SEED)
     if stage in OF_AUTOENCODER:
         image_gen = new_image_gen(1)
-        task: nn.Module = AutoencoderTask(image_gen.vae, encoder_learns=stage == "autoencoder")
-        data: torch.utils.data.Dataset = AutoencoderData(*size, fine=stage == "decoder")
+        task: nn.Module = AutoencoderTask(image_gen.vae)
+        data: torch.utils.data.Dataset = AutoencoderData(*size, fine=stage == "outlines")
     else:
         thinker = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.float32).eval()
         image_gen = new_image_gen(thinker.config.llm_config.hidden_size)
@@ -145,7 +145,7 @@ def train(stage: str, args: argparse.Namespace) -> None:
     )
     if trainer.is_world_process_zero():
         tensors = {name: value.detach().contiguous() for name, value in part.items()}
-        if stage == "autoencoder":
+        if stage in OF_AUTOENCODER:
             tensors["scaling_factor"] = scaling_factor(image_gen.vae.eval())
         save_file(tensors, args.runs / f"{stage}.safetensors")
 
@@ -171,7 +171,7 @@ def unpack(args: argparse.Namespace) -> None:
     image_gen = ImageGen.from_pretrained(args.thinker / FOLDER)
     for stage in STAGES:
         tensors = {name: value.detach().float().contiguous() for name, value in part_of(image_gen, stage).items()}
-        if stage == "autoencoder":
+        if stage in OF_AUTOENCODER:
             tensors["scaling_factor"] = torch.tensor([image_gen.vae.config.scaling_factor])
         save_file(tensors, args.runs / f"{stage}.safetensors")
 
