@@ -23,6 +23,7 @@ from training.tiny.picturing import (
     RequestData,
     emphasis,
     near_edges,
+    off_background,
     patches,
     scene_labels,
     to_pixels,
@@ -101,6 +102,12 @@ def test_edges_are_where_shapes_end():
     assert weights[0, 0, 2, 2] == pytest.approx(5 * weights[0, 0, 0, 0])
 
 
+def test_lines_count_more_than_what_is_around_them():
+    pixels = torch.full((1, 3, 16, 16), -1.0)
+    pixels[:, 1, 8] = 1.0
+    assert off_background(pixels)[0, 0].sum(dim=1).tolist() == [0.0] * 8 + [16.0] + [0.0] * 7
+
+
 def test_patches_are_what_the_cells_of_a_grid_show():
     pixels = torch.zeros(1, 3, 48, 96)
     pixels[:, 1, 24:, 48:] = 1.0  # green, the lower right quarter
@@ -163,13 +170,15 @@ def test_quick_stage_ends_in_a_component_that_draws(tmp_path, monkeypatch):
     condition = image_gen.condition(torch.randn(1, 64, 192))
     drawn = image_gen.draw(condition, num_inference_steps=1, generator=[torch.Generator().manual_seed(0)])
     assert drawn.images[0].size == (96, 96)
-    # Taken apart again, the component is what every stage would go on from.
+    # Taken apart again, the component is what training would go on from.
     (again := tmp_path / "again").mkdir()
     unpack(argparse.Namespace(runs=again, thinker=tmp_path / "model"))
+    learned, unpacked = {}, {}
     for stage in STAGES:
-        learned, unpacked = (load_file(runs / f"{stage}.safetensors") for runs in (tmp_path, again))
-        assert learned.keys() == unpacked.keys()
-        assert all(torch.equal(learned[name].bfloat16(), value.bfloat16()) for name, value in unpacked.items())
+        learned |= load_file(tmp_path / f"{stage}.safetensors")
+        unpacked |= load_file(again / f"{stage}.safetensors")
+    assert learned.keys() == unpacked.keys()
+    assert all(torch.equal(learned[name].bfloat16(), value.bfloat16()) for name, value in unpacked.items())
 
 
 def test_wishes_are_drawn_judged_and_shown():

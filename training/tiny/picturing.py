@@ -31,6 +31,7 @@ OUTLINED = 0.3  # share of the autoencoder's pictures
 FINE_SIDES, FINE_OUTLINED = (96, 96, 64), 0.65
 ALIGNMENT_WEIGHT = 0.5
 EDGE_WEIGHT, SPREAD_WEIGHT = 1.0, 0.02
+SHAPE_WEIGHT = 1.5  # more: where a thin line may be is mostly background, and absolute errors ask for the median
 CONTRAST = 0.2  # of pixels in -1..1 that counts as an edge
 EMPHASIS = 4.0
 CELL, PATCH_WEIGHT = 6, 20.0  # pixels of a side that a token tells
@@ -88,6 +89,11 @@ def near_edges(pixels: torch.Tensor) -> torch.Tensor:
     return ((highest - lowest).amax(dim=1, keepdim=True) > CONTRAST).float()
 
 
+def off_background(pixels: torch.Tensor) -> torch.Tensor:
+    """Where a picture shows something else than in its corner, which is background: 1.0, else 0.0, [B, 1, h, w]."""
+    return ((pixels - pixels[..., :1, :1]).abs().amax(dim=1, keepdim=True) > CONTRAST).float()
+
+
 class AutoencoderTask(nn.Module):
     """Mean absolute error of pixels, once over all and once where a shape ends: most of a picture is background, and
     what a shape is shows at its edges. Every channel of the latents is kept near mean 0 and variance 1, since noise of
@@ -100,7 +106,7 @@ class AutoencoderTask(nn.Module):
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         latents = self.vae.encode(pixels, return_dict=False)[0]
         error = (self.vae.decode(latents, return_dict=False)[0] - pixels).abs().mean(dim=1, keepdim=True)
-        edges = near_edges(pixels)
+        edges = near_edges(pixels) * (1 + SHAPE_WEIGHT * off_background(pixels))
         at_edges = (error * edges).sum() / edges.sum().clamp_min(1.0)
         variance, mean = torch.var_mean(latents, dim=(0, 2, 3))
         spread = (mean.square() + variance - variance.clamp_min(1e-6).log() - 1).mean()

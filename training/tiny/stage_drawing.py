@@ -3,7 +3,8 @@
 python -m training.tiny.stage_drawing autoencoder  # pictures <-> latents  (these two can
 python -m training.tiny.stage_drawing condition    # conversation -> condition   run side by side)
 python -m training.tiny.stage_drawing outlines     # the autoencoder again: thin lines
-python -m training.tiny.stage_drawing picture      # condition -> latents
+python -m training.tiny.stage_drawing picture      # condition -> latents         (these two
+python -m training.tiny.stage_drawing decoder      # latents -> clearer lines        likewise)
 python -m training.tiny.stage_drawing export       # RUNS/model/image_gen
 python -m training.tiny.stage_drawing unpack       # the other way: THINKER/image_gen into RUNS, to go on from it
 """
@@ -35,8 +36,9 @@ STAGES = {
     "condition": (1500, 32, 1e-3),
     "outlines": (1500, 16, 1e-3),
     "picture": (4000, 16, 1.2e-3),
+    "decoder": (1200, 16, 1e-3),
 }
-OF_AUTOENCODER = ("autoencoder", "outlines")
+OF_AUTOENCODER = ("autoencoder", "outlines", "decoder")
 QUICK = (2, 2)
 NUM_MEASURED = 8  # batches of pictures that the scale of latents is measured on
 # Parts of the component that each stage trains and hands over; what a later one trains again is the later one's.
@@ -44,6 +46,7 @@ PARTS = {
     "autoencoder": ("vae",),
     "outlines": ("vae",),
     "condition": ("query_tokens_dict", "proj_in", "proj_out", "connector"),
+    "decoder": ("vae.decoder",),
     "picture": ("transformer", "mlp", "connector", "proj_in", "proj_out"),
 }
 
@@ -123,7 +126,7 @@ def train(stage: str, args: argparse.Namespace) -> None:
     if stage in OF_AUTOENCODER:
         image_gen = new_image_gen(1)
         task: nn.Module = AutoencoderTask(image_gen.vae)
-        data: torch.utils.data.Dataset = AutoencoderData(*size, fine=stage == "outlines")
+        data: torch.utils.data.Dataset = AutoencoderData(*size, fine=stage != "autoencoder")
     else:
         thinker = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.float32).eval()
         image_gen = new_image_gen(thinker.config.llm_config.hidden_size)
