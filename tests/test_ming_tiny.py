@@ -37,7 +37,7 @@ FLOORS = {
     "two_images": 0.84,
     "multi_turn": 0.92,
     "video_qa": 0.9,
-    "text_only": 0.88,
+    "text_only": 0.92,
 }
 
 

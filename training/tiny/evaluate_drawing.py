@@ -68,17 +68,25 @@ def draw_row(row: str, model, processor, speaker, samples: int, seed: int, batch
 
 def contact_sheet(drawn: list[Drawn]) -> Image.Image:
     """Wishes and pictures as one image, `PER_ROW` beside each other; a given picture stands above what came of it."""
-    height = 2 * CELL + 5 * LINE + 3 * MARGIN
-    rows = -(-len(drawn) // PER_ROW)
-    sheet = Image.new("RGB", (PER_ROW * (CELL + MARGIN) + MARGIN, rows * height), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, item in enumerate(drawn):
-        x, y = MARGIN + number % PER_ROW * (CELL + MARGIN), MARGIN + number // PER_ROW * height
-        for given in [content["image"] for content in item.sample.media if content["type"] == "image"][:1]:
-            sheet.paste(given.resize((CELL, CELL)), (x, y))
-        pen.multiline_text((x, y + CELL + MARGIN), _caption(item.sample), fill="black", spacing=2)
-        sheet.paste(item.image.resize((CELL, CELL)), (x, y + CELL + MARGIN + 5 * LINE))
+    rows = [drawn[start : start + PER_ROW] for start in range(0, len(drawn), PER_ROW)]
+    above = [CELL + MARGIN if any(map(_given, row)) else 0 for row in rows]
+    below = 5 * LINE + CELL + 2 * MARGIN
+    sheet = Image.new("RGB", (PER_ROW * (CELL + MARGIN) + MARGIN, sum(above) + len(rows) * below), "white")
+    pen, y = ImageDraw.Draw(sheet), MARGIN
+    for row, space in zip(rows, above, strict=True):
+        for column, item in enumerate(row):
+            x = MARGIN + column * (CELL + MARGIN)
+            for given in _given(item)[:1]:
+                sheet.paste(given.resize((CELL, CELL)), (x, y))
+            pen.multiline_text((x, y + space), _caption(item.sample), fill="black", spacing=2)
+            sheet.paste(item.image.resize((CELL, CELL)), (x, y + space + 5 * LINE))
+        y += space + below
     return sheet
+
+
+def _given(item: Drawn) -> list[Image.Image]:
+    """Pictures that came with the wish."""
+    return [content["image"] for content in item.sample.media if content["type"] == "image"]
 
 
 def _caption(sample: Sample) -> str:

@@ -12,14 +12,14 @@ from .world import sample_chat
 # Per step and modality: which abilities are drawn, and how many chats. Rows repeat to weigh them. What a question is
 # about, of several pictures or media, is learned last and late: chats of more than one medium are frequent.
 MIX: dict[str, tuple[tuple[str, ...], int]] = {
-    "text": (("text_only",), 12),
-    "image": (("image_qa", "image_count_describe", "multi_turn"), 10),
-    "pair": (("two_images",), 44),
-    "video": (("video_qa",), 40),
-    "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 8),
+    "text": (("text_only",), 24),
+    "image": (("image_qa", "image_count_describe", "multi_turn"), 8),
+    "pair": (("two_images",), 28),
+    "video": (("video_qa",), 28),
+    "speech": (("asr_sanm", "asr_sanm", "asr_noisy"), 10),
     "spoken": (("spoken_question",), 10),
-    "mixed": (("mixed",), 10),
-    "request": (("drawing", "spoken_drawing", "editing"), 4),
+    "mixed": (("mixed",), 12),
+    "request": (("drawing", "spoken_drawing", "editing"), 5),
 }
 
 
