@@ -60,6 +60,30 @@ class JsonLog(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
 
+def _training_arguments(num_steps: int, **arguments) -> TrainingArguments:
+    """What all trainings here share, unless `arguments` say otherwise."""
+    on_cpu = not torch.cuda.is_available()
+    defaults = {
+        "per_device_train_batch_size": 1,
+        "num_train_epochs": 1,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": min(100, max(1, num_steps // 10)),
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "logging_steps": 25,
+        "save_steps": 200,
+        "save_total_limit": 2,
+        "dataloader_num_workers": 1,
+        "dataloader_prefetch_factor": 4,
+        "remove_unused_columns": False,
+        "use_cpu": on_cpu,
+        "ddp_backend": "gloo" if "WORLD_SIZE" in os.environ and on_cpu else None,
+        "ddp_find_unused_parameters": True,  # a batch may leave a whole encoder out
+        "report_to": "none",
+    }
+    return TrainingArguments(**{**defaults, **arguments})
+
+
 def fit(
     module: nn.Module,
     dataset: torch.utils.data.Dataset,
@@ -71,7 +95,6 @@ def fit(
     parameters: list[nn.Parameter] | None = None,
     scales: dict[str, float] | None = None,
     adamw: bool = False,
-    bf16: bool = False,
     **arguments,
 ) -> BatchTrainer:
     """Train a module over a data set of batches; go on from the last checkpoint in `output_dir` if there is one.
@@ -82,35 +105,15 @@ def fit(
         parameters: what to train; None trains everything that requires a gradient.
         scales: see `MuonAdamW`.
         adamw: take the library's AdamW, for weights that are trained already.
-        bf16: compute in bfloat16 under autocast; weights stay as they are.
-        arguments: further `transformers.TrainingArguments`.
+        arguments: further `transformers.TrainingArguments`, among them `bf16`: compute in bfloat16 under autocast.
     """
     if parameters is not None:
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         for parameter in parameters:
             parameter.requires_grad_(True)
-    defaults = {
-        "per_device_train_batch_size": 1,
-        "num_train_epochs": 1,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": min(100, max(1, len(dataset) // 10)),
-        "weight_decay": 0.01,
-        "max_grad_norm": 1.0,
-        "logging_steps": 25,
-        "save_steps": 200,
-        "save_total_limit": 2,
-        "dataloader_num_workers": 1,
-        "dataloader_prefetch_factor": 4,
-        "remove_unused_columns": False,
-        "use_cpu": not torch.cuda.is_available(),
-        "ddp_backend": "gloo" if "WORLD_SIZE" in os.environ and not torch.cuda.is_available() else None,
-        "ddp_find_unused_parameters": True,  # a batch may leave a whole encoder out
-        "report_to": "none",
-        "bf16": bf16,
-    }
-    args = TrainingArguments(
-        output_dir=str(output_dir), learning_rate=learning_rate, seed=seed, **{**defaults, **arguments}
+    args = _training_arguments(
+        len(dataset), output_dir=str(output_dir), learning_rate=learning_rate, seed=seed, **arguments
     )
     trainer = trainer_class(
         model=module,
@@ -122,6 +125,6 @@ def fit(
     if last := get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None:
         logger.info("going on from %s", last)
     # The fused attention of CPUs takes eight times as long backwards in bfloat16 as in float32.
-    with sdpa_kernel(SDPBackend.MATH) if bf16 and args.use_cpu else nullcontext():
+    with sdpa_kernel(SDPBackend.MATH) if args.bf16 and args.use_cpu else nullcontext():
         trainer.train(resume_from_checkpoint=last)
     return trainer

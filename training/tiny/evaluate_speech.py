@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torchaudio.functional import resample
 from tqdm import tqdm
 
-from voices_bailingmm import MIN_SECONDS
+from voices_bailingmm import MIN_SECONDS, SILENCE_PEAK
 
 from .evaluate import Result, answer, load, measuring_parser, report, word_errors
 from .sentences import sample_sentence
@@ -74,7 +74,9 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
         others = [other for other in range(samples) if cases[other][1].name != cases[index][1].name]
         others = rng.permutation(others)[:NUM_OTHERS]
         missing = max(0, int(MIN_SECONDS * SAMPLE_RATE) - len(waves[index]))  # single words are short
-        cosines = embeddings @ F.normalize(encoder.embed(F.pad(waves[index], (0, missing))), dim=-1)
+        cosines = torch.full((samples,), -1.0)  # of silence, which is nobody's voice
+        if len(waves[index]) and waves[index].abs().max() > 2 * SILENCE_PEAK:
+            cosines = embeddings @ F.normalize(encoder.embed(F.pad(waves[index], (0, missing))), dim=-1)
         readings.append(
             Reading(
                 text,
