@@ -8,6 +8,7 @@ Shape letters: B pictures, N query tokens of a scale, H width of the language mo
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from image_gen.modeling_image_gen import ImageGen
 from ..drawing import AlignmentHead, drawing_loss, encode_scales
 from .dense import CellHeads
 from .drawing import render
-from .scenes import COLOURS, KINDS, POSITIONS, SIZES, choose
+from .scenes import COLOURS, KINDS, POSITIONS, SIZES, Scene, choose
 from .speech import SpeechPool
 from .world import Picture, sample_chat
 
@@ -29,6 +30,7 @@ OTHER_SHAPES = 0.2  # share of batches that are not square
 AUTOENCODER_SIDES = (48, 64, 64, 96)
 OUTLINED = 0.3  # share of the autoencoder's pictures
 FINE_SIDES, FINE_OUTLINED = (96, 96, 64), 0.65
+FINE_KINDS = ("star", "star", "star", "triangle", "triangle", "circle", "square")  # the thinnest lines are stars'
 ALIGNMENT_WEIGHT = 0.5
 EDGE_WEIGHT, SPREAD_WEIGHT = 1.0, 0.02
 SHAPE_WEIGHT = 1.5  # more: where a thin line may be is mostly background, and absolute errors ask for the median
@@ -65,12 +67,14 @@ def to_pixels(pictures: list[Picture], height: int, width: int, rng: np.random.G
 class AutoencoderData(torch.utils.data.Dataset):
     """Item `step`: pictures of scenes, filled and in outline, of one of several sizes.
 
-    `fine`: at the size that is drawn, most of them in outline; thin lines are learned last.
+    `fine`: at the size that is drawn, most of them in outline and most of these stars and triangles; thin lines are
+    learned last.
     """
 
     def __init__(self, steps: int, batch_size: int, seed: int, fine: bool = False):
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
         self.sides, self.outlined = (FINE_SIDES, FINE_OUTLINED) if fine else (AUTOENCODER_SIDES, OUTLINED)
+        self.kinds = FINE_KINDS if fine else None
 
     def __len__(self) -> int:
         return self.steps
@@ -78,9 +82,17 @@ class AutoencoderData(torch.utils.data.Dataset):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, step))
         scenes = [sample_chat("drawing", rng, "train", dense=True).pictures[0].scene for _ in range(self.batch_size)]
+        if self.kinds:
+            scenes = [self._with_kinds(scene, rng) for scene in scenes]
         pictures = [Picture(scene, bool(rng.random() < self.outlined)) for scene in scenes]
         side = choose(rng, self.sides)
         return {"pixels": to_pixels(pictures, side, side, rng)}
+
+    def _with_kinds(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        """A scene with kinds of `self.kinds`, where training may see them."""
+        others = [replace(shape, kind=choose(rng, self.kinds)) for shape in scene.shapes]
+        kept = [other if other.split == "train" else own for own, other in zip(scene.shapes, others, strict=True)]
+        return replace(scene, shapes=tuple(kept))
 
 
 def near_edges(pixels: torch.Tensor) -> torch.Tensor:
@@ -95,8 +107,9 @@ def off_background(pixels: torch.Tensor) -> torch.Tensor:
 
 
 class AutoencoderTask(nn.Module):
-    """Mean absolute error of pixels, once over all and once where a shape ends: most of a picture is background, and
-    what a shape is shows at its edges. Every channel of the latents is kept near mean 0 and variance 1, since noise of
+    """Mean absolute error of pixels, once over all and once, with the squared error, where a shape ends: most of a
+    picture is background, and what a shape is shows at its edges; absolute errors alone would leave out lines that
+    are thinner than a pixel. Every channel of the latents is kept near mean 0 and variance 1, since noise of
     one size is added to all of them."""
 
     def __init__(self, vae: nn.Module):
@@ -105,9 +118,11 @@ class AutoencoderTask(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         latents = self.vae.encode(pixels, return_dict=False)[0]
-        error = (self.vae.decode(latents, return_dict=False)[0] - pixels).abs().mean(dim=1, keepdim=True)
+        difference = self.vae.decode(latents, return_dict=False)[0] - pixels
+        error = difference.abs().mean(dim=1, keepdim=True)
         edges = near_edges(pixels) * (1 + SHAPE_WEIGHT * off_background(pixels))
-        at_edges = (error * edges).sum() / edges.sum().clamp_min(1.0)
+        sharp = error + difference.square().mean(dim=1, keepdim=True)
+        at_edges = (sharp * edges).sum() / edges.sum().clamp_min(1.0)
         variance, mean = torch.var_mean(latents, dim=(0, 2, 3))
         spread = (mean.square() + variance - variance.clamp_min(1e-6).log() - 1).mean()
         loss = error.mean() + EDGE_WEIGHT * at_edges + SPREAD_WEIGHT * spread
