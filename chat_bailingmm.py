@@ -134,11 +134,23 @@ def _is_item(value: Any) -> bool:
     return isinstance(value, Mapping) and any(key in value for key in (*CONTENT_TYPES, "url"))
 
 
+def _text_item(text: str, role: str) -> TextItem:
+    """Text that can be encoded: half of a surrogate pair, which broken JSON escapes leave behind, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text of the {role} message has a lone surrogate, {text[error.start]!r}, at {error.start}; remove it or "
+            "write the whole character"
+        ) from error
+    return TextItem(text)
+
+
 def _check_content(content: Any, role: str) -> list:
     if content is None:
         return []
     if isinstance(content, str):
-        return [TextItem(content)]
+        return [_text_item(content, role)]
     if not isinstance(content, (list, tuple)):
         raise ValueError(
             f"content of a {role} message is a {type(content).__name__}; give a string or a list of items"
@@ -154,7 +166,7 @@ def _check_content(content: Any, role: str) -> list:
         if kind == "text":
             if not isinstance(item.get("text"), str):
                 raise ValueError(f"content item of type 'text' holds {_shorten(item.get('text'))}, not a string")
-            checked.append(TextItem(item["text"]))
+            checked.append(_text_item(item["text"], role))
         elif role != "HUMAN":
             raise ValueError(f"a message of role {role} holds an item of type {kind!r}; only 'text' is accepted there")
         else:

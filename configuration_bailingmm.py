@@ -304,6 +304,7 @@ class BailingMMTalkerConfig(PreTrainedConfig):
     `text_vocab_size` + `audio_vocab_size`. `special_token_ids` names the ids of `TALKER_TOKENS`; None takes the last
     ones of the text vocabulary, as released. `qa_model_hidden_size` is the thinker's width, `vp_feature_size` that of
     speaker embeddings ("voice print"), whose head is a convolution over time of `vp_kernel_size` and `vp_stride`.
+    `sampling_top_k` and `sampling_temperature` are how ids are drawn where a call does not say (released: 20 and 1).
     """
 
     model_type = "bailingmm_talker"
@@ -330,6 +331,8 @@ class BailingMMTalkerConfig(PreTrainedConfig):
     vp_kernel_size: int = 1
     vp_stride: int = 1
     special_token_ids: dict[str, int] | None = None
+    sampling_top_k: int = 20
+    sampling_temperature: float = 1.0
 
     def __post_init__(self, **kwargs):
         # Released files carry every default that configs had in 2024; sampling settings among them were never used.

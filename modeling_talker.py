@@ -288,8 +288,8 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
         prompts: list[TalkerPrompt],
         generators: list[torch.Generator] | None = None,
         rules: StopRules | None = None,
-        top_k: int = 20,
-        temperature: float = 1.0,
+        top_k: int | None = None,
+        temperature: float | None = None,
         cache_implementation: str = "dynamic",
         draw: Draw | None = None,
         start_position: int = 0,
@@ -300,7 +300,7 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
 
         Args:
             prompts, generators: as in `generate`.
-            top_k: >= 2. temperature: > 0.
+            top_k: >= 2. temperature: > 0. None takes the config's `sampling_top_k`, `sampling_temperature`.
             cache_implementation: "dynamic" or "static" (one allocation, for `torch.compile`).
             draw: takes the place of `generators`, see `Draw`.
             start_position: added to all positions; the released rules run on from piece to piece.
@@ -311,6 +311,8 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
             ValueError: naming the argument or the field of a prompt that cannot be used.
         """
         rules = rules or StopRules()
+        top_k = self.config.sampling_top_k if top_k is None else top_k
+        temperature = self.config.sampling_temperature if temperature is None else temperature
         self._check(prompts, generators, top_k, temperature, cache_implementation)
         sampler = _Sampler(self.config, rules, top_k, temperature, draw or multinomial_draw(generators))
         if rules.released and len(prompts) > 1:

@@ -188,3 +188,13 @@ def test_text_alone_is_trained_by_the_other_command(data):
     with pytest.raises(ValueError, match="training.finetune_outputs"):
         read_chats(data["speech"])
     assert finetune.parse(["--model", "m", "--data", "d", "--output", "o"]).epochs == 3.0
+
+
+def test_a_model_without_a_talker_is_refused_before_its_weights_are_read(data, tmp_path):
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    config = json.loads((ROOT / "config.json").read_text(encoding="utf-8"))
+    (silent / "config.json").write_text(json.dumps({**config, "talker_config": None}), encoding="utf-8")
+    (silent / "configuration_bailingmm.py").write_bytes((ROOT / "configuration_bailingmm.py").read_bytes())
+    with pytest.raises(SystemExit, match="silent has no talker; give one that speaks"):
+        main(command("speech", silent, data, tmp_path / "out"))

@@ -250,6 +250,8 @@ def test_unknown_option_is_named(small):
         (user({"type": "image", "image": []}), "empty list"),
         (user({"type": "image", "base64": "%%"}), "base64 data of this image item cannot be decoded"),
         (user({"type": "audio"}), "'audio' has no audio"),
+        ({"role": "user", "content": "hi \ud83d"}, r"HUMAN message has a lone surrogate, '\\ud83d', at 3"),
+        (user({"type": "text", "text": "\ude00"}, role="assistant"), "of the assistant message has a lone surrogate"),
         ({"role": "user", "content": 7}, "content of a HUMAN message is a int"),
         (user({"type": "image", "image": "a.png"}, role="assistant"), "role assistant holds an item of type 'image'"),
         (user({"type": "image", "image": "a.png"}, role="system"), "role system holds an item of type 'image'"),

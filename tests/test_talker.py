@@ -147,6 +147,18 @@ def test_the_end_is_barred_at_the_start_of_every_piece(talker, min_new_ids):
         talker.model.lm_head.weight[eos] = bias
 
 
+def test_the_config_says_how_ids_are_drawn_unless_a_call_does(talker):
+    rules = StopRules(max_new_ids=12)
+    likeliest = talker.generate(PROMPTS[:1], rules=rules)[0].codec_ids
+    warm = talker.generate(PROMPTS[:1], generators(3), rules, attempts=1)[0].codec_ids
+    assert warm.tolist() != likeliest.tolist()
+    cold = BailingMMTalker(BailingMMTalkerConfig(**{**talker.config.to_dict(), "sampling_temperature": 1e-4})).eval()
+    cold.load_state_dict(talker.state_dict())
+    assert cold.generate(PROMPTS[:1], generators(3), rules, attempts=1)[0].codec_ids.tolist() == likeliest.tolist()
+    again = cold.generate(PROMPTS[:1], generators(3), rules, attempts=1, temperature=1.0)[0].codec_ids
+    assert again.tolist() == warm.tolist()
+
+
 def test_a_runaway_is_cut_and_reported(talker):
     draw = scripted(TEXT_VOCAB + 3)
     piece = talker.generate([PROMPTS[0]], rules=StopRules(max_new_ids=17), draw=draw)[0]

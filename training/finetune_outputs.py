@@ -24,7 +24,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
-from transformers import AutoModelForMultimodalLM, AutoProcessor, set_seed
+from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, set_seed
 
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
 from media_bailingmm import load_image
@@ -242,10 +242,11 @@ def train(args: argparse.Namespace, rows: list[dict], settings: dict) -> None:
         ValueError: the model lacks the part, or the chats do not suit it.
     """
     dtype = torch.bfloat16 if args.bf16 else torch.float32
+    config = AutoConfig.from_pretrained(args.model, trust_remote_code=True)
+    if args.what == "speech" and config.talker_config is None:
+        raise ValueError(f"--model {args.model} has no talker; give one that speaks")
     model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=dtype)
     model.requires_grad_(False)
-    if args.what == "speech" and model.talker is None:
-        raise ValueError(f"--model {args.model} has no talker; give one that speaks")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
     data_class, task_class = {"speech": (SpokenReplies, SpokenTask), "image": (DrawnReplies, DrawnTask)}[args.what]
