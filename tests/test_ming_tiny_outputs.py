@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 REQUEST = {"type": "audio", "audio": str(ROOT / "demo" / "request.wav")}
 EXPECTED = json.loads((ROOT / "demo" / "expected.json").read_text(encoding="utf-8"))
 SENTENCES = 12
-WORD_ERROR_CEILING = 0.35
+WORD_ERROR_CEILING = 0.25
 DRAWINGS = 20
 # Well below the measured values in the README.
-FLOORS = {"drawing": 0.8, "editing": 0.8, "style": 0.4}
+FLOORS = {"drawing": 0.8, "editing": 0.8, "style": 0.75}
 
 
 @pytest.mark.parametrize("name", ["iris", "oscar"])

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torchaudio.functional import resample
 from tqdm import tqdm
 
-from voices_bailingmm import MIN_SECONDS, SILENCE_PEAK
+from voices_bailingmm import SILENCE_PEAK
 
 from .evaluate import Result, answer, load, measuring_parser, report, word_errors
 from .sentences import sample_sentence
+from .speaking import long_enough
 from .speech import SAMPLE_RATE, Voice, sample_voice, speak
 from .world import TRANSCRIBE
 
@@ -59,7 +60,8 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
         rng = np.random.default_rng((seed, index))
         voice, text = sample_voice(rng, "test"), sample_sentence(rng, "test")
         prompt_text = sample_sentence(rng, "test")
-        prompts.append(encoder.encode((speak(prompt_text, voice), SAMPLE_RATE), prompt_text))
+        recording = long_enough(torch.from_numpy(speak(prompt_text, voice)))
+        prompts.append(encoder.encode((recording.numpy(), SAMPLE_RATE), prompt_text))
         cases.append((text, voice, len(speak(text, voice)) / SAMPLE_RATE))
     embeddings = F.normalize(torch.stack([prompt.speaker_embedding for prompt in prompts]), dim=-1)
     waves = []
@@ -73,10 +75,9 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
         # The same espeak-ng voice in another pitch is no other voice.
         others = [other for other in range(samples) if cases[other][1].name != cases[index][1].name]
         others = rng.permutation(others)[:NUM_OTHERS]
-        missing = max(0, int(MIN_SECONDS * SAMPLE_RATE) - len(waves[index]))  # single words are short
         cosines = torch.full((samples,), -1.0)  # of silence, which is nobody's voice
         if len(waves[index]) and waves[index].abs().max() > 2 * SILENCE_PEAK:
-            cosines = embeddings @ F.normalize(encoder.embed(F.pad(waves[index], (0, missing))), dim=-1)
+            cosines = embeddings @ F.normalize(encoder.embed(long_enough(waves[index])), dim=-1)
         readings.append(
             Reading(
                 text,

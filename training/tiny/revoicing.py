@@ -18,10 +18,10 @@ from torchaudio.functional import resample
 from tqdm import tqdm
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from voices_bailingmm import MIN_SECONDS, MelSettings, prompt_mel, speaker_features
+from voices_bailingmm import MelSettings, prompt_mel, speaker_features
 
 from .listeners import SpeakerEncoder
-from .speaking import HeardPool
+from .speaking import HeardPool, long_enough
 from .speech import SAMPLE_RATE
 from .stage_listeners import random_part, sample_duration
 
@@ -97,11 +97,10 @@ class RevoicedTask(nn.Module):
     def __init__(self, first: SpeakerEncoder, data: RevoicedData):
         super().__init__()
         self.encoder = copy.deepcopy(first)
-        least, wanted = int(MIN_SECONDS * SAMPLE_RATE), []
+        wanted = []
         with torch.no_grad():
             for number in range(len(data.index)):
-                waveform = torch.from_numpy(data.waveform(number))
-                waveform = F.pad(waveform, (0, max(0, least - len(waveform))))
+                waveform = long_enough(torch.from_numpy(data.waveform(number)))
                 wanted.append(F.normalize(first(speaker_features(waveform)[None])[0], dim=0))
         self.wanted = [torch.stack(wanted)]  # in a list: no part of the module
 

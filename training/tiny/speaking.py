@@ -55,6 +55,11 @@ ADVERSARY_FROM = 0.7  # share of the steps after which the critics have a say
 MEL_WEIGHT, MATCHING_WEIGHT, PITCH_WEIGHT = 15.0, 2.0, 0.05
 
 
+def long_enough(waveform: torch.Tensor) -> torch.Tensor:
+    """A recording [samples] at 16 kHz, with silence behind single words, which are too short to clone a voice from."""
+    return F.pad(waveform, (0, max(0, int(MIN_SECONDS * SAMPLE_RATE) - len(waveform))))
+
+
 def written(text: str, rng: np.random.Generator) -> str:
     """Spoken words as they may stand in a reply: at times with a capital, a comma before the background, a mark."""
     if rng.random() < COMMA_SHARE:
@@ -87,8 +92,7 @@ class HeardPool:
             for index in tqdm(range(len(pool)), desc="listening", unit="utterance"):
                 waveform = torch.from_numpy(pool[index].waveform)
                 length = -(-len(waveform) * CODES_PER_SECOND // SAMPLE_RATE)
-                # Single words are shorter than what a voice may be cloned from.
-                waveform = F.pad(waveform, (0, max(0, int(MIN_SECONDS * SAMPLE_RATE) - len(waveform))))
+                waveform = long_enough(waveform)
                 codes.append(encoder.encode_codes(waveform)[:length].to(torch.uint8))
                 embeddings.append(encoder.embed(waveform))
             lengths = torch.tensor([len(row) for row in codes])

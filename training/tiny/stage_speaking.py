@@ -54,6 +54,7 @@ STAGES = {
 }
 NUM_REVOICED = 700  # utterances that are spoken again for the speaker encoder
 QUICK = (2, 4)
+TEMPERATURE = 0.3  # of a talker this small; at 1, as released, of ten unlikely ids one is a wrong word
 PRESET_TEXT = "please say what shape is at the top"
 # Preset voices: espeak-ng's voice name -> name and description.
 SPEAKERS = {
@@ -98,6 +99,7 @@ def tiny_talker_config(thinker_size: int, codec_vocab: int = CODEC_VOCAB) -> Bai
         text_vocab_size=NUM_TEXT_TOKENS + len(TALKER_TOKENS),
         audio_vocab_size=codec_vocab,
         qa_model_hidden_size=thinker_size,
+        sampling_temperature=TEMPERATURE,
     )
 
 
