@@ -4,8 +4,12 @@ Test sentences are read aloud in the voices of test recordings, whose speed and 
 model's own recogniser writes down what it hears, and espeak-ng, saying the same sentence in the same voice, gives the
 duration to compare with. Voice: the speaker encoder must find the output nearer to its prompt than to the prompts of
 other voices.
+
+`--floor` measures what is lost without the talker: espeak-ng's recordings of the same sentences, and what flow and
+vocoder make of their speech codes, heard by the same recogniser.
 """
 
+import sys
 import time
 from dataclasses import asdict, dataclass
 
@@ -92,6 +96,35 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
     return readings
 
 
+@torch.no_grad()
+def floor(model, processor, samples: int, seed: int, batch_size: int) -> dict[str, float]:
+    """Word errors in percent of espeak-ng's recordings and of these through speech codes, flow and vocoder."""
+    speech, detokenizer = model.talker_processor, model.audio_detokenizer
+    texts, recordings, again = [], [], []
+    for index in tqdm(range(samples), desc="speaking again"):
+        rng = np.random.default_rng((seed, index))
+        voice, text = sample_voice(rng, "test"), sample_sentence(rng, "test")
+        prompt_text = sample_sentence(rng, "test")
+        prompt, recording = (long_enough(torch.from_numpy(speak(words, voice))) for words in (prompt_text, text))
+        lender = speech.voice_encoder.encode((prompt.numpy(), SAMPLE_RATE), prompt_text)
+        waveform = detokenizer.decode(
+            [speech.voice_encoder.encode_codes(recording)],
+            speaker_embedding=lender.speaker_embedding[None],
+            prompt_codes=[lender.prompt_codes],
+            prompt_mel=[lender.prompt_mel],
+            generator=[torch.Generator().manual_seed(seed + index)],
+        )[0]
+        texts.append(text)
+        recordings.append(recording)
+        again.append(resample(waveform.float().cpu(), detokenizer.config.sample_rate, SAMPLE_RATE))
+    shares = {}
+    for name, waves in {"espeak-ng's recordings": recordings, "the same through codes": again}.items():
+        heard = listen(model, processor, waves, SAMPLE_RATE, batch_size)
+        errors = sum(word_errors(text, words.strip()) for text, words in zip(texts, heard, strict=True))
+        shares[name] = round(100 * errors / sum(len(text.split()) for text in texts), 2)
+    return shares
+
+
 def results(readings: list[Reading]) -> list[Result]:
     """Lines of the table."""
     count = len(readings)
@@ -116,9 +149,17 @@ def results(readings: list[Reading]) -> list[Result]:
 
 def main() -> None:
     """Command line."""
-    args = measuring_parser("evaluate_speech", __doc__, batch_size=32).parse_args()
+    parser = measuring_parser("evaluate_speech", __doc__, batch_size=32)
+    parser.add_argument(
+        "--floor", action="store_true", help="measure recordings and their codes instead of the talker"
+    )
+    args = parser.parse_args()
     model, processor = load(args)
     started = time.monotonic()
+    if args.floor:
+        for name, share in floor(model, processor, args.samples, args.seed, args.batch_size).items():
+            sys.stdout.write(f"{name}: {share} % of words misheard, {args.samples} sentences\n")
+        return
     readings = read_aloud(model, processor, args.samples, args.seed, args.batch_size)
     wrong = [asdict(reading) for reading in readings if word_errors(reading.text, reading.heard)]
     report(args, results(readings), wrong, started)
