@@ -88,7 +88,7 @@ def tiny_image_gen_config(thinker_size: int) -> ImageGenConfig:
         scheduler={"shift": 3.0},  # what is where is decided in noise
         native_side=96,
         num_inference_steps=20,
-        guidance_scale=2.0,
+        guidance_scale=1.3,
     )
 
 
