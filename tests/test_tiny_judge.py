@@ -24,7 +24,7 @@ def test_rendered_scenes_are_read_back(side):
         assert read_picture(drawn(scene, side, seed)) == (scene, False)
 
 
-@pytest.mark.parametrize("side", [64, 96, 128])
+@pytest.mark.parametrize("side", [64, 96, 128, 160])
 def test_outlines_are_read_back(side):
     """Also lines thinner than a pixel: a small star of 64 pixels has strokes of half a pixel."""
     for seed in range(60):

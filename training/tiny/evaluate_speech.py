@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torchaudio.functional import resample
 from tqdm import tqdm
 
-from voices_bailingmm import SILENCE_PEAK
+from voices_bailingmm import SILENCE_PEAK, VoiceEncoder
+from voices_bailingmm import Voice as LentVoice
 
 from .evaluate import Result, answer, load, measuring_parser, report, word_errors
 from .sentences import sample_sentence
@@ -30,6 +31,25 @@ from .world import TRANSCRIBE
 WER_BAR, DURATION_BAR, VOICE_BAR = 8.0, 25.0, 90.0
 SILENCE_SECONDS = 0.1  # around what is listened to, as recordings have it
 NUM_OTHERS = 9  # voices that an output is compared with beside its own
+
+
+@dataclass(frozen=True)
+class Case:
+    """A test sentence, espeak-ng's recording [samples] of it, and the same voice as another recording lends it."""
+
+    text: str
+    voice: Voice
+    recording: torch.Tensor
+    prompt: LentVoice
+
+
+def sample_case(encoder: VoiceEncoder, seed: int, index: int) -> Case:
+    """The case of a number; its voice has a speed and a pitch that were never trained."""
+    rng = np.random.default_rng((seed, index))
+    voice, text, prompt_text = sample_voice(rng, "test"), sample_sentence(rng, "test"), sample_sentence(rng, "test")
+    lent = long_enough(torch.from_numpy(speak(prompt_text, voice)))
+    prompt = encoder.encode((lent.numpy(), SAMPLE_RATE), prompt_text)
+    return Case(text, voice, torch.from_numpy(speak(text, voice)), prompt)
 
 
 @dataclass(frozen=True)
@@ -59,36 +79,29 @@ def listen(model, processor, waveforms: list[torch.Tensor], rate: int, batch_siz
 def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> list[Reading]:
     """Let the model read test sentences in test voices."""
     encoder = model.talker_processor.voice_encoder
-    cases, prompts = [], []
-    for index in range(samples):
-        rng = np.random.default_rng((seed, index))
-        voice, text = sample_voice(rng, "test"), sample_sentence(rng, "test")
-        prompt_text = sample_sentence(rng, "test")
-        recording = long_enough(torch.from_numpy(speak(prompt_text, voice)))
-        prompts.append(encoder.encode((recording.numpy(), SAMPLE_RATE), prompt_text))
-        cases.append((text, voice, len(speak(text, voice)) / SAMPLE_RATE))
-    embeddings = F.normalize(torch.stack([prompt.speaker_embedding for prompt in prompts]), dim=-1)
+    cases = [sample_case(encoder, seed, index) for index in range(samples)]
+    embeddings = F.normalize(torch.stack([case.prompt.speaker_embedding for case in cases]), dim=-1)
     waves = []
-    for index, (text, _, _) in enumerate(tqdm(cases, desc="speaking")):
-        output = model.speak(text, speaker=prompts[index], seed=seed + index)
+    for index, case in enumerate(tqdm(cases, desc="speaking")):
+        output = model.speak(case.text, speaker=case.prompt, seed=seed + index)
         waves.append(resample(output.waveforms[0], output.sampling_rate, SAMPLE_RATE))
     heard = listen(model, processor, waves, SAMPLE_RATE, batch_size)
     readings = []
-    for index, (text, voice, espeak_seconds) in enumerate(cases):
+    for index, case in enumerate(cases):
         rng = np.random.default_rng((seed, samples + index))
         # The same espeak-ng voice in another pitch is no other voice.
-        others = [other for other in range(samples) if cases[other][1].name != cases[index][1].name]
+        others = [other for other in range(samples) if cases[other].voice.name != case.voice.name]
         others = rng.permutation(others)[:NUM_OTHERS]
         cosines = torch.full((samples,), -1.0)  # of silence, which is nobody's voice
         if len(waves[index]) and waves[index].abs().max() > 2 * SILENCE_PEAK:
             cosines = embeddings @ F.normalize(encoder.embed(long_enough(waves[index])), dim=-1)
         readings.append(
             Reading(
-                text,
+                case.text,
                 heard[index].strip(),
-                voice,
+                case.voice,
                 len(waves[index]) / SAMPLE_RATE,
-                espeak_seconds,
+                len(case.recording) / SAMPLE_RATE,
                 cosines[index].item(),
                 cosines[torch.from_numpy(others)].max().item(),
             )
@@ -99,29 +112,23 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
 @torch.no_grad()
 def floor(model, processor, samples: int, seed: int, batch_size: int) -> dict[str, float]:
     """Word errors in percent of espeak-ng's recordings and of these through speech codes, flow and vocoder."""
-    speech, detokenizer = model.talker_processor, model.audio_detokenizer
-    texts, recordings, again = [], [], []
-    for index in tqdm(range(samples), desc="speaking again"):
-        rng = np.random.default_rng((seed, index))
-        voice, text = sample_voice(rng, "test"), sample_sentence(rng, "test")
-        prompt_text = sample_sentence(rng, "test")
-        prompt, recording = (long_enough(torch.from_numpy(speak(words, voice))) for words in (prompt_text, text))
-        lender = speech.voice_encoder.encode((prompt.numpy(), SAMPLE_RATE), prompt_text)
+    encoder, detokenizer = model.talker_processor.voice_encoder, model.audio_detokenizer
+    cases = [sample_case(encoder, seed, index) for index in range(samples)]
+    recordings, again = [long_enough(case.recording) for case in cases], []
+    for index, case in enumerate(tqdm(cases, desc="speaking again")):
         waveform = detokenizer.decode(
-            [speech.voice_encoder.encode_codes(recording)],
-            speaker_embedding=lender.speaker_embedding[None],
-            prompt_codes=[lender.prompt_codes],
-            prompt_mel=[lender.prompt_mel],
+            [encoder.encode_codes(recordings[index])],
+            speaker_embedding=case.prompt.speaker_embedding[None],
+            prompt_codes=[case.prompt.prompt_codes],
+            prompt_mel=[case.prompt.prompt_mel],
             generator=[torch.Generator().manual_seed(seed + index)],
         )[0]
-        texts.append(text)
-        recordings.append(recording)
         again.append(resample(waveform.float().cpu(), detokenizer.config.sample_rate, SAMPLE_RATE))
     shares = {}
     for name, waves in {"espeak-ng's recordings": recordings, "the same through codes": again}.items():
         heard = listen(model, processor, waves, SAMPLE_RATE, batch_size)
-        errors = sum(word_errors(text, words.strip()) for text, words in zip(texts, heard, strict=True))
-        shares[name] = round(100 * errors / sum(len(text.split()) for text in texts), 2)
+        errors = sum(word_errors(case.text, words.strip()) for case, words in zip(cases, heard, strict=True))
+        shares[name] = round(100 * errors / sum(len(case.text.split()) for case in cases), 2)
     return shares
 
 

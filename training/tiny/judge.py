@@ -48,15 +48,17 @@ def _smooth_spectrum(window: np.ndarray) -> np.ndarray:
 
 
 @cache
-def templates() -> tuple[list[tuple[str, float, bool]], np.ndarray]:
-    """(kind, radius as a share of the side, hollow) and the spectra [K, PERIOD, PERIOD] of their smoothed covers."""
+def templates() -> tuple[list[tuple[str, float, bool]], np.ndarray, np.ndarray]:
+    """(kind, radius as a share of the side, hollow), the spectra [K, PERIOD, PERIOD] of their smoothed covers, and the
+    energies [K] of these."""
     names = [(kind, float(radius), hollow) for kind in KINDS for radius in RADII for hollow in (False, True)]
     covers, side = [], 2 * HALF + 1
     for kind, radius, hollow in names:
         image = Image.new("RGB", (side, side))
         draw_shape(image, kind, "white", (side / 2, side / 2), radius * SIDE, outline=hollow)
         covers.append(np.asarray(image.convert("L"), dtype=np.float32) / 255)
-    return names, _smooth_spectrum(np.stack(covers))
+    spectra = _smooth_spectrum(np.stack(covers))
+    return names, spectra, _inner(spectra, spectra)
 
 
 def _inner(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -75,16 +77,16 @@ def read_shape(pixels: np.ndarray, background: str, position: str) -> tuple[Shap
     direction = offsets[strength >= STRONG * strength.max()].mean(axis=0)
     direction /= np.linalg.norm(direction)
     channels = _smooth_spectrum(offsets.transpose(2, 0, 1))
-    names, spectra = templates()
+    names, spectra, energies = templates()
     # Shapes of a second colour, which a template cannot explain, count in the energy too.
     energy = _inner(channels, channels).sum()
     products = np.fft.ifft2(np.tensordot(direction, channels, 1) * spectra.conj()).real
-    similarity = products.max(axis=(1, 2)) / np.sqrt(_inner(spectra, spectra) * energy)
+    similarity = products.max(axis=(1, 2)) / np.sqrt(energies * energy)
     best = int(similarity.argmax())
     shift = np.unravel_index(products[best].argmax(), products[best].shape)
     phase = np.exp(-2j * np.pi * np.add.outer(*(np.fft.fftfreq(PERIOD) * step for step in shift)))
-    moved = spectra[best] * phase
-    colour = nearest_colour(np.float32(COLOURS[background]) + _inner(channels, moved) / _inner(moved, moved))
+    offset = _inner(channels, spectra[best] * phase) / energies[best]  # moving a template leaves its energy
+    colour = nearest_colour(np.float32(COLOURS[background]) + offset)
     kind, radius, hollow = names[best]
     if similarity[best] < MIN_SIMILARITY or colour == background:
         kind = UNCLEAR

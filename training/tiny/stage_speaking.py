@@ -54,7 +54,7 @@ STAGES = {
 }
 NUM_REVOICED = 700  # utterances that are spoken again for the speaker encoder
 QUICK = (2, 4)
-TEMPERATURE = 0.3  # of a talker this small; at 1, as released, of ten unlikely ids one is a wrong word
+TEMPERATURE = 0.3  # at 1, as released, 11.5 instead of 8.6 % of the words of a talker this small were misheard
 PRESET_TEXT = "please say what shape is at the top"
 # Preset voices: espeak-ng's voice name -> name and description.
 SPEAKERS = {
