@@ -5,11 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from image_helpers import small_image_gen
 from PIL import Image
 
-from benchmarks import audio, image, load, moe, report, speech, thinker, vision
+from benchmarks import audio, image, load, moe, released, report, speech, thinker, vision
 from benchmarks.__main__ import NAMES, run
 from benchmarks.growth import Cost, plot, table
 from benchmarks.timing import OUTSIDE, profiled, share_table
@@ -39,6 +40,20 @@ def test_results_are_written_beside_the_table(tmp_path, monkeypatch):
     assert record["options"] == {"device": "cpu", "dtype": "float32"} and record["machine"]["threads"] == 1
     assert len(record["costs"]) == len(table.splitlines()) - 2
     assert Image.open(tmp_path / "moe.png").getbbox()
+
+
+def test_released_sizes_have_a_column_per_way_to_load():
+    costs = [
+        released.Cost(way, "weights (GiB), measured", value) for way, value in (("bfloat16", 2.0), ("4 bit", 1.0))
+    ]
+    assert released.table(costs).splitlines()[2] == "| weights (GiB), measured | 2.00 | 1.00 |"
+    assert released.plot(costs).lines == {"bfloat16": (["measured"], [2.0]), "4 bit": (["measured"], [1.0])}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card: tests/test_cuda.py measures it")
+def test_released_sizes_need_a_card():
+    with pytest.raises(RuntimeError, match="python -m tools.memory released"):
+        released.measure()
 
 
 def test_versus_divides_by_the_same_input():

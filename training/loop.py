@@ -73,7 +73,8 @@ def _training_arguments(num_steps: int, **arguments) -> TrainingArguments:
         "logging_steps": 25,
         "save_steps": 200,
         "save_total_limit": 2,
-        "dataloader_num_workers": 1,
+        # A card waits for nothing but batches.
+        "dataloader_num_workers": 1 if on_cpu else max(1, min(8, (os.cpu_count() or 1) // 3)),
         "dataloader_prefetch_factor": 4,
         "remove_unused_columns": False,
         "use_cpu": on_cpu,

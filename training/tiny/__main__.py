@@ -21,13 +21,13 @@ from .architecture import tiny_config
 from .dense import DenseLoss
 from .perception import MIX, PerceptionData
 from .speech import SpeechPool
+from .stage import SEED
 from .stage_listeners import train_speaker_encoder, train_speech_tokenizer
 from .warmup import HeadsWarmUp, SpeechWarmUp, SpeechWarmUpData, VisionWarmUp, VisionWarmUpData
 
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
-SEED = 2506
 # Parts of the model that each warm-up trains and hands over.
 PARTS = {
     "vision": ("vision", "linear_proj"),
@@ -69,11 +69,11 @@ def warm_up(stage: str, args: argparse.Namespace) -> None:
     steps, batch_size = args.steps or steps, args.batch_size or batch_size
     if stage == "vision":
         task = VisionWarmUp(model)
-        data = VisionWarmUpData(processor.image_processor, steps, batch_size, SEED, "train")
+        data = VisionWarmUpData(processor.image_processor, steps, batch_size, args.seed, "train")
     else:
         task = SpeechWarmUp(model)
         pool = SpeechPool(args.speech)
-        data = SpeechWarmUpData(pool, processor, steps, batch_size, SEED, whisper=stage == "whisper")
+        data = SpeechWarmUpData(pool, processor, steps, batch_size, args.seed, whisper=stage == "whisper")
     part = part_parameters(model, PARTS[stage])
     heads = {name: value for name, value in task.named_parameters() if not name.startswith("model.")}
     parameters = [*part.values(), *heads.values()]
@@ -103,7 +103,7 @@ def heads(args: argparse.Namespace) -> None:
     objective = new_objective(args)
     steps, scale = (2, 0.05) if args.quick else (STEPS["heads"][0], args.scale)
     data = PerceptionData(
-        BailingMMProcessor.from_pretrained(ROOT), SpeechPool(args.speech), steps, SEED + 2, scale=scale
+        BailingMMProcessor.from_pretrained(ROOT), SpeechPool(args.speech), steps, args.seed + 2, scale=scale
     )
     task = HeadsWarmUp(objective.model, objective.dense)
     fit(task, data, args.runs / "heads", 1e-2, SEED, bf16=args.bf16)
@@ -123,8 +123,8 @@ def chat(args: argparse.Namespace) -> None:
     scale = 0.05 if args.quick else args.scale
     steps = args.steps or (2 if args.quick else STEPS["chat"][0])
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    data = PerceptionData(processor, pool, processes * steps, SEED, scale=scale)
-    validation = PerceptionData(processor, pool, 2, SEED + 1, scale=scale / 2)[1]  # heard by Whisper
+    data = PerceptionData(processor, pool, processes * steps, args.seed, scale=scale)
+    validation = PerceptionData(processor, pool, 2, args.seed + 1, scale=scale / 2)[1]  # heard by Whisper
     balance = BalanceCallback(objective, DynamicBalance(list(MIX)), validation, every=100)
     # Encoders that know their job by now follow slowly.
     scales = {f"model.{name}.": 0.5 for names in PARTS.values() for name in names}
@@ -187,6 +187,7 @@ def main() -> None:
         "--scale", type=float, default=0.8, help="stage chat: factor on the chats per step and process"
     )
     parser.add_argument("--start-from", type=Path, help="a checkpoint directory to go on from")
+    parser.add_argument("--seed", type=int, default=SEED, help="another one for other data than an earlier run's")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the CPU has it")
     args = parser.parse_args()

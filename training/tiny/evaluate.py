@@ -161,6 +161,7 @@ def measuring_parser(module: str, description: str | None, batch_size: int) -> a
     parser.add_argument("--samples", type=int, default=200, help="samples per row")
     parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
     parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--bits", type=int, choices=QUANTIZATION, help="quantise the weights by bitsandbytes")
     parser.add_argument("--json", type=Path, help="write the results here too")
@@ -172,7 +173,7 @@ def load(args: argparse.Namespace) -> tuple:
     """Model and processor that are measured."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
-    options = {"dtype": args.dtype, "quantization_config": QUANTIZATION.get(args.bits)}
+    options = {"dtype": args.dtype, "quantization_config": QUANTIZATION.get(args.bits), "device_map": args.device}
     model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, **options)
     return model.eval(), processor
 
@@ -180,7 +181,8 @@ def load(args: argparse.Namespace) -> tuple:
 def report(args: argparse.Namespace, results: list[Result], wrong: list[dict], started: float) -> None:
     """Print the table, and write what was asked for; `started`: of `time.monotonic`."""
     seconds = time.monotonic() - started
-    sys.stdout.write(f"{table(results)}\n\nseed {args.seed}, {seconds:.0f} s, {args.bits or args.dtype}\n")
+    settings = f"seed {args.seed}, {seconds:.0f} s, {args.bits or args.dtype}, {args.device}"
+    sys.stdout.write(f"{table(results)}\n\n{settings}\n")
     if args.json:
         args.json.write_text(json.dumps([{**asdict(r), "passed": r.passed} for r in results], indent=1) + "\n")
     if args.errors:

@@ -69,7 +69,8 @@ def listen(model, processor, waveforms: list[torch.Tensor], rate: int, batch_siz
     """What the model's own recogniser writes down of waveforms [samples] at `rate` Hz, between short silences."""
     heard, silence, ask = [], round(rate * SILENCE_SECONDS), {"type": "text", "text": TRANSCRIBE[0]}
     for start in tqdm(range(0, len(waveforms), batch_size), desc="listening"):
-        sounds = [F.pad(wave, (silence, silence)).numpy() for wave in waveforms[start : start + batch_size]]
+        batch = [wave.float().cpu() for wave in waveforms[start : start + batch_size]]
+        sounds = [F.pad(wave, (silence, silence)).numpy() for wave in batch]
         contents = [[ask, {"type": "audio", "audio": (sound, rate)}] for sound in sounds]
         heard += answer(model, processor, [[{"role": "user", "content": c}] for c in contents], whisper=False)
     return heard
@@ -84,7 +85,7 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
     waves = []
     for index, case in enumerate(tqdm(cases, desc="speaking")):
         output = model.speak(case.text, speaker=case.prompt, seed=seed + index)
-        waves.append(resample(output.waveforms[0], output.sampling_rate, SAMPLE_RATE))
+        waves.append(resample(output.waveforms[0].float().cpu(), output.sampling_rate, SAMPLE_RATE))
     heard = listen(model, processor, waves, SAMPLE_RATE, batch_size)
     readings = []
     for index, case in enumerate(cases):

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import torch
 
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+
 ROOT = Path(__file__).resolve().parents[2]
+SEED = 2506
 
 
 def stage_parser(name: str, description: str, actions: tuple[str, ...]) -> argparse.ArgumentParser:
@@ -24,6 +27,7 @@ def stage_parser(name: str, description: str, actions: tuple[str, ...]) -> argpa
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--seed", type=int, default=SEED, help="another one for other data than an earlier run's")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the CPU has it")
     return parser
@@ -36,3 +40,9 @@ def start_stage(parser: argparse.ArgumentParser) -> argparse.Namespace:
     torch.set_num_threads(args.threads)
     args.runs.mkdir(parents=True, exist_ok=True)
     return args
+
+
+def frozen_thinker(directory: Path) -> BailingMMNativeForConditionalGeneration:
+    """The thinker that a stage learns from, in float32, on the graphics card if there is one."""
+    thinker = BailingMMNativeForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+    return thinker.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -26,9 +26,8 @@ from processing_bailingmm import BailingMMProcessor
 from ..loop import fit
 from .picturing import AutoencoderData, AutoencoderTask, ConditionTask, PictureTask, RequestData
 from .speech import SpeechPool
-from .stage import stage_parser, start_stage
+from .stage import SEED, frozen_thinker, stage_parser, start_stage
 
-SEED = 2506
 LATENT_CHANNELS = 16
 # Optimiser steps, batch size and learning rate.
 STAGES = {
@@ -122,15 +121,15 @@ def train(stage: str, args: argparse.Namespace) -> None:
     steps, batch_size, learning_rate = STAGES[stage]
     steps, batch_size = QUICK if args.quick else (args.steps or steps, args.batch_size or batch_size)
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    size = (processes * steps, batch_size, SEED)
+    size = (processes * steps, batch_size, args.seed)
     if stage in OF_AUTOENCODER:
         image_gen = new_image_gen(1)
         task: nn.Module = AutoencoderTask(image_gen.vae)
         data: torch.utils.data.Dataset = AutoencoderData(*size, fine=stage != "autoencoder")
     else:
-        thinker = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.float32).eval()
+        thinker = frozen_thinker(args.thinker)
         image_gen = new_image_gen(thinker.config.llm_config.hidden_size)
-        task = (ConditionTask if stage == "condition" else PictureTask)(thinker.requires_grad_(False), image_gen)
+        task = (ConditionTask if stage == "condition" else PictureTask)(thinker, image_gen)
         processor = BailingMMProcessor.from_pretrained(args.thinker)
         data = RequestData(processor, SpeechPool(args.speech), image_gen.config, *size)
     # The condition's width is the thinker's, which the autoencoder does without.

@@ -11,6 +11,7 @@ python -m training.tiny.stage_speaking unpack   # the other way: THINKER's weigh
 """
 
 import argparse
+import copy
 import shutil
 from dataclasses import replace
 
@@ -36,11 +37,10 @@ from . import speech
 from .listeners import FiniteScalarQuantizer, export_speaker_encoder
 from .revoicing import RevoicedData, RevoicedTask, speak_again
 from .speaking import FlowData, FlowTask, HeardPool, TalkerData, TalkerTask, VocoderData, VocoderTask
-from .stage import stage_parser, start_stage
+from .stage import SEED, frozen_thinker, stage_parser, start_stage
 from .stage_listeners import load_task
 from .tokenizer import byte_level_bpe, corpus
 
-SEED = 2506
 NUM_TEXT_TOKENS = 500  # of the talker's tokenizer, before its own 12
 CODEC_VOCAB = 512
 QUICK_CODEC_VOCAB = 256  # a few utterances do not repeat enough pairs of codes for more
@@ -146,15 +146,17 @@ def train(name: str, args: argparse.Namespace) -> None:
     heard = hear(args)
     steps, batch_size, learning_rate = STAGES[name]
     steps, batch_size = QUICK if args.quick else (args.steps or steps, args.batch_size or batch_size)
-    size = (steps, batch_size, SEED)
+    size = (steps, batch_size, args.seed)
     module: nn.Module
     if name == "talker":
-        thinker = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.float32).eval()
+        thinker = frozen_thinker(args.thinker)
         processor = talker_processor(args, heard)
         module = new_talker(thinker.config.llm_config.hidden_size, processor.codec_bpe.vocab_size)
         task = TalkerTask(module, thinker)
         fresh = not (args.runs / "talker.safetensors").is_file()
-        data = TalkerData(heard, module, processor, BailingMMProcessor.from_pretrained(args.thinker), *size, fresh)
+        # Its own talker: one that is trained on a card cannot be used by the processes that make batches.
+        makes_batches, chat_processor = copy.deepcopy(module), BailingMMProcessor.from_pretrained(args.thinker)
+        data = TalkerData(heard, makes_batches, processor, chat_processor, *size, fresh)
     elif name == "voice":
         count = QUICK[1] if args.quick else NUM_REVOICED
         again = speak_again(heard, trained_detokenizer(args), args.runs / "revoiced.safetensors", count, SEED)

@@ -1,0 +1,139 @@
+"""The released sizes on one card, with random weights: memory against `tools.memory`, speed of reading and writing.
+
+Writes a random checkpoint of decoder, encoders and talker (38 GB; `--folder` names a disk with as much room, or main
+memory), loads it in bfloat16 and in 4 bit as users do, and measures. What the weights say does not matter for memory,
+and for speed only through routing, which is spread evenly here.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from configuration_bailingmm import BailingMMConfig, BailingMMTalkerConfig
+from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from tools.memory import GIB, QUANTIZATION, Workload, estimate
+
+from .report import Plot
+
+PROMPT, NEW_TOKENS = 2048, 64
+WAYS = {"bfloat16": None, "8 bit": "8bit", "4 bit": "4bit"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One number of one way to load."""
+
+    way: str
+    name: str
+    value: float
+
+
+def random_checkpoint(folder: Path, device: str, config: BailingMMConfig) -> None:
+    """Random bfloat16 weights."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device), torch.no_grad():
+            model = BailingMMNativeForConditionalGeneration(config)
+            for parameter in model.parameters():
+                nn.init.normal_(parameter, std=0.02)
+        model.save_pretrained(folder, max_shard_size="4GB")
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
+def costs_of(way: str, folder: Path, device: str) -> list[Cost]:
+    """Load one way, and measure."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before, holder = torch.cuda.memory_allocated(), []
+    options = {"dtype": torch.bfloat16, "device_map": device, "quantization_config": QUANTIZATION.get(WAYS[way])}
+    load = BailingMMNativeForConditionalGeneration.from_pretrained
+    seconds = _timed(lambda: holder.append(load(folder, **options).eval()))
+    (model,) = holder
+    weights, loading = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
+    work = Workload(context=PROMPT + NEW_TOKENS, images=0, seconds=0)
+    computed = estimate(str(folder), quantization=WAYS[way], work=work)
+    ids = torch.randint(1000, 2000, (1, PROMPT), device=device)
+    read = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    model(**read, logits_to_keep=1)
+    torch.cuda.reset_peak_memory_stats()
+    reading = _timed(lambda: model(**read, logits_to_keep=1))
+    peak = torch.cuda.max_memory_allocated() - before - weights
+    write = {**read, "do_sample": False, "min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
+    writing = min(_timed(lambda: model.generate(**write)) for _ in range(2)) - reading
+    text = next(item for item in computed if item.part == "text")
+    found = {
+        "seconds to load": seconds,
+        "weights (GiB), computed": sum(item.weights for item in computed) / GIB,
+        "weights (GiB), measured": weights / GIB,
+        "peak while loading / weights": loading / weights,
+        f"peak of reading {PROMPT} tokens (GiB), computed": (text.activations + text.cache) / GIB,
+        f"peak of reading {PROMPT} tokens (GiB), measured": peak / GIB,
+        "tokens read per second": PROMPT / reading,
+        "tokens written per second": NEW_TOKENS / writing,
+    }
+    return [Cost(way, name, value) for name, value in found.items()]
+
+
+def measure(
+    device: str = "cuda",
+    folder: str | None = None,
+    ways: tuple[str, ...] = ("bfloat16", "4 bit"),
+    config: BailingMMConfig | None = None,
+) -> list[Cost]:
+    """Memory and speed of the ways to load.
+
+    Args:
+        folder: where the checkpoint is written for a while; None is the temporary folder.
+        config: other sizes than the released ones.
+
+    Raises:
+        RuntimeError: there is no card.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "the released sizes are measured on a card; what they need is told by python -m tools.memory released"
+        )
+    directory = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        random_checkpoint(directory, device, config or BailingMMConfig(talker_config=BailingMMTalkerConfig()))
+        return [cost for way in ways for cost in costs_of(way, directory, device)]
+    finally:
+        shutil.rmtree(directory)
+
+
+def table(costs: list[Cost]) -> str:
+    """Markdown table."""
+    ways = list(dict.fromkeys(cost.way for cost in costs))
+    values = {(cost.name, cost.way): cost.value for cost in costs}
+    lines = ["| | " + " | ".join(ways) + " |", "|---|" + "---|" * len(ways)]
+    for name in dict.fromkeys(cost.name for cost in costs):
+        lines.append(f"| {name} | " + " | ".join(f"{values[name, way]:.2f}" for way in ways) + " |")
+    return "\n".join(lines)
+
+
+def plot(costs: list[Cost]) -> Plot:
+    """Bars of the weights."""
+    bars: dict[str, tuple[list[str], list[float]]] = {}
+    for cost in costs:
+        if cost.name.startswith("weights"):
+            names, values = bars.setdefault(cost.way, ([], []))
+            names.append(cost.name.removeprefix("weights (GiB), "))
+            values.append(cost.value)
+    return Plot("GiB", "weights", bars)
