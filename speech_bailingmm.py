@@ -37,7 +37,6 @@ logger = logging.get_logger(__name__)
 DETOKENIZER_FOLDER = "audio_detokenizer"
 MAX_SEED = 2**62
 TALKER_BATCH = 8  # pieces said at once
-FIRST_CODES, MORE_CODES = 12, 25  # how many codes the talker collects before it hands them on
 
 
 @dataclass(frozen=True)
@@ -516,7 +515,7 @@ class PieceSpeaker:
         )
         said: list[TalkerPiece] = []
         samples = 0
-        for ids, ended in self._portions(prompts, [first for first, _ in seeds], said):
+        for ids, ended in self._steps(prompts, [first for first, _ in seeds], said):
             waveforms = [stream.push(self.processor.codes(torch.tensor(ids)))] if ids else []
             waveforms += [stream.finish()] if ended else []
             samples += sum(len(waveform) for waveform in waveforms)
@@ -532,14 +531,14 @@ class PieceSpeaker:
                 yield from self._arrived()
             self.spoken.append(_spoken(piece, samples / self.rate, item.finish_reason))
 
-    def _portions(
+    def _steps(
         self, prompts: list[TalkerPrompt], generators: list[torch.Generator], said: list[TalkerPiece]
     ) -> Iterator[tuple[list[int], bool]]:
-        """Step by step, codec ids of the first prompt when a portion is complete (else none), and whether it ends with
-        them; `said` gets what became of every prompt."""
+        """Of every step the codec id of the first prompt, if it has one, and whether it ends there; `said` gets what
+        became of every prompt."""
         steps = self.talker.stream(prompts, generators, self.rules, **self.options)
         rows: list[list[int]] = [[] for _ in prompts]
-        handed, portion, ended, reasons = 0, FIRST_CODES, False, None
+        ended, reasons = False, None
         while reasons is None:
             try:
                 step = next(steps).tolist()
@@ -548,11 +547,8 @@ class PieceSpeaker:
             for row, step_id in zip(rows, step, strict=True):
                 row += [step_id] if step_id != NO_ID else []
             ends = not ended and step[0] == NO_ID
-            ids = rows[0][handed:] if ends or len(rows[0]) - handed >= portion else []
-            if ids:
-                handed, portion = len(rows[0]), MORE_CODES
             ended = ended or ends
-            yield ids, ends and handed > 0
+            yield [step_id for step_id in step[:1] if step_id != NO_ID], ends and bool(rows[0])
         said += [
             TalkerPiece(torch.tensor(row, dtype=torch.long), reason) for row, reason in zip(rows, reasons, strict=True)
         ]

@@ -91,6 +91,7 @@ RELEASED_HIFT = {
 # Tokens are speech codes (20 ms), frames are mel frames (11.6 ms), samples are of the waveform.
 STREAMING = {
     "first_chunk": 12,  # tokens in the first chunk: 0.24 s
+    "first_chunk_steps": 0,  # of the flow's solver there; 0: as many as everywhere
     "growth": 4.0,  # each chunk is this much longer than the one before ...
     "max_chunk": 200,  # ... up to this many tokens (4 s)
     "left_context": 30,  # tokens before a chunk that the flow sees again

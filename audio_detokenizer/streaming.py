@@ -20,18 +20,20 @@ class DetokenizerStream:
     vocoder sees final mel on both sides of what it speaks, at least as much as its output depends on; the pitch of a
     frame is predicted once, its source signal continues with exact phase, and the waveforms are cross-faded after
     a joint (which only matters with smaller contexts). Chunks grow, so that the flow runs over little more than the
-    codes themselves; speaking a chunk must last as long as making the next, `growth` times longer.
+    codes themselves; speaking a chunk must last as long as making the next, `growth` times longer. The first may take
+    fewer steps of the flow's solver (`first_chunk_steps`), for what is waited for.
 
     How close to `decode` this is:
     - the same number of samples, and for equal codes the same samples however they are pushed;
     - the waveform is, to 1e-4, what the vocoder makes of the stream's mel as a whole: joints cannot be heard;
-    - the mel is `decode`'s, to rounding, if the utterance fits into the first chunk and its look-ahead. Otherwise it
-      is not: attention and group norms of the flow see a window instead of the whole, and codes are laid under
+    - the mel is `decode`'s, to rounding, if the utterance ends before the first chunk's look-ahead does. Otherwise
+      it is not: attention and group norms of the flow see a window instead of the whole, and codes are laid under
       frames by the length known so far (at most one code off, which is most of the difference). With the goldens'
       random weights and random codes, the hardest case, the root mean square of the difference is 13 % (4 s of
       speech) to 18 % (10 s) of the mel's deviation, 24 to 25 % within 0.3 s after a joint; on Ming-Tiny's weights and
-      real codes it is 15 to 19 % of the deviation of the log-mel spectrogram. The pitch follows the mel, so that
-      phases drift apart and waveforms cannot be compared sample by sample. Not measured on the released weights.
+      real codes it is 15 % of the deviation of the log-mel spectrogram, in the first 0.16 s as elsewhere. The pitch
+      follows the mel, so that phases drift apart and waveforms cannot be compared sample by sample. Not measured on
+      the released weights.
     """
 
     def __init__(self, detokenizer, speaker, prompt, generators, settings, num_steps):
@@ -74,7 +76,9 @@ class DetokenizerStream:
         self.codes = torch.cat([self.codes, codes.to(self.codes.device)])
         pieces = [self.next_waveform[:0]]
         while len(self.codes) >= (known := self.chunk_end + self.chunk_size + self.settings["look_ahead"]):
-            pieces.append(self._decode_chunk(self.chunk_end + self.chunk_size, known))
+            is_first = self.frame == self.origin
+            num_steps = (is_first and self.settings["first_chunk_steps"]) or self.num_steps
+            pieces.append(self._decode_chunk(self.chunk_end + self.chunk_size, known, num_steps))
             self.chunk_end += self.chunk_size
             self.chunk_size = min(int(self.chunk_size * self.settings["growth"]), self.settings["max_chunk"])
         return torch.cat(pieces)
@@ -86,18 +90,18 @@ class DetokenizerStream:
         self.finished = True
         if len(self.codes) == self.num_prompt_codes:
             return self.next_waveform[:0]
-        return self._decode_chunk(len(self.codes), len(self.codes))
+        return self._decode_chunk(len(self.codes), len(self.codes), self.num_steps)
 
     def _check_open(self):
         if self.finished:
             raise ValueError("the stream is finished; make a new one with AudioDetokenizer.stream")
 
-    def _decode_chunk(self, end: int, known: int) -> torch.Tensor:
+    def _decode_chunk(self, end: int, known: int, num_steps: int | None) -> torch.Tensor:
         """Speak up to code `end`, seeing the codes up to `known` -> waveform [S]."""
         stop, num_frames = self.config.num_frames(end), self.config.num_frames(known)
         if stop <= self.frame:
             return self.next_waveform[:0]
-        mel = self._decode_mel(known, num_frames)  # from self.frame on
+        mel = self._decode_mel(known, num_frames, num_steps)  # from self.frame on
         mel = join(self.next_mel, mel, self.settings["vocoder_context"], self.settings["mel_fade"])
         waveform = self._vocode(mel[:, :, : stop - self.frame + self.settings["vocoder_context"]], stop - self.frame)
 
@@ -111,7 +115,7 @@ class DetokenizerStream:
         self.frame = stop
         return waveform
 
-    def _decode_mel(self, known: int, num_frames: int) -> torch.Tensor:
+    def _decode_mel(self, known: int, num_frames: int, num_steps: int | None) -> torch.Tensor:
         """Mel [1, M, num_frames - self.frame] from the window of codes before `known`."""
         start = max(self.frame - self.config.num_frames(self.settings["left_context"]), 0)
         start -= start % self.detokenizer.flow.decoder.estimator.frame_multiple  # lower resolutions keep their grid
@@ -121,7 +125,7 @@ class DetokenizerStream:
         first = int(tokens[0])
         noise = self.flow_noise(start, num_frames).T[None].to(device)
         mel = self.detokenizer.flow.window(
-            self.codes[None, first:known], tokens - first, self.speaker, noise, self.num_steps
+            self.codes[None, first:known], tokens - first, self.speaker, noise, num_steps
         )
         return mel[:, :, self.frame - start :]
 

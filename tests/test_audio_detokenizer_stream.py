@@ -115,7 +115,9 @@ def test_the_vocoder_adds_nothing(model, monkeypatch):
     """Given the whole's mel, chunks are the whole's waveform: contexts, pitch, phases and noise all continue."""
     (codes,) = codes_of(150)
     mel = whole_mel(model, codes)
-    monkeypatch.setattr(DetokenizerStream, "_decode_mel", lambda self, _, n: mel[None, :, self.frame : n].clone())
+    monkeypatch.setattr(
+        DetokenizerStream, "_decode_mel", lambda self, _, n, steps: mel[None, :, self.frame : n].clone()
+    )
     (whole,) = model.decode([codes], VOICE, generator=seeded(0))
     streamed = torch.cat(speak(model, codes, [150], first_chunk=10))
     torch.testing.assert_close(streamed, whole, atol=1e-4, rtol=0)
@@ -137,6 +139,20 @@ def test_joints_cannot_be_heard(model, monkeypatch):
     # The mel moves no faster at its joints (after the vocoder's context) than elsewhere.
     movement = mel.diff(dim=1).square().mean(dim=0).sqrt()
     assert all(movement[joint + 17 : joint + 27].max() < 1.2 * movement.max() for joint in joints)
+
+
+def test_the_first_chunk_may_take_fewer_steps(model, monkeypatch):
+    """Of the flow; what follows the joint is the same, and an utterance that ends before it takes all steps."""
+    (codes,) = codes_of(60)
+    (_, mel, joints), (_, quicker, same_joints) = (
+        speak_with_mel(model, codes, monkeypatch, **SMALL, first_chunk_steps=steps) for steps in (0, 2)
+    )
+    faded = joints[0] + model.config.streaming["vocoder_context"] + model.config.streaming["mel_fade"]
+    assert joints == same_joints and torch.equal(mel[:, faded:], quicker[:, faded:])
+    assert not torch.allclose(mel[:, : joints[0]], quicker[:, : joints[0]])
+    (short,) = codes_of(10)
+    whole, same = (torch.cat(speak(model, short, [10], **SMALL, first_chunk_steps=steps)) for steps in (0, 2))
+    assert torch.equal(whole, same)
 
 
 def test_smaller_contexts_are_faded(model, monkeypatch):

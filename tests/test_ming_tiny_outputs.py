@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from audio_detokenizer.noise import spawn_generators
 from training.tiny.evaluate import word_errors
 from training.tiny.evaluate_drawing import draw_row
 from training.tiny.evaluate_speech import listen
@@ -31,6 +32,22 @@ def test_unseen_sentences_are_read_aloud_so_that_they_are_understood(model, proc
     heard = listen(model, processor, output.waveforms, output.sampling_rate)
     errors = sum(word_errors(text, words) for text, words in zip(texts, heard, strict=True))
     assert errors / sum(len(text.split()) for text in texts) <= WORD_ERROR_CEILING
+
+
+def test_its_vocoder_sees_in_a_stream_all_that_it_depends_on(model, monkeypatch):
+    """Given the mel of a recording, chunks join to its waveform: less context than the released settings is enough."""
+    detokenizer, voice = model.audio_detokenizer, model.talker_processor.voices["iris"]
+    mel = voice.prompt_mel.T[None, :, : detokenizer.config.num_frames(len(voice.prompt_codes))]
+    stream = detokenizer.stream(voice.speaker_embedding[None], generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(
+        type(stream), "_decode_mel", lambda self, _, end, num_steps: mel[:, :, self.frame : end].clone()
+    )
+    chunks = [stream.push(voice.prompt_codes), stream.finish()]
+    generator = spawn_generators(torch.Generator().manual_seed(0), 2)[1]
+    with torch.no_grad():
+        (expected,) = detokenizer._vocode([mel[0]], [generator])
+    assert len(chunks[0]) and len(chunks[1])
+    torch.testing.assert_close(torch.cat(chunks), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("row", FLOORS)
