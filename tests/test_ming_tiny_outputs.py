@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REQUEST = {"type": "audio", "audio": str(ROOT / "demo" / "request.wav")}
 EXPECTED = json.loads((ROOT / "demo" / "expected.json").read_text(encoding="utf-8"))
 SENTENCES = 12
-WORD_ERROR_CEILING = 0.25
+WORD_ERROR_CEILING = 0.15
 DRAWINGS = 20
 # Well below the measured values in the README.
 FLOORS = {"drawing": 0.8, "editing": 0.8, "style": 0.75}
