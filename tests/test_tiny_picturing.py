@@ -29,6 +29,7 @@ from training.tiny.picturing import (
     to_pixels,
 )
 from training.tiny.scenes import Scene, Shape
+from training.tiny.stage import stage_parser
 from training.tiny.stage_drawing import (
     PARTS,
     STAGES,
@@ -144,16 +145,7 @@ def test_every_weight_belongs_to_one_stage():
 
 def test_quick_stage_ends_in_a_component_that_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(stage_drawing, "SpeechPool", lambda path: ToneSpeaker())
-    args = argparse.Namespace(
-        runs=tmp_path,
-        speech=None,
-        thinker=ROOT,
-        quick=True,
-        steps=None,
-        batch_size=None,
-        learning_rate=None,
-        bf16=False,
-    )
+    args = stage_parser("stage_drawing", "", STAGES).parse_args(["picture", "--quick", "--runs", str(tmp_path)])
     before = {name: value.clone() for name, value in new_image_gen(192).named_parameters()}
     for stage in STAGES:
         train(stage, args)

@@ -17,6 +17,7 @@ from training.tiny import speech
 from training.tiny.revoicing import RevoicedData, RevoicedTask, speak_again
 from training.tiny.speaking import FlowData, TalkerData, VocoderData, token_words, written
 from training.tiny.speech import VARIANTS, SpeechPool, Voice
+from training.tiny.stage import stage_parser
 from training.tiny.stage_listeners import load_task, train_speaker_encoder, train_speech_tokenizer
 from training.tiny.stage_speaking import (
     SPEAKERS,
@@ -62,9 +63,8 @@ def args(tmp_path_factory) -> argparse.Namespace:
         speech._build_shard(pool / "shard_00000.json", 0, 40, "train", seed=1)
     train_speech_tokenizer(runs, SpeechPool(pool), quick=True)
     train_speaker_encoder(runs, SpeechPool(pool), quick=True)
-    return argparse.Namespace(
-        runs=runs, speech=pool, thinker=ROOT, quick=True, steps=None, batch_size=None, learning_rate=None, bf16=False
-    )
+    parser = stage_parser("stage_speaking", "", ("hear",))
+    return parser.parse_args(["hear", "--quick", "--runs", str(runs), "--speech", str(pool)])
 
 
 @pytest.fixture(scope="module")
