@@ -26,10 +26,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
 from transformers.models.llama.modeling_llama import (
-    LlamaRMSNorm,
     LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
     eager_attention_forward,
+    rotate_half,
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -91,12 +90,10 @@ class BailingMoeAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-        self.qkv_sizes = [
-            heads * self.head_dim
-            for heads in (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-        ]
-        self.query_key_value = nn.Linear(config.hidden_size, sum(self.qkv_sizes), bias=False)
-        self.dense = nn.Linear(self.qkv_sizes[0], config.hidden_size, bias=False)
+        self.heads = [config.num_attention_heads, config.num_key_value_heads]
+        projected = (config.num_attention_heads + 2 * config.num_key_value_heads) * self.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, projected, bias=False)
+        self.dense = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
 
     def forward(
         self,
@@ -108,11 +105,12 @@ class BailingMoeAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """hidden_states [B, L, H] -> ([B, L, H], attention weights if the implementation returns them)."""
         input_shape = hidden_states.shape[:-1]
-        query_states, key_states, value_states = (
-            states.view(*input_shape, -1, self.head_dim).transpose(1, 2)
-            for states in self.query_key_value(hidden_states).split(self.qkv_sizes, dim=-1)
-        )
-        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, *position_embeddings)
+        states = self.query_key_value(hidden_states).view(*input_shape, -1, self.head_dim).transpose(1, 2)
+        rotated, value_states = states.split([sum(self.heads), self.heads[1]], dim=1)
+        # Heads of queries and keys lie side by side and turn alike: one rotation does both.
+        cos, sin = (embedding[:, None] for embedding in position_embeddings)
+        rotated = rotated * cos + rotate_half(rotated) * sin
+        query_states, key_states = rotated.split(self.heads, dim=1)
         if past_key_values is not None:
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
 
@@ -207,11 +205,11 @@ class BailingMoeExperts(BailingMoeStackedExperts):
             return super().forward(hidden_states, top_k_index, top_k_weights)
         if not on_cpu:
             return ALL_EXPERTS_FUNCTIONS["batched_mm"](self, hidden_states, top_k_index, top_k_weights)
-        output = 0
-        for expert, weight in zip(top_k_index[0].tolist(), top_k_weights[0], strict=True):
+        outputs = []
+        for expert in top_k_index[0].tolist():
             gate, up = F.linear(hidden_states, self.gate_up_proj[expert]).chunk(2, dim=-1)
-            output = output + F.linear(self.act_fn(gate) * up, self.down_proj[expert]) * weight
-        return output.to(hidden_states.dtype)
+            outputs.append(F.linear(self.act_fn(gate) * up, self.down_proj[expert]))
+        return (top_k_weights @ torch.cat(outputs).to(top_k_weights.dtype)).to(hidden_states.dtype)
 
 
 class BailingMoeExpertList(nn.ModuleList):
@@ -266,9 +264,12 @@ class BailingMoeSparseMoeBlock(nn.Module):
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         token_types = None if mm_token_type_ids is None else mm_token_type_ids.reshape(-1)
         router_logits = self.route(tokens, token_types)
-        routing_weights, selected_experts = router_logits.softmax(dim=-1, dtype=torch.float32).topk(self.top_k, dim=-1)
-        if self.norm_topk_prob:
-            routing_weights = routing_weights / routing_weights.sum(dim=-1, keepdim=True)
+        if self.norm_topk_prob:  # the chosen probabilities over their sum: the chosen logits' softmax
+            top_k_logits, selected_experts = router_logits.topk(self.top_k, dim=-1)
+            routing_weights = top_k_logits.softmax(dim=-1, dtype=torch.float32)
+        else:
+            probabilities = router_logits.softmax(dim=-1, dtype=torch.float32)
+            routing_weights, selected_experts = probabilities.topk(self.top_k, dim=-1)
         output = self.experts(tokens, selected_experts, routing_weights).view_as(hidden_states)
         if self.shared_experts is not None:
             output = output + self.shared_experts(hidden_states)
@@ -278,9 +279,9 @@ class BailingMoeSparseMoeBlock(nn.Module):
 class BailingMoeDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: BailingMoeConfig, layer_idx: int, experts_class: type[nn.Module] = BailingMoeExperts):
         super().__init__()
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.attention = BailingMoeAttention(config, layer_idx)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.is_sparse = layer_idx >= config.first_k_dense_replace
         self.mlp = (
             BailingMoeSparseMoeBlock(config, experts_class)
@@ -354,7 +355,7 @@ class BailingMoeModel(BailingMoePreTrainedModel):
                 for layer_idx in range(config.num_hidden_layers)
             ]
         )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()

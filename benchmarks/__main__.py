@@ -10,10 +10,10 @@ import torch
 from . import report
 from .timing import profiled, share_table
 
-NAMES = ("moe", "thinker", "vision", "audio", "speech", "image", "load", "growth")
+NAMES = ("moe", "layers", "thinker", "vision", "audio", "speech", "image", "load", "growth")
 ON_A_CARD = ("released",)  # not among "all"
 OF_A_MODEL = ("speech",)
-PROFILED = ("moe", "thinker")
+PROFILED = ("moe", "layers", "thinker")
 
 
 def typed(options: dict) -> dict:

@@ -141,7 +141,7 @@ def hot(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Callable[[]
 
 def table(costs: list[Cost]) -> str:
     """Markdown table, per number of tokens the quickest first."""
-    lines = ["| tokens | experts | ms | share of the limit |", "|---|---|---|---|"]
+    lines = ["| tokens | implementation | ms | share of the limit |", "|---|---|---|---|"]
     for tokens in dict.fromkeys(cost.tokens for cost in costs):
         rows = sorted((cost for cost in costs if cost.tokens == tokens), key=lambda cost: cost.milliseconds)
         lines += [

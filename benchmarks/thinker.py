@@ -27,6 +27,8 @@ from .timing import interleaved
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT, NEW = 32, 64  # tokens
+# The end is an id that no model writes: all write equally much, and no logits processor has to forbid the end.
+OPTIONS = {"max_new_tokens": NEW, "eos_token_id": 1 << 20, "do_sample": False}
 BATCHES = (1, 8)
 REPEATS = 5
 OURS, LIBRARY = "ours", "library, Aria"
@@ -80,14 +82,13 @@ def measure(
     device: str = "cpu", dtype: torch.dtype = torch.float32, batches: tuple[int, ...] = BATCHES, compile: bool = True
 ) -> list[Cost]:
     """Decode with all models at every batch size."""
-    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
     cases = []
     for batch in batches:
         prompts = torch.arange(batch * PROMPT, device=device).view(batch, PROMPT) % 700
         for name, model in models(device, dtype).items():
-            cases.append((name, batch, partial(model.generate, prompts, **options)))
+            cases.append((name, batch, partial(model.generate, prompts, **OPTIONS)))
             if compile and batch == 1 and name in (OURS, LIBRARY):
-                call = partial(model.generate, prompts, **options, **compiled())
+                call = partial(model.generate, prompts, **OPTIONS, **compiled())
                 cases.append((f"{name}, compiled", batch, call))
     times = interleaved([call for _, _, call in cases], REPEATS)
     return [Cost(name, batch, batch * NEW / time) for (name, batch, _), time in zip(cases, times, strict=True)]
@@ -96,8 +97,7 @@ def measure(
 def hot(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Callable[[], object]:
     """What is profiled: a batch of one, which misses the speed that we aim at."""
     prompt = torch.arange(PROMPT, device=device)[None] % 700
-    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
-    return partial(models(device, dtype)[OURS].generate, prompt, **options)
+    return partial(models(device, dtype)[OURS].generate, prompt, **OPTIONS)
 
 
 def table(costs: list[Cost]) -> str:

@@ -10,7 +10,7 @@ import torch
 from image_helpers import small_image_gen
 from PIL import Image
 
-from benchmarks import audio, image, load, moe, released, report, speech, thinker, vision
+from benchmarks import audio, image, layers, load, moe, released, report, speech, thinker, vision
 from benchmarks.__main__ import NAMES, run
 from benchmarks.growth import Cost, plot, table
 from benchmarks.timing import OUTSIDE, profiled, share_table
@@ -136,6 +136,23 @@ def test_a_profile_tells_operators_from_python():
 def test_products_alone_are_those_of_the_experts_that_are_hit():
     costs = moe.measure(dtype=torch.bfloat16, **SMALL)
     assert {cost.tokens for cost in costs if cost.implementation == moe.PRODUCTS} == set(moe.TOKENS)
+
+
+def test_layers_read_and_write_after_the_same_tokens_every_time():
+    sizes = SMALL | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    costs = layers.measure(dtype=torch.float32, **sizes)
+    assert {cost.tokens for cost in costs} == {1, layers.PROMPT} and len(costs) == 8
+    config = BailingMoeConfig(**layers.UNLIKE_RELEASED | sizes)
+    ours, library = layers.models(config, torch.float32, "cpu").values()
+    heads, expert, router, norms = 4 + 2 + 2 + 4, 3 * 64 * 32, 8 * 64, 2 * 64
+    per_layer = 64 * 16 * heads + (2 + 2) * expert + router + norms  # two experts of eight, two shared
+    assert layers.touched(ours) == 4 * per_layer + 64
+    assert library.layers[1].mlp.experts.down_proj is ours.layers[1].mlp.experts.down_proj
+    lengths = []
+    ours.register_forward_hook(lambda module, args, output: lengths.append(output.past_key_values.get_seq_length()))
+    call = layers._call(ours, "eager", torch.randn(1, 10, 64), 2, 8)
+    call(), call()
+    assert lengths == [8, 10, 10]
 
 
 def test_thinker_table_compares_with_library_and_batch_of_one():
