@@ -167,10 +167,11 @@ class AudioDetokenizer(PreTrainedModel):
             num_steps,
         )
         mels = [row[:, cut:n] for row, cut, n in zip(mel, cuts, frames, strict=True)]
-        return self._vocode(mels, [own[1] for own in generators])
+        return self.vocode(mels, [own[1] for own in generators])
 
-    def _vocode(self, mels: list[torch.Tensor], generators: list[torch.Generator]) -> list[torch.Tensor]:
-        """Mels [M, T] -> waveforms [S].
+    @torch.no_grad()
+    def vocode(self, mels: list[torch.Tensor], generators: list[torch.Generator]) -> list[torch.Tensor]:
+        """The vocoder alone: log-mels [M, T] -> waveforms [S], as in `decode`; a generator per row.
 
         Rows of one length are one batch, others run alone: every layer of the vocoder would have to be masked for a
         padded batch, and it is a fifth of the flow's work.

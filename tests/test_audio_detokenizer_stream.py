@@ -53,7 +53,7 @@ def whole_mel(model, codes, seed=0) -> torch.Tensor:
 @torch.no_grad()
 def whole_vocoder(model, mel, seed=0) -> torch.Tensor:
     """What `decode` makes of a mel [M, T]."""
-    (waveform,) = model._vocode([mel], [spawn_generators(seeded(seed), 2)[1]])
+    (waveform,) = model.vocode([mel], [spawn_generators(seeded(seed), 2)[1]])
     return waveform
 
 

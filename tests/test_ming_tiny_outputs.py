@@ -45,7 +45,7 @@ def test_its_vocoder_sees_in_a_stream_all_that_it_depends_on(model, monkeypatch)
     chunks = [stream.push(voice.prompt_codes), stream.finish()]
     generator = spawn_generators(torch.Generator().manual_seed(0), 2)[1]
     with torch.no_grad():
-        (expected,) = detokenizer._vocode([mel[0]], [generator])
+        (expected,) = detokenizer.vocode([mel[0]], [generator])
     assert len(chunks[0]) and len(chunks[1])
     torch.testing.assert_close(torch.cat(chunks), expected, atol=1e-4, rtol=0)
 

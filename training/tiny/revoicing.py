@@ -47,7 +47,7 @@ def speak_again(
         generator = torch.Generator().manual_seed(number)
         embedding = heard.embeddings[index][None]
         spoken = (
-            detokenizer._vocode([mel.T], [generator]),
+            detokenizer.vocode([mel.T], [generator]),
             detokenizer.decode([heard.codes[index].long()], embedding, generator=generator),
         )
         for way, (waveform,) in zip(WAYS, spoken, strict=True):
