@@ -6,11 +6,12 @@ import torch
 
 try:
     from .drawing_bailingmm import IMAGE_INPUTS, RELEASED_INPUTS
+    from .speech_bailingmm import VOICE_INPUTS
 except ImportError:
     from drawing_bailingmm import IMAGE_INPUTS, RELEASED_INPUTS
+    from speech_bailingmm import VOICE_INPUTS
 
-# What the audio mode passes on to `speak`; seed and generator serve drawing, too.
-VOICE_INPUTS = ("speaker", "prompt_audio", "prompt_text")
+# Serves speech and drawing.
 RANDOMNESS = ("seed", "generator")
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, Qwen2Config
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 logger = logging.get_logger(__name__)
 
@@ -415,17 +415,25 @@ class BailingMMConfig(PreTrainedConfig):
         """
         super().save_pretrained(save_directory, **kwargs)
         if self._name_or_path:
-            copy_repository_files(self._name_or_path, save_directory)
+            copy_repository_files(self._name_or_path, save_directory, getattr(self, "_commit_hash", None))
 
 
-def copy_repository_files(source: str, destination: str | os.PathLike) -> None:
+def has_component(source: str, folder: str, revision: str | None = None) -> bool:
+    """Whether a directory or Hub repository holds a component, which is a folder with a configuration."""
+    options = {"subfolder": folder, "revision": revision or "main"}
+    return cached_file(source, "config.json", **options, _raise_exceptions_for_missing_entries=False) is not None
+
+
+def copy_repository_files(source: str, destination: str | os.PathLike, revision: str | None = None) -> None:
     """Copy what `TRAVELS_WITH_WEIGHTS` names from a directory or a Hub id into `destination` (itself: nothing).
 
     A source that is gone is only a warning: the weights, perhaps days of training, are saved after this.
     """
     try:
         root = Path(
-            source if os.path.isdir(source) else snapshot_download(source, allow_patterns=TRAVELS_WITH_WEIGHTS)
+            source
+            if os.path.isdir(source)
+            else snapshot_download(source, revision=revision, allow_patterns=TRAVELS_WITH_WEIGHTS)
         )
     except (OSError, ValueError) as error:
         logger.warning(f"{destination} is saved without code: {source} cannot be read any more ({error})")

@@ -13,6 +13,17 @@ import torch
 from transformers import DynamicCache
 
 
+def check_options(options: dict[str, Any]) -> None:
+    """Raise for options of `generate` that a `Chat` cannot take."""
+    if (mode := options.get("generation_mode")) not in (None, "text"):
+        raise ValueError(
+            f"generation_mode={mode!r}: a chat answers in text; use model.generate for speech and pictures"
+        )
+    own = ("input_ids", "inputs_embeds", "mm_token_type_ids", "past_key_values", "return_dict_in_generate")
+    if given := [name for name in own if name in options]:
+        raise ValueError(f"{', '.join(given)}: a chat sets this itself; leave it out")
+
+
 class Chat:
     """One conversation with a model in text mode.
 
@@ -20,11 +31,15 @@ class Chat:
         model: a `BailingMMNativeForConditionalGeneration`; processor: its processor.
         system: what stands above the first turn.
         options: of `generate` in every turn, such as `max_new_tokens`; those of a turn go before them.
+
+    Raises:
+        ValueError: another `generation_mode`, or an option that this class sets itself.
     """
 
     def __init__(self, model, processor, system: str | None = None, **options):
         self.model, self.processor, self.options = model, processor, options
         self.system = system
+        check_options(options)
         self.reset()
 
     def reset(self) -> None:
@@ -43,15 +58,18 @@ class Chat:
         A turn that fails or is interrupted leaves the conversation as it was.
 
         Raises:
-            ValueError: the conversation would not fit into the model's context, or content that cannot be read.
+            ValueError: the conversation would not fit into the model's context, content that cannot be read, or
+                options as in the constructor.
         """
+        check_options(options)
         message = {"role": "user", "content": content}
         seen = self.cache.get_seq_length()
         try:
             sequence, num_prompt = self._generate(message, use_whisper_encoder, self.options | options)
         except BaseException:
-            if (added := self.cache.get_seq_length() - seen) > 0:
-                self.cache.crop(-added)
+            for layer in self.cache.layers:  # each by itself: the pass may have ended between two of them
+                if (added := layer.get_seq_length() - seen) > 0:
+                    layer.crop(-added)
             raise
         reply = self.processor.decode(sequence[0, num_prompt:], skip_special_tokens=True)
         self.messages = [*self.messages, message, {"role": "assistant", "content": reply}]

@@ -7,28 +7,32 @@ Query tokens reach the decoder as ordinary image features; nothing in it knows a
 Shape letters: B chats, L tokens, Q tokens of all scales with their markers, N query tokens of the finest one, H width.
 """
 
+import inspect
 import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoConfig, AutoModel
-from transformers.utils import cached_file
+from transformers import AutoConfig, AutoModel, GenerationConfig, GenerationMixin
 
 try:
+    from .configuration_bailingmm import has_component
     from .modeling_bailing_moe import IMAGE_TYPE
     from .quantization_bailingmm import is_quantized, quantization_of_image_gen
     from .speech_bailingmm import StreamEvent, row_generators
 except ImportError:
+    from configuration_bailingmm import has_component
     from modeling_bailing_moe import IMAGE_TYPE
     from quantization_bailingmm import is_quantized, quantization_of_image_gen
     from speech_bailingmm import StreamEvent, row_generators
 
 IMAGE_FOLDER = "image_gen"
+GENERATE_ARGUMENTS = set(inspect.signature(GenerationMixin.generate).parameters) - {"kwargs"}
 # What the image mode passes on to `draw`.
 IMAGE_INPUTS = (
     "height",
@@ -67,12 +71,6 @@ class ImageDone:
     native_size: tuple[int, int]
 
 
-def has_image_folder(source: str, revision: str | None = None) -> bool:
-    """Whether a directory or Hub repository holds a component that draws."""
-    options = {"subfolder": IMAGE_FOLDER, "revision": revision or "main"}
-    return cached_file(source, "config.json", **options, _raise_exceptions_for_missing_entries=False) is not None
-
-
 class DrawingMixin:
     """The image mode of `generate` and `stream` for a model with an `image_gen` component beside its weights."""
 
@@ -85,7 +83,7 @@ class DrawingMixin:
             )
 
         def read(source, revision):
-            if not has_image_folder(source, revision):
+            if not has_component(source, IMAGE_FOLDER, revision):
                 raise ValueError(f"{source} has no {IMAGE_FOLDER}/ folder; take a repository that draws")
             options = {"subfolder": IMAGE_FOLDER, "revision": revision or "main", "trust_remote_code": True}
             if is_quantized(self.config):
@@ -144,9 +142,14 @@ class DrawingMixin:
             token_types += [0, *[IMAGE_TYPE] * len(scale), 0]
         return torch.cat(embeds), torch.tensor(token_types, device=self.device)
 
-    def _check_drawing(self, drawing: dict, input_ids: torch.Tensor) -> dict:
-        """Arguments of the image mode -> those of `ImageGen.draw`, checked before any work."""
-        rows, length = input_ids.shape
+    def _check_drawing(self, kwargs: dict, drawing: dict) -> dict:
+        """Arguments of the image mode -> those of `ImageGen.draw`, checked before any work.
+
+        `kwargs` are those of the library's `generate`; it refuses what neither it nor the model knows.
+        """
+        others = {name: value for name, value in kwargs.items() if name not in GENERATE_ARGUMENTS}
+        self._validate_model_kwargs(GenerationConfig().update(**others))
+        rows, length = kwargs["input_ids"].shape
         options = dict(drawing)
         per_prompt = options.get("num_images_per_prompt", 1)
         seed, generator = options.pop("seed", None), options.pop("generator", None)
@@ -154,14 +157,14 @@ class DrawingMixin:
         if (needed := length + config.num_queries + 2 * len(config.scales)) > context:
             raise ValueError(f"prompt and query tokens are {needed}; the model's context is {context}")
         self.image_gen.check_options(**{name: options[name] for name in CHECKED if name in options})
-        if isinstance(seed, int):  # every chat draws with this seed, its further pictures with the next ones
-            seed = [seed + index for _ in range(rows) for index in range(per_prompt)]
+        if isinstance(seed, Integral):  # every chat draws with this seed, its further pictures with the next ones
+            seed = [int(seed) + index for _ in range(rows) for index in range(per_prompt)]
         return {**options, "generator": row_generators(seed, generator, rows * per_prompt)}
 
     @torch.no_grad()
     def _draw(self, kwargs: dict, drawing: dict):
         """The image mode of `generate`."""
-        options = self._check_drawing(drawing, kwargs["input_ids"])
+        options = self._check_drawing(kwargs, drawing)
         names = ("input_ids", "attention_mask", "mm_token_type_ids", *self.media_inputs)
         states = self.image_states(**{name: kwargs[name] for name in names if name in kwargs})
         return self.image_gen.draw(self.image_gen.condition(states[-1]), **options)
@@ -197,4 +200,4 @@ class DrawingMixin:
             thread.join()
 
 
-__all__ = ["DrawingMixin", "ImageDone", "ImageProgress", "has_image_folder"]
+__all__ = ["DrawingMixin", "ImageDone", "ImageProgress"]

@@ -18,6 +18,7 @@ import os
 import time
 import urllib.parse
 import urllib.request
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ DOWNLOAD_BYTES = {"image": 64 << 20, "audio": 256 << 20, "video": 1 << 30}
 RESAMPLING_KERNEL_VALUES = 50_000_000  # 200 MB: rates without a small common ratio would need gigabytes
 DEFAULT_SAMPLING_RATE = 16_000  # Hz, of waveforms that come without a rate
 MONO_MODES = ("mean", "first")
+LOUDEST_PEAK = 16.0  # noise overshoots 1, lossy formats a little; integers that were cast to floats reach thousands
 
 FILE_SOURCES = "path, file://, http(s):// or data: URL, bytes"
 ACCEPTED = {
@@ -74,8 +76,8 @@ def unreadable(kind: str, source: Any, reason: object) -> ValueError:
 
 def _download(url: str, kind: str) -> bytes:
     limit, deadline, chunks, size = DOWNLOAD_BYTES[kind], time.monotonic() + DOWNLOAD_SECONDS, [], 0
-    request = urllib.request.Request(url, headers={"User-Agent": "bailingmm"})
     try:
+        request = urllib.request.Request(_ascii(url), headers={"User-Agent": "bailingmm"})
         with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as response:
             while chunk := response.read(1 << 16):
                 chunks.append(chunk)
@@ -84,9 +86,16 @@ def _download(url: str, kind: str) -> bytes:
                     raise unreadable(kind, url, f"more than {limit >> 20} MiB")
                 if time.monotonic() > deadline:
                     raise unreadable(kind, url, f"not complete after {DOWNLOAD_SECONDS:.0f} s")
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
         raise unreadable(kind, url, error) from error
     return b"".join(chunks)
+
+
+def _ascii(url: str) -> str:
+    """A URL as it goes over the wire: host names by IDNA, everything else in percent signs."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    return urllib.parse.quote(parts._replace(netloc=host).geturl(), safe="%/:=&?~#+!$,;'@()*[]")
 
 
 def _decode_base64(text: str, kind: str, source: str) -> bytes:
@@ -109,6 +118,8 @@ def open_source(source: Any, kind: str) -> str | io.BytesIO:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(bytes(source))
     if hasattr(source, "read"):
+        if getattr(source, "seekable", lambda: False)():
+            source.seek(0)  # a recording is read again for a voice, a video for its sound
         return io.BytesIO(source.read())
     if not isinstance(source, (str, os.PathLike)):
         raise unreadable(kind, source, f"{type(source).__name__} is no media source")
@@ -137,8 +148,10 @@ def smart_resize(
     """The size (height, width) nearest to the given one, in multiples of `factor`, within the pixel limits.
 
     Raises:
-        ValueError: an empty picture, or sides in a ratio above 200.
+        ValueError: an empty picture, sides in a ratio above 200, or limits below 1.
     """
+    if min(min_pixels, max_pixels) < 1:
+        raise ValueError(f"min_pixels={min_pixels} and max_pixels={max_pixels} must be at least 1")
     if min(height, width) < 1:
         raise ValueError(f"a picture of {height} x {width} pixels is empty; both sides must be at least 1")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
@@ -272,6 +285,10 @@ def _waveform(source: Any, mono: str) -> torch.Tensor:
     if not torch.isfinite(waveform).all():
         bad = int((~torch.isfinite(waveform)).sum())
         raise ValueError(f"audio {describe(source)} has {bad} NaN or infinite samples; remove or replace them first")
+    if (peak := waveform.abs().max().item()) > LOUDEST_PEAK:
+        raise ValueError(
+            f"audio {describe(source)} has samples up to {peak:g}; floats must be in -1..1, divide by full scale"
+        )
     return waveform.mean(0, keepdim=True) if mono == "mean" and len(waveform) > 1 else waveform[:1]
 
 
@@ -334,7 +351,7 @@ def load_audio(source: Any, sampling_rate: int | None = None, mono: str = "mean"
         samples, rate = source, DEFAULT_SAMPLING_RATE if sampling_rate is None else sampling_rate
     else:
         samples, rate = _load_audio_file(source)
-    if isinstance(rate, bool) or int(rate) != rate or rate <= 0:
+    if isinstance(rate, bool) or not isinstance(rate, Real) or int(rate) != rate or rate <= 0:
         raise ValueError(f"sampling rate {rate!r} of audio {describe(samples)} must be a positive whole number of Hz")
     return _waveform(samples, mono), int(rate)
 

@@ -473,7 +473,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
         generate_text = partial(self._generate_text, super().generate, *args)
         if "image" not in call.modes:
             return self._reply(generate_text, call)
-        self._check_drawing(call.drawing, call.kwargs["input_ids"])
+        self._check_drawing(call.kwargs, call.drawing)
         if call.only_draws:
             drawing = self._draw(call.kwargs, call.drawing)
             return drawing.images[0] if call.released else drawing
@@ -510,9 +510,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
         if (rows := len(call.kwargs.get("input_ids", ()))) != 1:
             raise ValueError(f"stream answers one chat at a time, got a batch of {rows}; use generate for batches")
         if "image" in call.modes:
-            self._check_drawing(call.drawing, call.kwargs["input_ids"])
+            self._check_drawing(call.kwargs, call.drawing)
         if "audio" in call.modes:
-            self._check_speech(call.speech, 1)
+            call.speech = self._check_speech(call.speech, 1)
         return self._events(partial(self._generate_text, super().generate), call)
 
     def _events(self, generate_text, call: Call) -> Iterator[StreamEvent]:

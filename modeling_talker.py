@@ -262,6 +262,7 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
             attempts: draws per piece at most. The last one is returned whatever it is; see its `finish_reason`.
             options: `top_k`, `temperature`, `cache_implementation` and `draw` of `stream`.
         """
+        self.check_options(attempts=attempts)
         rules = rules or StopRules()
         pieces: list[TalkerPiece | None] = [None] * len(prompts)
         waiting = list(range(len(prompts)))
@@ -311,9 +312,8 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
             ValueError: naming the argument or the field of a prompt that cannot be used.
         """
         rules = rules or StopRules()
-        top_k = self.config.sampling_top_k if top_k is None else top_k
-        temperature = self.config.sampling_temperature if temperature is None else temperature
-        self._check(prompts, generators, top_k, temperature, cache_implementation)
+        top_k, temperature = self.check_options(top_k, temperature, cache_implementation)
+        self._check(prompts, generators)
         sampler = _Sampler(self.config, rules, top_k, temperature, draw or multinomial_draw(generators))
         if rules.released and len(prompts) > 1:
             raise ValueError(f"released stop rules say one piece at a time, got {len(prompts)}")
@@ -357,16 +357,35 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
             ).logits
         return ["empty" if row.num_new == 0 else row.finish_reason for row in rows]
 
-    def _check(self, prompts, generators, top_k, temperature, cache_implementation) -> None:
+    def check_options(
+        self,
+        top_k: int | None = None,
+        temperature: float | None = None,
+        cache_implementation: str = "dynamic",
+        rules: StopRules | None = None,
+        attempts: int = 3,
+    ) -> tuple[int, float]:
+        """Options of `generate` -> `top_k` and `temperature` as given or as configured.
+
+        Raises:
+            ValueError: one that cannot be used.
+        """
+        top_k = self.config.sampling_top_k if top_k is None else top_k
+        temperature = self.config.sampling_temperature if temperature is None else temperature
+        if top_k < 2 or not temperature > 0:
+            raise ValueError(f"top_k must be at least 2 and temperature above 0, got {top_k} and {temperature}")
+        if cache_implementation not in ("dynamic", "static"):
+            raise ValueError(f"cache_implementation must be 'dynamic' or 'static', got {cache_implementation!r}")
+        if attempts < 1:
+            raise ValueError(f"attempts={attempts}: a piece is drawn at least once")
+        return top_k, temperature
+
+    def _check(self, prompts, generators) -> None:
         """Raise ValueError for arguments that cannot be used, before any work."""
         if not prompts:
             raise ValueError("prompts is empty; give at least one TalkerPrompt")
         if generators is not None and len(generators) != len(prompts):
             raise ValueError(f"{len(generators)} generators for {len(prompts)} prompts; give one per prompt")
-        if top_k < 2 or not temperature > 0:
-            raise ValueError(f"top_k must be at least 2 and temperature above 0, got {top_k} and {temperature}")
-        if cache_implementation not in ("dynamic", "static"):
-            raise ValueError(f"cache_implementation must be 'dynamic' or 'static', got {cache_implementation!r}")
         for prompt in prompts:
             text_ids, prompt_ids = prompt.text_ids, prompt.prompt_ids
             if not len(text_ids) or not 0 <= int(text_ids.min()) <= int(text_ids.max()) < self.config.text_vocab_size:

@@ -282,7 +282,7 @@ class BailingMMProcessor(ProcessorMixin):
         items = [item for chat in chats for message in chat for item in message.content if isinstance(item, MediaItem)]
         for item in items:
             if item.modality == "image":
-                images += [self._fetch_image(source, item.item) for source in item.sources]
+                images += [self._fetch_image(source, item.item, options) for source in item.sources]
             elif item.modality == "video":
                 video = item
                 videos += [load_video(item.sources[0], self._video_options(item.item, options, self.resize_on_fetch))]
@@ -295,9 +295,11 @@ class BailingMMProcessor(ProcessorMixin):
                 audios += [load_video_sound(video.sources[0], *cut, self.feature_extractor.mono)]
         return images or None, videos or None, audios or None
 
-    def _fetch_image(self, source: Any, item: Mapping):
+    def _fetch_image(self, source: Any, item: Mapping, options: CallOptions):
         image = load_image(source)
-        wanted = {key: item[key] for key in IMAGE_ITEM_KEYS if item.get(key) is not None}
+        limits = vars(options) if self.resize_on_fetch else {}
+        wanted = {key: limits.get(key) if item.get(key) is None else item[key] for key in IMAGE_ITEM_KEYS}
+        wanted = {key: value for key, value in wanted.items() if value is not None}
         return resize_image(image, **wanted) if wanted or self.resize_on_fetch else image
 
     def _video_options(self, item: Mapping, options: CallOptions, resize: bool) -> VideoOptions:

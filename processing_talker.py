@@ -84,7 +84,7 @@ class BailingMMTalkerProcessor:
         if self._voice_encoder is None:
             if self.directory is None:
                 raise ValueError(
-                    "this processor was not read from a directory, so it cannot clone voices; pass voice="
+                    "this processor was not read from a directory, so it cannot clone voices; pass speaker="
                 )
             self._voice_encoder = VoiceEncoder.from_pretrained(self.directory)
         return self._voice_encoder

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import soundfile
 import torch
@@ -22,11 +23,13 @@ from transformers import AutoModel, PreTrainedTokenizerFast, StoppingCriteria, S
 from transformers.utils import ModelOutput, logging
 
 try:
+    from .configuration_bailingmm import has_component
     from .modeling_talker import NO_ID, BailingMMTalker, TalkerPiece, TalkerPrompt
     from .processing_talker import BailingMMTalkerProcessor
     from .speech_text_bailingmm import SpeechTextStream
     from .voices_bailingmm import Voice
 except ImportError:
+    from configuration_bailingmm import has_component
     from modeling_talker import NO_ID, BailingMMTalker, TalkerPiece, TalkerPrompt
     from processing_talker import BailingMMTalkerProcessor
     from speech_text_bailingmm import SpeechTextStream
@@ -35,6 +38,7 @@ except ImportError:
 logger = logging.get_logger(__name__)
 
 DETOKENIZER_FOLDER = "audio_detokenizer"
+VOICE_INPUTS = ("speaker", "prompt_audio", "prompt_text")
 MAX_SEED = 2**62
 TALKER_BATCH = 8  # pieces said at once
 
@@ -120,17 +124,17 @@ def row_generators(
     if seed is not None and generator is not None:
         raise ValueError("pass either seed or generator, not both")
     if isinstance(generator, torch.Generator):
-        seed = [torch.randint(MAX_SEED, (), generator=generator).item() for _ in range(rows)]
+        seed = torch.randint(MAX_SEED, (rows,), generator=generator, device=generator.device).tolist()
     elif generator is not None:
         if len(generator) != rows:
             raise ValueError(f"{len(generator)} generators for {rows} rows; give one per row")
         return list(generator)
     if seed is None:
         seed = [secrets.randbelow(MAX_SEED) for _ in range(rows)]
-    seeds = [seed] * rows if isinstance(seed, int) else list(seed)
+    seeds = [seed] * rows if isinstance(seed, Integral) else list(seed)
     if len(seeds) != rows:
         raise ValueError(f"{len(seeds)} seeds for {rows} rows; give one per row, or one for all")
-    return [torch.Generator().manual_seed(value) for value in seeds]
+    return [torch.Generator().manual_seed(int(value)) for value in seeds]
 
 
 class PieceSeeds:
@@ -140,7 +144,8 @@ class PieceSeeds:
         self.generator = generator
 
     def __call__(self) -> tuple[torch.Generator, torch.Generator]:
-        talker, detokenizer = torch.randint(MAX_SEED, (2,), generator=self.generator).tolist()
+        draws = torch.randint(MAX_SEED, (2,), generator=self.generator, device=self.generator.device)
+        talker, detokenizer = draws.tolist()
         return torch.Generator().manual_seed(talker), torch.Generator().manual_seed(detokenizer)
 
 
@@ -256,11 +261,13 @@ class SpeechMixin:
 
     @property
     def audio_detokenizer(self) -> nn.Module:
-        """Speech codes -> waveform; read from the repository's folder on first use, on the talker's device."""
+        """Speech codes -> waveform; read from its folder on first use, on the model's device and dtype."""
 
         def read(source, revision):
+            if not has_component(source, DETOKENIZER_FOLDER, revision):
+                raise ValueError(f"{source} has no {DETOKENIZER_FOLDER}/ folder; take a repository that speaks")
             options = {"subfolder": DETOKENIZER_FOLDER, "trust_remote_code": True, "revision": revision or "main"}
-            return AutoModel.from_pretrained(source, **options).eval()
+            return AutoModel.from_pretrained(source, dtype=self.dtype, **options).eval()
 
         return self._component("audio_detokenizer", read).to(self.device)
 
@@ -382,7 +389,7 @@ class SpeechMixin:
     def _generate_speech(self, generate_text, kwargs: dict, speech: dict) -> SpeechOutput:
         """The audio mode of `generate`: text first, then speech."""
         num_rows, num_tokens = kwargs["input_ids"].shape
-        self._check_speech(speech, num_rows)
+        speech = self._check_speech(speech, num_rows * (kwargs.get("num_return_sequences") or 1))
         with self._prefill_states(kwargs.get("attention_mask"), num_tokens) as states:
             outputs = generate_text(**kwargs)
         sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
@@ -393,11 +400,15 @@ class SpeechMixin:
         output.sequences = sequences
         return output
 
-    def _check_speech(self, speech: dict, rows: int) -> None:
-        """Raise for speech arguments that cannot be used, before any work."""
-        self._require_talker()
-        row_generators(speech.get("seed"), speech.get("generator"), rows)
-        self.talker_processor.voice(*(speech.get(name) for name in ("speaker", "prompt_audio", "prompt_text")))
+    def _check_speech(self, speech: dict, rows: int) -> dict:
+        """Arguments of speech with the voice that they ask for, checked before any work, as are the parts it needs."""
+        speech, generator = dict(speech), speech.get("generator")
+        options = {name: value for name, value in speech.items() if name not in (*VOICE_INPUTS, "seed", "generator")}
+        self._require_talker().check_options(**options)
+        if speech.get("seed") is not None or not isinstance(generator, torch.Generator):  # one would move on
+            row_generators(speech.get("seed"), generator, rows)
+        _ = self.audio_detokenizer, self.text_tokenizer
+        return {**speech, "speaker": self.talker_processor.voice(*(speech.pop(name, None) for name in VOICE_INPUTS))}
 
     def _stream_text(self, generate_text, kwargs: dict) -> Generator[StreamEvent, None, Done]:
         """The text mode of `stream`; returns its last event."""
@@ -412,8 +423,7 @@ class SpeechMixin:
         return Done(text)
 
     def _stream_speech(self, generate_text, kwargs: dict, speech: dict) -> Generator[StreamEvent, None, Done]:
-        """The audio mode of `stream`: a thread decodes the text, this one speaks what has come of it; returns
-        the last event."""
+        """The audio mode of `stream`: a thread decodes the text, this one speaks it; returns the last event."""
         states: list[PrefillStates] = []
 
         def decode(**kwargs):
@@ -440,8 +450,8 @@ class SpeechMixin:
 
     def speak_stream(self, text: str, **speech) -> Iterator[StreamEvent]:
         """`speak` for one text, as `AudioChunk`s while it is being spoken, then `Done`. Arguments as in `speak`."""
-        self._check_speech(speech, 1)
         thinker_states = speech.pop("thinker_states", [None])
+        speech = self._check_speech(speech, 1)
 
         def events():
             speaker = PieceSpeaker(self, speech, thinker_states[0])
@@ -472,9 +482,7 @@ class PieceSpeaker:
         options = dict(speech)
         self.model, self.talker, self.processor = model, model.talker, model.talker_processor
         self.detokenizer = model.audio_detokenizer
-        self.voice = self.processor.voice(
-            *(options.pop(name, None) for name in ("speaker", "prompt_audio", "prompt_text"))
-        )
+        self.voice = self.processor.voice(*(options.pop(name, None) for name in VOICE_INPUTS))
         self.seeds = PieceSeeds(row_generators(options.pop("seed", None), options.pop("generator", None), 1)[0])
         self.attempts, self.rules = options.pop("attempts", 3), options.pop("rules", None)
         self.options, self.thinker_states, self.reply = options, thinker_states, reply

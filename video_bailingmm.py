@@ -6,6 +6,7 @@ Letters: T frames, H height, W width (pixels).
 import io
 import os
 import re
+import secrets
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -211,10 +212,10 @@ def _decode_frames(opened: str | io.BytesIO, source: Any, wanted: list[int], opt
     return (None if remaining else torch.cat([frames[i] for i in wanted])), seen
 
 
-def _generator(options: VideoOptions) -> torch.Generator | None:
-    if options.seed is None:
+def _generator(options: VideoOptions) -> torch.Generator:
+    if options.generator is not None:
         return options.generator
-    return torch.Generator().manual_seed(options.seed)
+    return torch.Generator().manual_seed(secrets.randbits(62) if options.seed is None else options.seed)
 
 
 def _choose_frames(times: np.ndarray, rate: float, options: VideoOptions, source: Any) -> list[int]:

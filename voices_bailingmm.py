@@ -22,10 +22,10 @@ from transformers.audio_utils import mel_filter_bank
 
 try:
     from .feature_extraction_bailingmm import BailingMMFeatureExtractor
-    from .media_bailingmm import describe, load_audio, require, resample
+    from .media_bailingmm import LOUDEST_PEAK, describe, load_audio, require, resample
 except ImportError:
     from feature_extraction_bailingmm import BailingMMFeatureExtractor
-    from media_bailingmm import describe, load_audio, require, resample
+    from media_bailingmm import LOUDEST_PEAK, describe, load_audio, require, resample
 
 LISTENING_RATE = 16_000  # Hz, of the recordings that the speaker encoder and the speech tokenizer hear
 CODES_PER_SECOND = 50
@@ -39,7 +39,6 @@ MEL_FLOOR = 1e-5
 MIN_SECONDS = 0.5
 MAX_SECONDS = 30.0  # what the speech tokenizer was trained on
 SILENCE_PEAK = 1e-3  # of full scale; -60 dB
-LOUDEST_PEAK = 4.0  # lossy formats overshoot 1 a little; integers that were cast to floats reach thousands
 
 SPEAKER_FILE = "campplus.onnx"
 TOKENIZER_FILE = "speech_tokenizer_v1.onnx"

@@ -71,9 +71,6 @@ class EncoderLayer(nn.Module):
             SimpleNamespace(hidden_size=width),
             {"num_attention_heads": num_heads, "attention_dropout_rate": attention_dropout},
         )
-        # The library leaves these two empty.
-        nn.init.xavier_uniform_(self.self_attn.pos_bias_u)
-        nn.init.xavier_uniform_(self.self_attn.pos_bias_v)
         self.norm_ff = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, inner_width, dropout)
         self.dropout = nn.Dropout(dropout)

@@ -12,8 +12,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from configuration_bailingmm import BailingMMConfig
-from drawing_bailingmm import has_image_folder
+from configuration_bailingmm import BailingMMConfig, has_component
 from image_gen.configuration_image_gen import FOLDER as IMAGE_FOLDER
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE, ImageGenConfig
 
@@ -84,7 +83,7 @@ def read_image_config(model: str) -> ImageGenConfig:
         UsageError: the repository has none.
     """
     with user_input(f"--model {model}: "):
-        if not has_image_folder(model):
+        if not has_component(model, IMAGE_FOLDER):
             raise ValueError(f"there is nothing in its folder {IMAGE_FOLDER}/ that draws; give another model")
         return ImageGenConfig.from_pretrained(model, subfolder=IMAGE_FOLDER)
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteriaList
 
-from drawing_bailingmm import IMAGE_FOLDER, has_image_folder
+from configuration_bailingmm import has_component
+from drawing_bailingmm import IMAGE_FOLDER
 from serving.batching import CountTokens, end_ids, own_randomness
 from serving.errors import ApiError, shorten
 from serving.fetch import Fetcher
@@ -29,7 +30,7 @@ def missing_parts(model) -> dict[str, str]:
         model.talker_processor, model.audio_detokenizer  # noqa: B018 - properties that read files
     if not model.config.load_image_gen:
         missing["image"] = "this model was loaded without its image head, so it cannot draw; serve it with the head"
-    elif not has_image_folder(model.config._name_or_path, getattr(model.config, "_commit_hash", None)):
+    elif not has_component(model.config._name_or_path, IMAGE_FOLDER, getattr(model.config, "_commit_hash", None)):
         missing["image"] = f"this model has no {IMAGE_FOLDER}/ folder, so it cannot draw; serve a checkpoint that does"
     else:
         model.image_gen  # noqa: B018

@@ -87,9 +87,43 @@ def test_a_turn_that_fails_leaves_the_conversation_as_it_was(model, processor, m
         patch.setattr(model.config.llm_config, "max_position_embeddings", length + 5)
         with pytest.raises(ValueError, match=f"the model's context is {length + 5}"):
             chat.say(TURNS[1])
+    layer = model.get_decoder().layers[1].mlp
+    for turn in ("the prompt", "a token"):  # within a pass, when the first layers have grown already
+        with monkeypatch.context() as patch:
+            patch.setattr(layer, "forward", stop_at(layer.forward, 1 if turn == "the prompt" else 2, Interruption))
+            with pytest.raises(Interruption):
+                chat.say(TURNS[1])
+        assert {kept.get_seq_length() for kept in chat.cache.layers} == {length}
     assert (chat.messages, chat.cache.get_seq_length()) == (messages, length)
     reply = chat.say(TURNS[1])
     assert reply == whole(model, processor, [*messages, {"role": "user", "content": TURNS[1]}], max_new_tokens=16)
+
+
+def stop_at(forward, call: int, error: type[Exception]):
+    """`forward` that raises when it is called for the n-th time."""
+    calls = []
+
+    def stopping(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise error
+        return forward(*args, **kwargs)
+
+    return stopping
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"generation_mode": "image"}, "generation_mode='image': a chat answers in text"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate: a chat sets this itself"),
+    ],
+)
+def test_options_that_a_conversation_cannot_take(model, processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.chat(processor, **options)
+    with pytest.raises(ValueError, match=message):
+        model.chat(processor).say(TURNS[0], **options)
 
 
 def test_a_conversation_can_start_again(model, processor):

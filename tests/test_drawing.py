@@ -114,6 +114,7 @@ def test_every_size_has_a_native_size_near_its_shape():
         ({"guidance_scale": -1.0}, r"guidance_scale must be at least 1 \(no guidance\), got -1.0"),
         ({"seed": [1, 2]}, "2 seeds for 1 rows"),
         ({"seed": 1, "generator": torch.Generator()}, "either seed or generator"),
+        ({"heigth": 96, "max_new_tokens": 4}, r"not used by the model: \['heigth'\]"),
         ({"speaker": "luna"}, "speaker: only generation_mode='audio' speaks"),
     ],
 )

@@ -34,6 +34,15 @@ def test_unseen_sentences_are_read_aloud_so_that_they_are_understood(model, proc
     assert errors / sum(len(text.split()) for text in texts) <= WORD_ERROR_CEILING
 
 
+def test_a_batch_is_read_aloud_as_each_text_alone(model):
+    texts = ["the circle is red", "there are two stars", "good morning"]
+    together = model.speak(texts, seed=0).waveforms
+    assert model.audio_detokenizer.dtype == model.dtype == torch.float32
+    for text, waveform in zip(texts, together, strict=True):
+        (alone,) = model.speak(text, seed=0).waveforms
+        torch.testing.assert_close(waveform, alone, atol=2e-3, rtol=0)
+
+
 def test_its_vocoder_sees_in_a_stream_all_that_it_depends_on(model, monkeypatch):
     """Given the mel of a recording, chunks join to its waveform: less context than the released settings is enough."""
     detokenizer, voice = model.audio_detokenizer, model.talker_processor.voices["iris"]

@@ -103,6 +103,17 @@ def test_item_limits_reach_every_picture_of_a_list(processor):
     assert all(50_176 <= image.width * image.height <= 100_352 for image in images)
 
 
+def test_limits_of_a_call_hold_when_pictures_are_fetched(processor):
+    assert processor.resize_on_fetch
+    content = [{"type": "image", "image": Image.new("RGB", (1400, 1400))}]
+    messages = [{"role": "user", "content": content}]
+    options = {"tokenize": True, "return_dict": True, "max_pixels": 3_000_000}
+    assert processor.apply_chat_template(messages, **options)["image_grid_thw"].tolist() == [[1, 100, 100]]
+    content[0]["max_pixels"] = 0
+    with pytest.raises(ValueError, match="max_pixels=0 must be at least 1"):
+        processor.process_vision_info(messages)
+
+
 def test_call_limits_replace_those_of_the_image_processor(processor):
     encoded = processor("<image>", images=Image.new("RGB", (600, 600)), min_pixels=784, max_pixels=4000)
     assert encoded["image_grid_thw"].tolist() == [[1, 4, 4]]
@@ -255,6 +266,36 @@ def test_urls(processor, server, tmp_path):
     images, videos, audios = processor.process_vision_info([{"role": "user", "content": content}])
     assert (len(images), len(videos), len(audios)) == (3, 1, 2)
     assert [(tuple(wave.shape), rate) for wave, rate in audios] == [((1, 1600), 16000)] * 2
+
+
+def test_addresses_beyond_ascii(server):
+    Handler.files["/gr%C3%BCn%20%E5%9B%BE.png"] = encoded_picture("PNG")
+    assert load_image(f"{server}/gr\u00fcn \u56fe.png").size == load_image(encoded_picture("PNG")).size
+    assert media_bailingmm._ascii("http://b\u00fccher.example/a%20b?c=d") == "http://xn--bcher-kva.example/a%20b?c=d"
+
+
+def test_recordings_on_the_scale_of_integers_are_refused():
+    with pytest.raises(ValueError, match=r"samples up to 32767; floats must be in -1..1, divide by full scale"):
+        load_audio(np.array([0.0, 32767.0, -5.0]))
+
+
+@pytest.mark.parametrize("source", [[np.zeros(8), None], [[0.0, 0.5], [0.5, 0.0]]])
+def test_what_is_no_rate_is_refused(source):
+    with pytest.raises(ValueError, match="sampling rate .* must be a positive whole number of Hz"):
+        load_audio(source)
+
+
+def test_random_frames_leave_the_global_generator_alone(tmp_path):
+    write_video(tmp_path / "a.mp4", 12)
+    state = torch.get_rng_state()
+    load_video(tmp_path / "a.mp4", VideoOptions(sample="random"))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_an_open_file_can_be_read_again(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(1600, np.float32), 16000)
+    with open(tmp_path / "a.wav", "rb") as file:
+        assert load_audio(file)[0].shape == load_audio(file)[0].shape == (1, 1600)
 
 
 def test_url_errors(server, monkeypatch):

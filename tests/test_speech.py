@@ -1,5 +1,6 @@
 """Speaking end to end on a small model of random weights: what is said is noise, how it is said is the real thing."""
 
+import shutil
 import threading
 
 import pytest
@@ -257,6 +258,42 @@ def test_bad_speech_arguments_are_refused(model, processor, options, message):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize(
+    ("talker_kwargs", "error", "message"),
+    [
+        ({"top_k": 1}, ValueError, "top_k must be at least 2"),
+        ({"attempts": 0}, ValueError, "attempts=0: a piece is drawn at least once"),
+        ({"temprature": 1.0}, TypeError, "temprature"),
+    ],
+)
+def test_bad_talker_options_are_refused_before_the_text_is_written(
+    model, processor, monkeypatch, talker_kwargs, error, message
+):
+    monkeypatch.setattr(model, "embed", lambda *args, **kwargs: pytest.fail("work began"))
+    inputs = chat(processor, QUESTIONS[0])
+    for call in (model.generate, model.stream):
+        with pytest.raises(error, match=message):
+            call(**inputs, generation_mode="audio", talker_kwargs=talker_kwargs)
+    with pytest.raises(error, match=message):
+        model.speak("red", **talker_kwargs)
+
+
+def test_a_repository_without_detokenizer_is_refused_before_the_text_is_written(repository, processor, tmp_path):
+    silent = shutil.copytree(repository, tmp_path / "silent", ignore=shutil.ignore_patterns("audio_detokenizer"))
+    model = Model.from_pretrained(silent)
+    with pytest.raises(ValueError, match=r"silent has no audio_detokenizer/ folder; take a repository that speaks"):
+        model.stream(**chat(processor, "hi"), generation_mode="audio")
+
+
+def test_speaking_streamed_or_not_leaves_a_generator_at_the_same_place(model):
+    first, second = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    options = {"rules": RULES, "attempts": 1}
+    whole = model.speak(TEXT, generator=first, **options)
+    done = list(model.speak_stream(TEXT, generator=second, **options))[-1]
+    assert [piece.seconds for piece in done.pieces] == [piece.seconds for piece in whole.pieces[0]]
+    assert torch.equal(first.get_state(), second.get_state())
 
 
 def test_speech_arguments_need_the_audio_mode(model, processor):
