@@ -18,12 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-try:
-    from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
-    from .processing_bailingmm import BailingMMProcessor
-except ImportError:
-    from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-    from processing_bailingmm import BailingMMProcessor
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
 
 MEDIA = ("image", "audio", "video")
 MAX_NEW_TOKENS = 512

@@ -13,8 +13,8 @@ from transformers import FunAsrNanoEncoderConfig, WhisperConfig
 from transformers.models.fun_asr_nano.modeling_fun_asr_nano import FunAsrNanoEncoder
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from configuration_bailingmm import BailingMMAudioConfig, BailingMMWhisperConfig
-from modeling_bailingmm_encoders import BailingMMSanmEncoder, BailingMMWhisperEncoder
+from ming.configuration_bailingmm import BailingMMAudioConfig, BailingMMWhisperConfig
+from ming.modeling_encoders import BailingMMSanmEncoder, BailingMMWhisperEncoder
 
 from .report import REFERENCE, Versus, versus, versus_plot, versus_table
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from configuration_bailingmm import (
+from ming.configuration_bailingmm import (
     BailingMMAudioConfig,
     BailingMMVisionConfig,
     BailingMMWhisperConfig,
     BailingMoeConfig,
 )
-from modeling_bailing_moe import BailingMoeForCausalLM
-from modeling_bailingmm_encoders import BailingMMSanmEncoder, BailingMMVisionTransformer, BailingMMWhisperEncoder
+from ming.modeling_bailing_moe import BailingMoeForCausalLM
+from ming.modeling_encoders import BailingMMSanmEncoder, BailingMMVisionTransformer, BailingMMWhisperEncoder
 
 from .report import Plot
 from .timing import interleaved

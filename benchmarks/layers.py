@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, Qwen3MoeConfig, Qwen3MoeModel
 
-from configuration_bailingmm import BailingMoeConfig
-from modeling_bailing_moe import BailingMoeModel
+from ming.configuration_bailingmm import BailingMoeConfig
+from ming.modeling_bailing_moe import BailingMoeModel
 
 from .moe import LIMIT_WEIGHTS, Cost, plot, table
 from .timing import interleaved

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from configuration_bailingmm import BailingMMConfig
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.configuration_bailingmm import BailingMMConfig
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 from .report import Plot
 
@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 import torch
 from safetensors.torch import load_file
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 def anonymous():
     status = open("/proc/self/status").read()
     return 1024 * int(status.split("RssAnon:")[1].split()[0])

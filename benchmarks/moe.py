@@ -15,8 +15,8 @@ from torch import nn
 from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from configuration_bailingmm import BailingMoeConfig
-from modeling_bailing_moe import BailingMoeExpertList, BailingMoeExperts
+from ming.configuration_bailingmm import BailingMoeConfig
+from ming.modeling_bailing_moe import BailingMoeExpertList, BailingMoeExperts
 
 from .report import Plot
 from .timing import interleaved

@@ -1,4 +1,4 @@
-"""The released sizes on one card, with random weights: memory against `tools.memory`, speed of reading and writing.
+"""The released sizes on one card, with random weights: memory against `ming.cli.memory`, speed of reading and writing.
 
 Writes a random checkpoint of decoder, encoders and talker (38 GB; `--folder` names a disk with as much room, or main
 memory), loads it in bfloat16 and in 4 bit as users do, and measures. What the weights say does not matter for memory,
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from configuration_bailingmm import BailingMMConfig, BailingMMTalkerConfig
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from tools.memory import GIB, QUANTIZATION, Workload, estimate
+from ming.cli.memory import GIB, QUANTIZATION, Workload, estimate
+from ming.configuration_bailingmm import BailingMMConfig, BailingMMTalkerConfig
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 from .report import Plot
 
@@ -108,7 +108,7 @@ def measure(
     """
     if not torch.cuda.is_available():
         raise RuntimeError(
-            "the released sizes are measured on a card; what they need is told by python -m tools.memory released"
+            "the released sizes are measured on a card; what they need is told by python -m ming.cli.memory released"
         )
     directory = Path(tempfile.mkdtemp(dir=folder))
     try:

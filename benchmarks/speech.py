@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from speech_bailingmm import AudioChunk
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.speech import AudioChunk
 
 from .report import Plot
 

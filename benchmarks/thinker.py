@@ -19,8 +19,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from configuration_bailingmm import BailingMMConfig
-from modeling_bailing_moe import BailingMoeForCausalLM
+from ming.configuration_bailingmm import BailingMMConfig
+from ming.modeling_bailing_moe import BailingMoeForCausalLM
 
 from .report import Plot
 from .timing import interleaved

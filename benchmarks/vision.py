@@ -11,8 +11,8 @@ import torch
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from configuration_bailingmm import BailingMMVisionConfig
-from modeling_bailingmm_encoders import BailingMMVisionTransformer
+from ming.configuration_bailingmm import BailingMMVisionConfig
+from ming.modeling_encoders import BailingMMVisionTransformer
 
 from .report import REFERENCE, Versus, versus, versus_plot, versus_table
 

@@ -16,12 +16,12 @@ from transformers import (
 
 from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerConfig
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from configuration_bailingmm import BailingMMConfig
-from feature_extraction_bailingmm import BailingMMFeatureExtractor
 from image_gen.configuration_image_gen import ImageGenConfig
 from image_gen.modeling_image_gen import ImageGen
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
+from ming.audio_features import BailingMMFeatureExtractor
+from ming.configuration_bailingmm import BailingMMConfig
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
 
 AutoConfig.register("bailingmm", BailingMMConfig, exist_ok=True)
 AutoConfig.register("bailingmm_audio_detokenizer", AudioDetokenizerConfig, exist_ok=True)

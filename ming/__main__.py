@@ -1,8 +1,8 @@
-"""`python -m ming`: see `ming.command_line`."""
+"""`python -m ming`: see `ming.cli.main`."""
 
 import sys
 
-from ming.command_line import main
+from ming.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ import torch
 
 from image_gen.configuration_image_gen import ImageGenConfig
 from image_gen.modeling_image_gen import ImageGen
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 2

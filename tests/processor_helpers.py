@@ -12,8 +12,8 @@ for folder in (ROOT, GOLDENS):
 
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil  # noqa: E402
 
-from feature_extraction_bailingmm import BailingMMFeatureExtractor, read_cmvn  # noqa: E402
-from processing_bailingmm import BailingMMProcessor  # noqa: E402
+from ming.audio_features import BailingMMFeatureExtractor, read_cmvn  # noqa: E402
+from ming.processing_bailingmm import BailingMMProcessor  # noqa: E402
 
 
 def golden(name: str):

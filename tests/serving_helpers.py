@@ -15,11 +15,11 @@ import uvicorn
 from image_helpers import small_image_gen
 from speech_helpers import build_speaking_repository
 
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
-from serving.jobs import Finished, StreamJob
-from serving.limits import EngineSettings, Limits, Site
-from serving.server import create_app
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
+from ming.serving.jobs import Finished, StreamJob
+from ming.serving.limits import EngineSettings, Limits, Site
+from ming.serving.server import create_app
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo"

@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerFast
 
 from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerConfig
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from codec_bpe_bailingmm import CodecBPE
-from configuration_bailingmm import TALKER_TOKENS, BailingMMTalkerConfig
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from modeling_talker import BailingMMTalker
-from processing_talker import BailingMMTalkerProcessor
-from voices_bailingmm import Voice
+from ming.codec_bpe import CodecBPE
+from ming.configuration_bailingmm import TALKER_TOKENS, BailingMMTalkerConfig
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.modeling_talker import BailingMMTalker
+from ming.talker_processor import BailingMMTalkerProcessor
+from ming.voices import Voice
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_CODES, CODEC_VOCAB = 16, 24

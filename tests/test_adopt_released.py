@@ -15,14 +15,14 @@ from test_image_gen_goldens import GOLDENS as IMAGE_GOLDENS
 from test_voices import released_dict
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from configuration_bailingmm import BailingMMConfig
 from image_gen.modeling_image_gen import ImageGen
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
-from processing_talker import BailingMMTalkerProcessor
-from tools.adopt_released import adopt
+from ming.cli.adopt import adopt
+from ming.configuration_bailingmm import BailingMMConfig
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
+from ming.talker_processor import BailingMMTalkerProcessor
+from ming.voices import load_voices
 from training.tiny.stage_speaking import tiny_talker_config
-from voices_bailingmm import load_voices
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAT = [
@@ -85,7 +85,7 @@ def release(source_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def adopted(release, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("adopted") / "Ming"
-    command = [sys.executable, "-m", "tools.adopt_released", str(release), str(target)]
+    command = [sys.executable, "-m", "ming.cli.adopt", str(release), str(target)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "from_pretrained" in done.stdout

@@ -14,7 +14,7 @@ from benchmarks import audio, image, layers, load, moe, released, report, speech
 from benchmarks.__main__ import NAMES, run
 from benchmarks.growth import Cost, plot, table
 from benchmarks.timing import OUTSIDE, profiled, share_table
-from configuration_bailingmm import BailingMoeConfig
+from ming.configuration_bailingmm import BailingMoeConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"hidden_size": 64, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
@@ -52,7 +52,7 @@ def test_released_sizes_have_a_column_per_way_to_load():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card: tests/test_cuda.py measures it")
 def test_released_sizes_need_a_card():
-    with pytest.raises(RuntimeError, match="python -m tools.memory released"):
+    with pytest.raises(RuntimeError, match="python -m ming.cli.memory released"):
         released.measure()
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from codec_bpe_bailingmm import CodecBPE, read_mapping
+from ming.codec_bpe import CodecBPE, read_mapping
 
 GOLDENS = Path(__file__).resolve().parent / "goldens" / "codec_bpe"
 GOLDEN = json.loads((GOLDENS / "cases.json").read_text(encoding="utf-8"))

@@ -28,8 +28,8 @@ from speech_helpers import NUM_CODES, build_speaking_repository
 from transformers import AutoModelForMultimodalLM
 from transformers.utils import logging as library_logging
 
-from ming import checks
-from ming.command_line import main
+from ming.cli import checks
+from ming.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE, RECORDING, CLIP, QUESTION = (

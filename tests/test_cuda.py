@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig
 
 from benchmarks import released
-from configuration_bailingmm import BailingMMConfig
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from training.objectives import next_token_loss
+from ming.configuration_bailingmm import BailingMMConfig
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.training.objectives import next_token_loss
 from training.tiny.evaluate import answer, questions_of, word_errors
 from training.tiny.evaluate_drawing import draw_row
 from training.tiny.evaluate_speech import listen

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMultimodalLM
 
 from image_gen.configuration_image_gen import ImageGenConfig
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
 RECORDING = {"type": "audio", "audio": str(ROOT / "demo" / "recording.wav")}

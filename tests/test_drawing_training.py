@@ -7,8 +7,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from image_helpers import ROOT, small_image_gen
 from transformers import AutoProcessor
 
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from training.drawing import (
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.training.drawing import (
     AlignmentHead,
     alignment_loss,
     drawing_loss,

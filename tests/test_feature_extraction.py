@@ -11,7 +11,7 @@ from processor_helpers import GOLDENS, golden
 from safetensors.torch import load_file
 from synth import AUDIOS, audio_array
 
-from feature_extraction_bailingmm import BailingMMFeatureExtractor, read_cmvn, stack_frames
+from ming.audio_features import BailingMMFeatureExtractor, read_cmvn, stack_frames
 
 AUDIO = golden("audio.json")
 TENSORS = load_file(GOLDENS / "audio.safetensors")

@@ -15,11 +15,10 @@ from peft import PeftModel, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMultimodalLM, AutoProcessor, TrainerCallback
 
-from modeling_bailing_moe import weighted_router_loss
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
-from training.examples import new_colour
-from training.finetune import (
+from ming.modeling_bailing_moe import weighted_router_loss
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
+from ming.training.finetune import (
     LORA_TARGETS,
     ChatTrainer,
     last_checkpoint,
@@ -29,7 +28,8 @@ from training.finetune import (
     parse,
     training_arguments,
 )
-from training.finetune_data import ChatCollator, read_chats
+from ming.training.finetune_data import ChatCollator, read_chats
+from training.examples import new_colour
 from training.tiny.scenes import COLOURS
 from training.tiny.world import sample_chat
 
@@ -241,7 +241,7 @@ def test_two_processes_do_what_two_accumulated_batches_do(data, tmp_path):
     options = ("--lora", "4", "--steps", "2", "--batch-size", "2")
     main(command(data, tmp_path / "one", *options, "--accumulation", "2"))
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    start += ["-m", "training.finetune", *command(data, tmp_path / "two", *options)]
+    start += ["-m", "ming.training.finetune", *command(data, tmp_path / "two", *options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

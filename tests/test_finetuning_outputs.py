@@ -12,13 +12,13 @@ from image_helpers import small_image_gen
 from PIL import Image
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from configuration_bailingmm import BailingMMTalkerConfig
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from modeling_talker import BailingMMTalker
-from processing_talker import BailingMMTalkerProcessor
-from training import finetune
-from training.finetune_data import read_chats
-from training.finetune_outputs import DrawnReplies, SpokenReplies, main
+from ming.configuration_bailingmm import BailingMMTalkerConfig
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.modeling_talker import BailingMMTalker
+from ming.talker_processor import BailingMMTalkerProcessor
+from ming.training import finetune
+from ming.training.finetune_data import read_chats
+from ming.training.finetune_outputs import DrawnReplies, SpokenReplies, main
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDING = ROOT / "demo" / "recording.wav"
@@ -185,7 +185,7 @@ def test_a_speaker_needs_two_recordings(repository, data, tmp_path):
 
 
 def test_text_alone_is_trained_by_the_other_command(data):
-    with pytest.raises(ValueError, match="training.finetune_outputs"):
+    with pytest.raises(ValueError, match="ming.training.finetune_outputs"):
         read_chats(data["speech"])
     assert finetune.parse(["--model", "m", "--data", "d", "--output", "o"]).epochs == 3.0
 

@@ -14,7 +14,7 @@ from thinker_helpers import tiny_config
 
 from image_gen.configuration_image_gen import ImageGenConfig
 from image_gen.modeling_image_gen import RELEASED_FOLDERS, ImageGen, folder_of, released_name
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 HERE = Path(__file__).resolve().parent
 GOLDENS = HERE / "goldens" / "image_gen"

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 from thinker_helpers import ROOT, tiny_model
 
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
 
 AUTO_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
-AUTO_MAP = {"AutoConfig": "configuration_bailingmm.BailingMMConfig"} | dict.fromkeys(
-    AUTO_MODELS, "modeling_bailingmm.BailingMMNativeForConditionalGeneration"
+AUTO_MAP = {"AutoConfig": "ming/configuration_bailingmm.BailingMMConfig"} | dict.fromkeys(
+    AUTO_MODELS, "ming/modeling_bailingmm.BailingMMNativeForConditionalGeneration"
 )
 PROCESSOR_FILES = (
     "chat_template.jinja",
@@ -81,8 +80,8 @@ assert AutoConfig.from_pretrained({path!r}, **options).model_type == "bailingmm"
 model, processor = models[-1], AutoProcessor.from_pretrained({path!r}, **options)
 """
 BY_CLASS = """
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
 model = BailingMMNativeForConditionalGeneration.from_pretrained({path!r}, low_cpu_mem_usage=True)
 processor = BailingMMProcessor.from_pretrained({path!r})
 """
@@ -91,6 +90,10 @@ REMOTE_CODE = {"trust_remote_code": True}
 
 def by_auto(path, **options):
     return BY_AUTO.format(path=str(path), options=options, auto=AUTO_MODELS)
+
+
+def python_files(directory: Path) -> set[Path]:
+    return {path.relative_to(directory) for path in directory.rglob("*.py")}
 
 
 def by_class(path):
@@ -129,8 +132,9 @@ def repository(weights_only, workspace) -> Path:
     """The same with the code of this repository and its auto_map: a Hub model repository."""
     directory = workspace / "repository"
     shutil.copytree(weights_only, directory)
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, directory / path.name)
+    (directory / "ming").mkdir()
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("ming/[!_]*.py")):
+        shutil.copy(path, directory / path.relative_to(ROOT))
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     (directory / "config.json").write_text(json.dumps(config | {"auto_map": AUTO_MAP}), encoding="utf-8")
     return directory
@@ -189,9 +193,12 @@ def route_1_hub(repository, workspace, expected) -> Path:
     for folder in (snapshot, blobs, refs):
         folder.mkdir(parents=True)
     (refs / "main").write_text(COMMIT, encoding="utf-8")
-    for path in repository.iterdir():
-        shutil.copy(path, blobs / path.name)
-        (snapshot / path.name).symlink_to(os.path.relpath(blobs / path.name, snapshot))
+    for path in (path for path in repository.rglob("*") if path.is_file()):
+        name = path.relative_to(repository)
+        blob, link = blobs / "-".join(name.parts), snapshot / name
+        shutil.copy(path, blob)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
     target = workspace / "saved_from_hub"
     script = by_auto("org/Ming-Toy", **REMOTE_CODE) + save_to(target)
     report = run(script, workspace / "route_1_hub", expected, HF_HUB_CACHE=str(cache))
@@ -209,13 +216,13 @@ def test_route_1_hub_cache(route_1_hub):
 
 def test_route_2_checkout_as_working_directory(repository, workspace, expected):
     report = run(by_class("."), workspace / "route_2_cwd", expected, cwd=repository)
-    assert Path(report["file"]) == repository / "modeling_bailingmm.py"
+    assert Path(report["file"]) == repository / "ming" / "modeling_bailingmm.py"
 
 
 def test_route_2_checkout_on_the_path(weights_only, workspace, expected):
     """The code of the checkout, weights from elsewhere, without auto_map."""
     report = run(by_class(weights_only), workspace / "route_2_path", expected, path=ROOT)
-    assert Path(report["file"]) == ROOT / "modeling_bailingmm.py"
+    assert Path(report["file"]) == ROOT / "ming" / "modeling_bailingmm.py"
 
 
 def test_route_3_installed_package(weights_only, workspace, expected):
@@ -224,14 +231,14 @@ def test_route_3_installed_package(weights_only, workspace, expected):
     source.mkdir()
     for path in (*ROOT.glob("*.py"), *(ROOT / name for name in PACKAGING)):
         shutil.copy(path, source / path.name)
-    for package in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]:
+    for package in ("ming", "audio_detokenizer", "image_gen"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     install = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
     process = subprocess.run([sys.executable, "-m", *install, str(source)], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-3000:]
     shutil.rmtree(source)
     report = run("import ming\n" + by_auto(weights_only), workspace / "route_3", expected, path=target)
-    assert Path(report["file"]) == target / "modeling_bailingmm.py"
+    assert Path(report["file"]) == target / "ming" / "modeling_bailingmm.py"
 
 
 def test_route_4_saved_directory_by_auto_classes(route_1_local, repository, workspace, expected):
@@ -240,13 +247,13 @@ def test_route_4_saved_directory_by_auto_classes(route_1_local, repository, work
     shutil.copytree(route_1_local, moved)
     config = json.loads((moved / "config.json").read_text(encoding="utf-8"))
     assert config["auto_map"] == AUTO_MAP
-    assert {path.name for path in moved.glob("*.py")} == {path.name for path in repository.glob("*.py")}
+    assert python_files(moved) == python_files(repository)
     run(by_auto(moved, **REMOTE_CODE), workspace / "route_4_auto", expected)
 
 
 def test_route_4_saved_directory_by_class(route_1_local, workspace, expected):
     report = run(by_class("."), workspace / "route_4_class", expected, cwd=route_1_local)
-    assert Path(report["file"]) == route_1_local / "modeling_bailingmm.py"
+    assert Path(report["file"]) == route_1_local / "ming" / "modeling_bailingmm.py"
 
 
 def test_route_4_directory_saved_from_the_hub(route_1_hub, workspace, expected):

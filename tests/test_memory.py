@@ -11,8 +11,7 @@ from bitsandbytes.nn import Linear4bit
 from image_helpers import small_image_gen
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from tools.memory import (
+from ming.cli.memory import (
     GIB,
     MODULES,
     PARTS,
@@ -26,6 +25,7 @@ from tools.memory import (
     total,
     weight_bytes,
 )
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = Workload(context=512, batch=2, images=2, image_size=(196, 140), seconds=4.0)
@@ -115,7 +115,7 @@ def test_released_sizes_fit_where_they_should():
 
 
 def test_command_line():
-    command = [sys.executable, "-m", "tools.memory"]
+    command = [sys.executable, "-m", "ming.cli.memory"]
     done = subprocess.run([*command, ".", "--parts", "vision", "--json"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from thinker_helpers import IMAGE_TYPE, PAD, Chat, batch, mixed_chats, tiny_model, valid_tokens
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from modeling_bailing_moe import router_losses
+from ming.modeling_bailing_moe import router_losses
 
 EXPERTS = ("eager", "grouped_mm", "batched_mm")
 

@@ -21,15 +21,15 @@ from image_helpers import small_image_gen
 from PIL import Image
 from speech_helpers import SPEAKERS, build_speaking_repository
 
-from drawing_bailingmm import ImageDone, ImageProgress
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
-from speech_bailingmm import AudioChunk, Done, SpokenPiece, TextDelta
+from ming.drawing import ImageDone, ImageProgress
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
+from ming.speech import AudioChunk, Done, SpokenPiece, TextDelta
 
 INSTALL = "the page is not tested: install what it needs (pip install -r requirements-dev.txt)"
 gr = pytest.importorskip("gradio", reason=INSTALL)
 playwright = pytest.importorskip("playwright.sync_api", reason=INSTALL)
-app = importlib.import_module("serving.app")  # needs both, so not above
+app = importlib.import_module("ming.serving.app")  # needs both, so not above
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo"

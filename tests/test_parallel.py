@@ -15,8 +15,8 @@ import json, sys
 import torch, torch.distributed as dist
 from PIL import Image
 from transformers.distributed import DistributedConfig
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")

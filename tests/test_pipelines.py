@@ -13,7 +13,7 @@ from speech_helpers import build_speaking_repository
 from transformers import pipeline
 
 from image_gen.modeling_image_gen import Drawing
-from modeling_bailingmm import OmniOutput
+from ming.modeling_bailingmm import OmniOutput
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = json.loads((ROOT / "demo" / "expected.json").read_text(encoding="utf-8"))

@@ -21,9 +21,9 @@ from PIL import Image
 from processor_helpers import golden, released_processor
 from synth import IMAGES, image_array
 
-import media_bailingmm
-from media_bailingmm import load_audio, load_image, load_video_sound, smart_resize
-from video_bailingmm import VideoOptions, count_frames, frame_size, load_video, resize_frames, select_frames
+import ming.media
+from ming.media import load_audio, load_image, load_video_sound, smart_resize
+from ming.video import VideoOptions, count_frames, frame_size, load_video, resize_frames, select_frames
 
 IMAGE, VIDEO = golden("image.json"), golden("video.json")
 FILE_CASES = [case for case in VIDEO["sampling"] if case["kind"] == "file" and "video_start" not in case["args"]]
@@ -271,7 +271,7 @@ def test_urls(processor, server, tmp_path):
 def test_addresses_beyond_ascii(server):
     Handler.files["/gr%C3%BCn%20%E5%9B%BE.png"] = encoded_picture("PNG")
     assert load_image(f"{server}/gr\u00fcn \u56fe.png").size == load_image(encoded_picture("PNG")).size
-    assert media_bailingmm._ascii("http://b\u00fccher.example/a%20b?c=d") == "http://xn--bcher-kva.example/a%20b?c=d"
+    assert ming.media._ascii("http://b\u00fccher.example/a%20b?c=d") == "http://xn--bcher-kva.example/a%20b?c=d"
 
 
 def test_random_frames_leave_the_global_generator_alone(tmp_path):
@@ -287,10 +287,10 @@ def test_url_errors(server, monkeypatch):
     with pytest.raises(ValueError, match="cannot read audio 'http://127.0.0.1:9/a.wav'"):
         load_audio("http://127.0.0.1:9/a.wav")
     Handler.files["/big.png"] = bytes(3 << 20)
-    monkeypatch.setitem(media_bailingmm.DOWNLOAD_BYTES, "image", 1 << 20)
+    monkeypatch.setitem(ming.media.DOWNLOAD_BYTES, "image", 1 << 20)
     with pytest.raises(ValueError, match="/big.png': more than 1 MiB"):
         load_image(f"{server}/big.png")
-    monkeypatch.setattr(media_bailingmm, "DOWNLOAD_SECONDS", 0.1)
+    monkeypatch.setattr(ming.media, "DOWNLOAD_SECONDS", 0.1)
     with pytest.raises(ValueError, match="cannot read image .*/slow.png': timed out"):
         load_image(f"{server}/slow.png")
 

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from processor_helpers import released_processor
 
-from media_bailingmm import load_audio, resample
+from ming.media import load_audio, resample
 
 
 @pytest.fixture(scope="module")

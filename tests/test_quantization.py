@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig
 
-from modeling_bailing_moe import BailingMoeExpertList, BailingMoeForCausalLM
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
+from ming.modeling_bailing_moe import BailingMoeExpertList, BailingMoeForCausalLM
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
 from training.tiny.evaluate import answer
 from training.tiny.stage_drawing import new_image_gen
 

@@ -30,13 +30,13 @@ ELSEWHERE = {
     "make demo": ("test_ming_tiny.py", '"-m", "demo"'),
     "transformers serve": ("test_transformers_serve.py", '[TRANSFORMERS, "serve", str(ROOT)'),
     "transformers chat": ("test_transformers_serve.py", '[TRANSFORMERS, "chat", str(ROOT)'),
-    "python -m serving.cluster": ("test_serving_cluster.py", '"-m", "serving.cluster"'),
+    "python -m serving.cluster": ("test_serving_cluster.py", '"-m", "ming.serving.cluster"'),
     "python -m training.tiny all": ("test_tiny_recipe.py", '"-m", "training.tiny", "all", "--quick"'),
 }
 # What makes this environment, and what runs this test.
 NOT_RUN = ("pip install", "make test")
 SHORT = {
-    "training.finetune": "--steps 1 --batch-size 2",
+    "ming.training.finetune": "--steps 1 --batch-size 2",
     "training.tiny.evaluate": "--rows image_qa --samples 2",
 }
 

@@ -4,7 +4,6 @@ import ast
 import json
 import re
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,11 +53,9 @@ def test_nothing_unpickles():
     assert not [path for suffix in ("*.bin", "*.pkl", "*.pt", "*.pth", "*.ckpt") for path in tracked(suffix)]
 
 
-def test_wheel_lists_every_root_module():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    modules = {path.stem for path in ROOT.glob("*.py")} - {"handler"}  # the Hub reads it as a file
-    assert set(project["tool"]["setuptools"]["py-modules"]) == modules
-    assert modules <= set(project["tool"]["ruff"]["lint"]["isort"]["known-first-party"])
+def test_the_root_holds_entry_points_only():
+    names = {"configuration_bailingmm.py", "modeling_bailingmm.py", "processing_bailingmm.py", "handler.py"}
+    assert {path.name for path in PYTHON_FILES if path.parent == ROOT} == names
 
 
 def test_requirements_have_both_bounds():

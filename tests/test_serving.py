@@ -37,10 +37,10 @@ from serving_helpers import (
     until,
 )
 
-from serving import __main__ as command_line
-from serving.jobs import Finished, Sampling, TextDelta, TextJob
-from serving.options import build_app, read_choices
-from serving.server import create_app
+from ming.serving import __main__ as command_line
+from ming.serving.jobs import Finished, Sampling, TextDelta, TextJob
+from ming.serving.options import build_app, read_choices
+from ming.serving.server import create_app
 
 
 def test_every_kind_of_input(omni):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from processing_bailingmm import BailingMMProcessor
-from serving.batching import ReplyText, join_inputs
+from ming.processing_bailingmm import BailingMMProcessor
+from ming.serving.batching import ReplyText, join_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from serving_helpers import EXPECTED, QUESTIONS, ROOT, asked
 
-from serving.cluster import build_parser, deployment_options
+from ming.serving.cluster import build_parser, deployment_options
 
 START_SECONDS = 300.0
 REQUESTS = 64
@@ -28,7 +28,7 @@ class Cluster:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         options = ["--port", str(port), "--replicas", "2", "--without", "talker", "image_gen", "--name", "ming"]
-        command = [sys.executable, "-m", "serving.cluster", "--model", ".", *options]
+        command = [sys.executable, "-m", "ming.serving.cluster", "--model", ".", *options]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )

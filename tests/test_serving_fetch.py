@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from serving.errors import ApiError
-from serving.fetch import Fetcher, is_public
-from serving.limits import Limits
-from serving.media import MediaReader, file_kind
+from ming.serving.errors import ApiError
+from ming.serving.fetch import Fetcher, is_public
+from ming.serving.limits import Limits
+from ming.serving.media import MediaReader, file_kind
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 HERE = ipaddress.ip_address("127.0.0.1")

@@ -22,11 +22,11 @@ from serving_helpers import (
     reading_model,
 )
 
-from serving import sounds
-from serving.gate import Gate
-from serving.limits import EngineSettings, Limits, Site
-from serving.metrics import Metrics
-from serving.server import create_app
+from ming.serving import sounds
+from ming.serving.gate import Gate
+from ming.serving.limits import EngineSettings, Limits, Site
+from ming.serving.metrics import Metrics
+from ming.serving.server import create_app
 
 
 @pytest.fixture(scope="module")

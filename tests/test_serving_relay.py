@@ -7,8 +7,8 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, StreamingResponse
 
-from serving.asgi import IDENTITY, run
-from serving.relay import Relay
+from ming.serving.asgi import IDENTITY, run
+from ming.serving.relay import Relay
 
 
 class Died(Exception):

@@ -9,10 +9,10 @@ import torch
 from speech_helpers import SPEAKERS, build_speaking_repository, voice
 from transformers import AutoProcessor
 
-import speech_bailingmm
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
-from modeling_talker import StopRules
-from speech_bailingmm import AudioChunk, Done, TextDelta, row_generators, save_audio
+import ming.speech
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
+from ming.modeling_talker import StopRules
+from ming.speech import AudioChunk, Done, TextDelta, row_generators, save_audio
 
 RULES = StopRules(max_new_ids=40)
 TEXT = "A small red circle is on the left. 蓝色的星星在右边。"
@@ -99,10 +99,10 @@ def test_nothing_to_say_is_an_empty_waveform(model, text):
 
 
 def test_a_runaway_piece_is_reported(model, caplog):
-    speech_bailingmm.logger.parent.propagate = True
+    ming.speech.logger.parent.propagate = True
     output = model.speak("red", seed=1, rules=StopRules(min_new_ids=5, max_new_ids=5), attempts=2)
     assert [piece.finish_reason for piece in output.pieces[0]] == ["length"]
-    speech_bailingmm.logger.parent.propagate = False
+    ming.speech.logger.parent.propagate = False
     assert "'red'" in caplog.text and "try another seed" in caplog.text
 
 

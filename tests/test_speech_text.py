@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import speech_words_bailingmm as words
-from speech_text_bailingmm import SpeechTextStream, cut_speech_text, normalize_speech_text, speech_units
-from speech_words_bailingmm import read_integer
+import ming.spoken_numbers as words
+from ming.speech_text import SpeechTextStream, cut_speech_text, normalize_speech_text, speech_units
+from ming.spoken_numbers import read_integer
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDENS = Path(__file__).parent / "goldens" / "speech_text"
@@ -337,7 +337,7 @@ def test_finished_stream_takes_nothing_more():
 
 
 def test_importing_loads_no_grammar():
-    code = "import sys, speech_text_bailingmm as s; s.normalize_speech_text('none'); sys.exit('wetext' in sys.modules)"
+    code = "import sys, ming.speech_text as s; s.normalize_speech_text('none'); sys.exit('wetext' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -6,10 +6,10 @@ import torch
 from speech_helpers import talker_config, tiny_detokenizer
 from torch import nn
 
-from modeling_talker import BailingMMTalker, StopRules, TalkerPrompt
-from training.talker import IGNORE, WordAlignment, pointing_loss, talker_batch, talker_loss
+from ming.modeling_talker import BailingMMTalker, StopRules, TalkerPrompt
+from ming.training.talker import IGNORE, WordAlignment, pointing_loss, talker_batch, talker_loss
+from ming.training.vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
 from training.tiny.speaking import SEGMENT_FRAMES, VocoderTask
-from training.vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
 
 RATE, HOP = 22050, 256
 

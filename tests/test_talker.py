@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from configuration_bailingmm import BailingMMTalkerConfig
-from modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPrompt, filter_logits
+from ming.configuration_bailingmm import BailingMMTalkerConfig
+from ming.modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPrompt, filter_logits
 
 TEXT_VOCAB, AUDIO_VOCAB, WIDTH, THINKER_WIDTH, SPEAKER_WIDTH = 60, 40, 32, 24, 12
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from codec_bpe_bailingmm import CodecBPE
-from configuration_bailingmm import BailingMMTalkerConfig
-from modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPrompt, filter_logits
+from ming.codec_bpe import CodecBPE
+from ming.configuration_bailingmm import BailingMMTalkerConfig
+from ming.modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPrompt, filter_logits
 
 GOLDENS = Path(__file__).resolve().parent / "goldens" / "talker"
 TENSORS = load_file(GOLDENS / "goldens.safetensors")

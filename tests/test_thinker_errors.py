@@ -4,7 +4,7 @@ import pytest
 import torch
 from thinker_helpers import Chat, batch, tiny_config, tiny_model
 
-from configuration_bailingmm import BailingMMAudioConfig, BailingMoeConfig
+from ming.configuration_bailingmm import BailingMMAudioConfig, BailingMoeConfig
 
 PARTS = {"load_vision": "image", "load_audio": "sanm", "load_whisper": "whisper"}
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from modeling_bailingmm_encoders import sinusoids, split_audio_segments
+from ming.modeling_encoders import sinusoids, split_audio_segments
 
 EVERYTHING = slice(None)
 # Same-math reorderings move logits (up to 7.5) by 2e-5; single blocks and norms are held tighter.

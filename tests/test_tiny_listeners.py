@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ming.voices import SPEAKER_FILE, TOKENIZER_FILE, VoiceEncoder
 from training.tiny import speech, stage_listeners
 from training.tiny.listeners import (
     FiniteScalarQuantizer,
@@ -34,7 +35,6 @@ from training.tiny.stage_listeners import (
     train_speech_tokenizer,
     voice_labels,
 )
-from voices_bailingmm import SPEAKER_FILE, TOKENIZER_FILE, VoiceEncoder
 
 LENGTHS = (10, 11, 57, 1000, 2999, 3000)
 MEGABYTE = 1e6

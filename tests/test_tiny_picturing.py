@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from test_tiny_world import ToneSpeaker
 from transformers import AutoModel
 
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
 from training.tiny import stage_drawing
 from training.tiny.evaluate_drawing import CELL, MARGIN, PER_ROW, ROWS, contact_sheet, draw_row
 from training.tiny.judge import shows

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from modeling_talker import StopRules
-from processing_bailingmm import BailingMMProcessor
-from training.talker import IGNORE
+from ming.modeling_talker import StopRules
+from ming.processing_bailingmm import BailingMMProcessor
+from ming.training.talker import IGNORE
 from training.tiny import speech
 from training.tiny.revoicing import RevoicedData, RevoicedTask, speak_again
 from training.tiny.speaking import FlowData, TalkerData, VocoderData, token_words, written

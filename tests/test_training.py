@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_bailing_moe import AUDIO_TYPE, IMAGE_TYPE
-from processing_bailingmm import BailingMMProcessor
-from training.balance import DynamicBalance, relative_slope, weighted_sum
-from training.chats import chat_batch
-from training.loop import fit
-from training.objectives import IGNORE, chat_labels, ctc_greedy, ctc_loss
-from training.optimizer import Muon, MuonAdamW
+from ming.modeling_bailing_moe import AUDIO_TYPE, IMAGE_TYPE
+from ming.processing_bailingmm import BailingMMProcessor
+from ming.training.balance import DynamicBalance, relative_slope, weighted_sum
+from ming.training.chats import chat_batch
+from ming.training.loop import fit
+from ming.training.objectives import IGNORE, chat_labels, ctc_greedy, ctc_loss
+from ming.training.optimizer import Muon, MuonAdamW
 from training.tiny.dense import ASPECTS, CLIP_ASPECTS, DenseLoss, _runs, cell_labels, clip_labels, dense_labels
 from training.tiny.drawing import Course, render
 from training.tiny.evaluate import questions_of, word_errors

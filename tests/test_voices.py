@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from media_bailingmm import resample
-from voices_bailingmm import (
+from ming.media import resample
+from ming.voices import (
     MelSettings,
     Voice,
     VoiceEncoder,

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from thinker_helpers import ROOT, Chat, batch, mixed_chats, randomize, tiny_config, tiny_model
 from transformers.core_model_loading import revert_weight_conversion
 
-from configuration_bailingmm import BailingMMConfig
-from modeling_bailing_moe import BailingMoeForCausalLM
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
+from ming.configuration_bailingmm import BailingMMConfig
+from ming.modeling_bailing_moe import BailingMoeForCausalLM
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
 
 REFERENCE = Path(__file__).resolve().parent / "goldens" / "reference"
 TOWERS = {
@@ -422,7 +422,7 @@ MEMORY_PROBE = """
 import sys, threading
 sys.path[:0] = [{root!r}]
 import torch
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
 
 def anonymous():
     return 1024 * int(open("/proc/self/status").read().split("RssAnon:")[1].split()[0])

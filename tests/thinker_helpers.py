@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from configuration_bailingmm import BailingMMConfig
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.configuration_bailingmm import BailingMMConfig
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDENS = Path(__file__).resolve().parent / "goldens" / "thinker"

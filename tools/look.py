@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from media_bailingmm import load_audio, load_image, resample
-from voices_bailingmm import MelSettings, vocoder_mel
+from ming.media import load_audio, load_image, resample
+from ming.voices import MelSettings, vocoder_mel
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 COLUMNS = 4

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import one_hot
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from modeling_bailing_moe import ROUTERS
+from ming.modeling_bailing_moe import ROUTERS
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 DEFAULTS = {

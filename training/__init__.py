@@ -1,1 +1,1 @@
-"""Training of Ming-Lite-Omni: objectives, data and recipes."""
+"""Recipes: Ming-Tiny from nothing (`tiny/`), and examples of fine-tuning."""

@@ -1,6 +1,6 @@
 """Teach Ming-Tiny a colour that it has never seen or named: `python -m training.examples.new_colour`.
 
-Pictures and chats are made here and written as `training.finetune` wants them: a JSONL file and a folder of pictures.
+Pictures and chats are made here and written as `ming finetune` wants them: a JSONL file and a folder of pictures.
 A LoRA adapter is trained on them, old questions mixed in so that nothing gets lost. Before and after, questions about
 unseen pictures are answered greedily and a table is printed; the adapter is in the folder `adapter` of `--output`.
 
@@ -22,7 +22,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from ..finetune import main as finetune
+from ming.training.finetune import main as finetune
+
 from ..tiny.drawing import render
 from ..tiny.evaluate import answer, questions_of
 from ..tiny.questions import Fact, has, scene_facts, word, yes_or_no

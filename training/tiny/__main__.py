@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
-from configuration_bailingmm import AUTO_MAP
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
+from ming.configuration_bailingmm import AUTO_MAP
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
+from ming.training.balance import DynamicBalance
+from ming.training.chats import BalanceCallback, StepwiseObjective
+from ming.training.loop import fit
 
-from ..balance import DynamicBalance
-from ..chats import BalanceCallback, StepwiseObjective
-from ..loop import fit
 from . import stage_drawing, stage_speaking
 from .architecture import tiny_config
 from .dense import DenseLoss

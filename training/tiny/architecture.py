@@ -1,6 +1,6 @@
 """Ming-Tiny's sizes: the released architecture at about a two-thousandth of its parameters."""
 
-from configuration_bailingmm import BailingMMConfig
+from ming.configuration_bailingmm import BailingMMConfig
 
 FIRST_SPECIAL_TOKEN = 736  # the byte-level BPE part comes first, then the 288 released special tokens
 END_OF_TEXT = FIRST_SPECIAL_TOKEN + 1

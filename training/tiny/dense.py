@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modeling_bailing_moe import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
+from ming.modeling_bailing_moe import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
+from ming.training.objectives import ctc_exact, ctc_loss, ctc_targets
 
-from ..objectives import ctc_exact, ctc_loss, ctc_targets
 from .drawing import CENTRE, RADIUS, Course
 from .scenes import COLOURS, KINDS, MOTIONS, POSITIONS, SIZES, Scene
 from .world import Sample

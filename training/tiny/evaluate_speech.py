@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torchaudio.functional import resample
 from tqdm import tqdm
 
-from voices_bailingmm import SILENCE_PEAK, VoiceEncoder
-from voices_bailingmm import Voice as LentVoice
+from ming.voices import SILENCE_PEAK, VoiceEncoder
+from ming.voices import Voice as LentVoice
 
 from .evaluate import Result, answer, load, measuring_parser, report, word_errors
 from .sentences import sample_sentence

@@ -1,7 +1,7 @@
 """The two networks that listen to a voice prompt: speech tokenizer and speaker encoder, small enough for a laptop.
 
 Both are exported to ONNX files with the inputs and outputs of the released `speech_tokenizer_v1.onnx` and
-`campplus.onnx`, so that `voices_bailingmm.VoiceEncoder` runs either. What trains them is in `stage_listeners`.
+`campplus.onnx`, so that `ming.voices.VoiceEncoder` runs either. What trains them is in `stage_listeners`.
 
 Letters: B batch, T feature frames of 10 ms, N codes of 20 ms, K digits of a code, D width.
 """
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from modeling_bailingmm_encoders import length_mask
-from voices_bailingmm import EMBEDDING_SIZE, SPEAKER_BANDS, TOKENIZER_BANDS
+from ming.modeling_encoders import length_mask
+from ming.voices import EMBEDDING_SIZE, SPEAKER_BANDS, TOKENIZER_BANDS
 
 LEVELS = (8, 6, 5)  # per digit of a code: 240 codes; the split that Mentzer et al. recommend for 8 bits
 TOKENIZER_WIDTH = 128

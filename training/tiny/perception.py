@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from ..chats import chat_batch
+from ming.training.chats import chat_batch
+
 from .dense import dense_labels
 from .scenes import choose
 from .speech import SpeechPool, Utterance

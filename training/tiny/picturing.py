@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from image_gen.modeling_image_gen import ImageGen
+from ming.training.drawing import AlignmentHead, drawing_loss, encode_scales
 
-from ..drawing import AlignmentHead, drawing_loss, encode_scales
 from .dense import CellHeads
 from .drawing import render
 from .scenes import COLOURS, KINDS, POSITIONS, SIZES, Scene, choose

@@ -18,7 +18,7 @@ from torchaudio.functional import resample
 from tqdm import tqdm
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from voices_bailingmm import MelSettings, prompt_mel, speaker_features
+from ming.voices import MelSettings, prompt_mel, speaker_features
 
 from .listeners import SpeakerEncoder
 from .speaking import HeardPool, long_enough

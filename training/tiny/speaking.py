@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from audio_detokenizer.modeling_flow import flow_matching_loss
-from modeling_talker import BailingMMTalker, TalkerPrompt
-from processing_talker import BailingMMTalkerProcessor
-from voices_bailingmm import CODES_PER_SECOND, MIN_SECONDS, VoiceEncoder, prompt_mel, vocoder_mel
+from ming.modeling_talker import BailingMMTalker, TalkerPrompt
+from ming.talker_processor import BailingMMTalkerProcessor
+from ming.training.objectives import ctc_loss, ctc_targets
+from ming.training.talker import IGNORE, WordAlignment, pointing_loss, talker_batch, talker_loss, thinker_states
+from ming.training.vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
+from ming.voices import CODES_PER_SECOND, MIN_SECONDS, VoiceEncoder, prompt_mel, vocoder_mel
 
-from ..objectives import ctc_loss, ctc_targets
-from ..talker import IGNORE, WordAlignment, pointing_loss, talker_batch, talker_loss, thinker_states
-from ..vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
 from .scenes import choose
 from .speech import SAMPLE_RATE, SpeechPool
 from .world import sample_chat

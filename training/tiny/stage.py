@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 2506

@@ -20,10 +20,10 @@ from transformers import set_seed
 
 from image_gen.configuration_image_gen import FOLDER, ImageGenConfig
 from image_gen.modeling_image_gen import ImageGen
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from processing_bailingmm import BailingMMProcessor
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.processing_bailingmm import BailingMMProcessor
+from ming.training.loop import fit
 
-from ..loop import fit
 from .picturing import AutoencoderData, AutoencoderTask, ConditionTask, PictureTask, RequestData
 from .speech import SpeechPool
 from .stage import SEED, frozen_thinker, stage_parser, start_stage

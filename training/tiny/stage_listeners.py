@@ -2,7 +2,7 @@
 
 The speech tokenizer learns from its codes being spelled (so they say which words) and painted (so they say how they
 sound); the speaker encoder from telling timbres and pitches apart. Both end as ONNX files in the runs folder, under
-the names that `voices_bailingmm.VoiceEncoder.from_pretrained` looks for.
+the names that `ming.voices.VoiceEncoder.from_pretrained` looks for.
 
 Letters: B batch, T feature frames of 10 ms, N codes of 20 ms, K digits of a code, D width, C classes.
 """
@@ -25,8 +25,10 @@ from torch import nn
 from tqdm import tqdm
 from transformers import set_seed
 
-from modeling_bailingmm_encoders import length_mask
-from voices_bailingmm import (
+from ming.modeling_encoders import length_mask
+from ming.training.loop import fit
+from ming.training.objectives import ctc_exact, ctc_greedy, ctc_loss, ctc_targets
+from ming.voices import (
     EMBEDDING_SIZE,
     SPEAKER_FILE,
     TOKENIZER_BANDS,
@@ -35,8 +37,6 @@ from voices_bailingmm import (
     tokenizer_features,
 )
 
-from ..loop import fit
-from ..objectives import ctc_exact, ctc_greedy, ctc_loss, ctc_targets
 from .evaluate import EVALUATION_SEED, word_errors
 from .listeners import (
     FRAMES_PER_CODE,

@@ -23,16 +23,16 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerConfig
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from codec_bpe_bailingmm import CodecBPE
-from configuration_bailingmm import TALKER_TOKENS, BailingMMTalkerConfig
-from modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from modeling_talker import BailingMMTalker
-from processing_bailingmm import BailingMMProcessor
-from processing_talker import TOKENIZER_FOLDER, BailingMMTalkerProcessor
-from speech_bailingmm import DETOKENIZER_FOLDER
-from voices_bailingmm import SPEAKER_FILE, TOKENIZER_FILE, Voice, VoiceEncoder
+from ming.codec_bpe import CodecBPE
+from ming.configuration_bailingmm import TALKER_TOKENS, BailingMMTalkerConfig
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.modeling_talker import BailingMMTalker
+from ming.processing_bailingmm import BailingMMProcessor
+from ming.speech import DETOKENIZER_FOLDER
+from ming.talker_processor import TOKENIZER_FOLDER, BailingMMTalkerProcessor
+from ming.training.loop import fit
+from ming.voices import SPEAKER_FILE, TOKENIZER_FILE, Voice, VoiceEncoder
 
-from ..loop import fit
 from . import speech
 from .listeners import FiniteScalarQuantizer, export_speaker_encoder
 from .revoicing import RevoicedData, RevoicedTask, speak_again

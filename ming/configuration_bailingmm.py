@@ -1,0 +1,474 @@
+"""Configurations of Ming-Lite-Omni: one class per component, released values as defaults.
+
+The JSON layout is the released one (`llm_config`, `vision_config`, `audio_config`, `whisper_config`,
+`talker_config`), so that released and newly saved `config.json` files are interchangeable.
+"""
+
+import os
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from transformers import PreTrainedConfig, Qwen2Config
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.utils import cached_file, logging
+
+logger = logging.get_logger(__name__)
+
+# The code that a repository's config.json names for remote loading.
+AUTO_MAP = {
+    "AutoConfig": "ming/configuration_bailingmm.BailingMMConfig",
+    **dict.fromkeys(
+        ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+        "ming/modeling_bailingmm.BailingMMNativeForConditionalGeneration",
+    ),
+}
+# Code and components that make a weights directory self-contained; sub-folders stay flat (see `save_pretrained`).
+TRAVELS_WITH_WEIGHTS = (
+    "*.py",
+    "ming/[!_]*.py",
+    "talker/*",
+    "codec_bpe/*",
+    "voices/*",
+    "audio_detokenizer/*",
+    "image_gen/*",
+)
+    "*.py",
+    "ming/[!_]*.py",
+    "talker/*",
+    "codec_bpe/*",
+    "voices/*",
+    "audio_detokenizer/*",
+    "image_gen/*",
+)
+
+
+def register_for_serving() -> None:
+    """Enter the model into the table by which `transformers serve` chooses how to load and to feed an architecture.
+
+    The table is internal to the library, and remote code is served only with an entry in it. Everything else works
+    without, so a version that has no such table gets a remark.
+    """
+    try:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+    except ImportError as error:
+        logger.warning(f"`transformers serve` will not serve this model: {error}")
+        return
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("bailingmm", AUTO_MAP["AutoModelForMultimodalLM"].split(".")[1])
+
+
+register_for_serving()
+
+
+class BailingMoeConfig(PreTrainedConfig):
+    """The Ling mixture-of-experts decoder.
+
+    `multi_gate` adds an image and an audio router beside the text router of every layer. The released file carries
+    `sliding_window` and `intermediate_size`, which the model never used: the first is cleared unless
+    `use_sliding_window`, the second only sizes the leading `first_k_dense_replace` dense layers (0 as released).
+    `rope_theta` of released files becomes `rope_parameters`.
+    """
+
+    model_type = "bailing_moe"
+    base_config_key = "llm_config"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
+        "layers.*.mlp.experts.down_proj": "rowwise",
+        "layers.*.mlp.experts": "moe_tp_experts",
+        "layers.*.mlp.shared_experts.gate_proj": "colwise",
+        "layers.*.mlp.shared_experts.up_proj": "colwise",
+        "layers.*.mlp.shared_experts.down_proj": "rowwise",
+    }
+    base_model_ep_plan = {
+        "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
+        "layers.*.mlp.experts.down_proj": "grouped_gemm",
+        "layers.*.mlp.experts": "ep_dispatch_experts",
+    }
+    base_model_pp_plan = {
+        "word_embeddings": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 126464
+    hidden_size: int = 2048
+    intermediate_size: int = 5632
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 4
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 32768
+    initializer_range: float = 0.006
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: dict | None = None
+    use_sliding_window: bool = False
+    sliding_window: int | None = None
+    attention_dropout: float | int = 0.0
+    moe_intermediate_size: int = 1408
+    num_experts: int = 64
+    num_experts_per_tok: int = 6
+    num_shared_experts: int = 2
+    norm_topk_prob: bool = True
+    multi_gate: bool = True
+    first_k_dense_replace: int = 0
+    output_router_logits: bool = False
+    router_aux_loss_coef: float = 0.001
+    router_z_loss_coef: float = 0.001
+    image_patch_token: int = 126346
+    pad_token_id: int | None = 126081
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 126081
+
+    def __post_init__(self, **kwargs):
+        if kwargs.pop("use_bias", False) or kwargs.pop("use_qkv_bias", False):
+            raise ValueError("use_bias / use_qkv_bias: released Ling decoders have no biases; set both to false")
+        for unused in ("norm_head", "norm_softmax"):
+            if kwargs.pop(unused, False):
+                raise ValueError(f"{unused}=true is not part of Ming-Lite-Omni; set it to false")
+        self.sliding_window = self.sliding_window if self.use_sliding_window else None
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if not kwargs.get("rope_theta") and self.rope_parameters is None:
+            kwargs["rope_theta"] = 600000.0
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})"
+            )
+        if not 0 < self.num_experts_per_tok <= self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok ({self.num_experts_per_tok}) must lie between 1 and num_experts "
+                f"({self.num_experts})"
+            )
+        super().__post_init__(**kwargs)
+
+
+class BailingMMVisionConfig(Qwen2_5_VLVisionConfig):
+    """The Qwen2.5-VL vision tower at Ming's sizes."""
+
+    model_type = "qwen2_5_vit"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 1280
+    intermediate_size: int = 3456
+    out_hidden_size: int = 8192
+
+
+class BailingMMAudioConfig(PreTrainedConfig):
+    """The SANM encoder (SenseVoice) behind `audio=`, and its projector.
+
+    `audio_encoder_config_sanm` keeps the released dictionary as the only home of the encoder's sizes; the properties
+    below are what the library's SANM layers read from a config. `norm_query_embeds` governs both audio encoders.
+    """
+
+    model_type = "bailingmm_sanm"
+    base_config_key = "audio_config"
+
+    audio_encoder_config_sanm: dict | None = None
+    ds_kernel_size: int = 1
+    ds_stride: int = 1
+    norm_query_embeds: bool = True
+    initializer_range: float = 0.02
+
+    layer_norm_eps = 1e-12
+    hidden_act = "relu"
+
+    def __post_init__(self, **kwargs):
+        sanm = {
+            "input_size": 560,
+            "output_size": 512,
+            "attention_heads": 4,
+            "linear_units": 2048,
+            "num_blocks": 50,
+            "kernel_size": 11,
+            "sanm_shfit": 0,
+            "dropout_rate": 0.1,
+            "attention_dropout_rate": 0.1,
+        }
+        sanm.update(self.audio_encoder_config_sanm or {})
+        if sanm["sanm_shfit"] != 0:
+            raise ValueError(
+                f"sanm_shfit={sanm['sanm_shfit']}: only centred FSMN kernels (0, as released) are supported"
+            )
+        self.audio_encoder_config_sanm = sanm
+        super().__post_init__(**kwargs)
+
+    @property
+    def input_size(self) -> int:
+        return self.audio_encoder_config_sanm["input_size"]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.audio_encoder_config_sanm["output_size"]
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.audio_encoder_config_sanm["linear_units"]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.audio_encoder_config_sanm["num_blocks"]
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.audio_encoder_config_sanm["attention_heads"]
+
+    @property
+    def fsmn_kernel_size(self) -> int:
+        return self.audio_encoder_config_sanm["kernel_size"]
+
+    @property
+    def hidden_dropout(self) -> float:
+        return self.audio_encoder_config_sanm["dropout_rate"]
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.audio_encoder_config_sanm["attention_dropout_rate"]
+
+
+class BailingMMWhisperConfig(PreTrainedConfig):
+    """The Whisper large-v3 encoder with a 300 s position table, and its down-sampling projector.
+
+    `mask_padding` keeps segments of a batch apart. The released code lets every frame attend to the zero padding of
+    its batch; `mask_padding=False` reproduces that.
+    """
+
+    model_type = "bailingmm_whisper"
+    base_config_key = "whisper_config"
+
+    whisper_encoder_config: dict | None = None
+    ds_kernel_size: int = 3
+    ds_stride: int = 2
+    mask_padding: bool = True
+    initializer_range: float = 0.02
+
+    attention_dropout = 0.0
+    dropout = 0.0
+    activation_dropout = 0.0
+    activation_function = "gelu"
+
+    def __post_init__(self, **kwargs):
+        whisper = {"n_ctx": 15000, "n_head": 20, "n_layer": 32, "n_mels": 128, "n_state": 1280}
+        whisper.update(self.whisper_encoder_config or {})
+        self.whisper_encoder_config = whisper
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_mel_bins(self) -> int:
+        return self.whisper_encoder_config["n_mels"]
+
+    @property
+    def max_source_positions(self) -> int:
+        return self.whisper_encoder_config["n_ctx"]
+
+    @property
+    def d_model(self) -> int:
+        return self.whisper_encoder_config["n_state"]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.d_model
+
+    @property
+    def encoder_layers(self) -> int:
+        return self.whisper_encoder_config["n_layer"]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.encoder_layers
+
+    @property
+    def encoder_attention_heads(self) -> int:
+        return self.whisper_encoder_config["n_head"]
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.encoder_attention_heads
+
+    @property
+    def encoder_ffn_dim(self) -> int:
+        return 4 * self.d_model
+
+
+# The talker's own tokens, the last ones of its text vocabulary in this order.
+TALKER_TOKENS = (
+    "<audio_bos>",
+    "<audio_eos>",
+    "<audio_pad>",
+    "<text_bos>",
+    "<text_eos>",
+    "<text_pad>",
+    "<prompt>",
+    "</prompt>",
+    "<thinker_prefix>",
+    "</thinker_prefix>",
+    "<vp>",
+    "</vp>",
+)
+
+
+class BailingMMTalkerConfig(PreTrainedConfig):
+    """The talker: a Qwen2 language model over one vocabulary of text tokens, then codec BPE ids.
+
+    `llm_config` holds the sizes that the release keeps in `talker/config.json`; its vocabulary is set from
+    `text_vocab_size` + `audio_vocab_size`. `special_token_ids` names the ids of `TALKER_TOKENS`; None takes the last
+    ones of the text vocabulary, as released. `qa_model_hidden_size` is the thinker's width, `vp_feature_size` that of
+    speaker embeddings ("voice print"), whose head is a convolution over time of `vp_kernel_size` and `vp_stride`.
+    `sampling_top_k` and `sampling_temperature` are how ids are drawn where a call does not say (released: 20 and 1).
+    """
+
+    model_type = "bailingmm_talker"
+    base_config_key = "talker_config"
+    sub_configs_defaults = {
+        "llm_config": SubConfigSpec(
+            Qwen2Config,
+            init_kwargs={
+                "hidden_size": 896,
+                "intermediate_size": 4864,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 14,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 32768,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            },
+        )
+    }
+    llm_config: dict | PreTrainedConfig | None = None
+    text_vocab_size: int = 151677
+    audio_vocab_size: int = 32768
+    qa_model_hidden_size: int = 2048
+    vp_feature_size: int = 192
+    vp_kernel_size: int = 1
+    vp_stride: int = 1
+    special_token_ids: dict[str, int] | None = None
+    sampling_top_k: int = 20
+    sampling_temperature: float = 1.0
+
+    def __post_init__(self, **kwargs):
+        # Released files carry every default that configs had in 2024; sampling settings among them were never used.
+        known = ("architectures", "dtype", "torch_dtype", "transformers_version")
+        vocab_size = kwargs.get("vocab_size", self.vocab_size)
+        if vocab_size != self.vocab_size:
+            raise ValueError(
+                f"talker_config: vocab_size is {vocab_size}; it must be text_vocab_size + audio_vocab_size = "
+                f"{self.vocab_size}"
+            )
+        super().__post_init__(**{name: kwargs[name] for name in known if name in kwargs})
+        self.llm_config.vocab_size = self.vocab_size
+        if self.vp_stride != 1:
+            raise ValueError(f"vp_stride={self.vp_stride}: a speaker embedding is one vector; set vp_stride to 1")
+        if self.special_token_ids is None:
+            first = self.text_vocab_size - len(TALKER_TOKENS)
+            self.special_token_ids = {token: first + place for place, token in enumerate(TALKER_TOKENS)}
+        if missing := set(TALKER_TOKENS) - set(self.special_token_ids):
+            raise ValueError(f"talker_config: special_token_ids lack {sorted(missing)}")
+
+    @property
+    def _experts_implementation(self) -> None:
+        """The library hands this option of the decoder to all parts, and Qwen2, which has no experts, refuses it."""
+
+    @_experts_implementation.setter
+    def _experts_implementation(self, value):
+        self._experts_implementation_internal = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the one vocabulary of both streams."""
+        return self.text_vocab_size + self.audio_vocab_size
+
+
+class BailingMMConfig(PreTrainedConfig):
+    """Ming-Lite-Omni: the thinker with its vision tower and two audio encoders, and the talker.
+
+    `load_vision`, `load_audio` (SANM), `load_whisper`, `load_talker` and `load_image_gen` leave a part out: pass them
+    to `from_pretrained` to save its memory. `mlp_depth` counts the linear layers of each projector (released: 2).
+    Without a `talker_config` there is no talker.
+    """
+
+    model_type = "bailingmm"
+    sub_configs_defaults = {
+        "llm_config": BailingMoeConfig,
+        "vision_config": BailingMMVisionConfig,
+        "audio_config": BailingMMAudioConfig,
+        "whisper_config": BailingMMWhisperConfig,
+        "talker_config": SubConfigSpec(BailingMMTalkerConfig, optional=True),
+    }
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    llm_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    whisper_config: dict | PreTrainedConfig | None = None
+    talker_config: dict | PreTrainedConfig | None = None
+    mlp_depth: int = 2
+    load_vision: bool = True
+    load_audio: bool = True
+    load_whisper: bool = True
+    load_talker: bool = True
+    load_image_gen: bool = True
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
+        """The decoder's configuration: what generation, caches and quantisers ask for."""
+        return self.llm_config
+
+    @property
+    def image_token_id(self) -> int:
+        return self.llm_config.image_patch_token
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Save `config.json` and the code it names, so that the directory loads with `trust_remote_code=True`.
+
+        The code is copied here and not by the model: `PreTrainedModel.save_pretrained` takes the time stamps of the
+        directory, then saves the config, then uploads what is newer.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        if self._name_or_path:
+            copy_repository_files(self._name_or_path, save_directory, getattr(self, "_commit_hash", None))
+
+
+def has_component(source: str, folder: str, revision: str | None = None) -> bool:
+    """Whether a directory or Hub repository holds a component, which is a folder with a configuration."""
+    options = {"subfolder": folder, "revision": revision or "main"}
+    return cached_file(source, "config.json", **options, _raise_exceptions_for_missing_entries=False) is not None
+
+
+def copy_repository_files(source: str, destination: str | os.PathLike, revision: str | None = None) -> None:
+    """Copy what `TRAVELS_WITH_WEIGHTS` names from a directory or a Hub id into `destination` (itself: nothing).
+
+    A source that is gone is only a warning: the weights, perhaps days of training, are saved after this.
+    """
+    try:
+        root = Path(
+            source
+            if os.path.isdir(source)
+            else snapshot_download(source, revision=revision, allow_patterns=TRAVELS_WITH_WEIGHTS)
+        )
+    except (OSError, ValueError) as error:
+        logger.warning(f"{destination} is saved without code: {source} cannot be read any more ({error})")
+        return
+    destination = Path(destination)
+    if root.resolve() == destination.resolve():
+        return
+    for path in (path for pattern in TRAVELS_WITH_WEIGHTS for path in root.glob(pattern)):
+        if path.is_file() and not fnmatch(path.name, "*.pyc"):
+            target = destination / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+
+
+__all__ = [
+    "BailingMMAudioConfig",
+    "BailingMMConfig",
+    "BailingMMTalkerConfig",
+    "BailingMMVisionConfig",
+    "BailingMMWhisperConfig",
+    "BailingMoeConfig",
+]

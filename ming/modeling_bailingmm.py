@@ -1,0 +1,570 @@
+"""Ming-Lite-Omni (Ming-Omni, arXiv 2506.09344): text, images, video and audio in; text, speech and pictures out.
+
+    pixels -> vision tower -> projector ---+
+    audio  -> SANM | Whisper -> projector --+-> scattered into the word embeddings by token type -> Ling decoder
+
+The decoder is told each token's modality by `mm_token_type_ids` [B, L] (0 text, 1 image, 2 video, 3 audio); generated
+tokens are text.
+
+Shape letters: B batch, L tokens, N images, videos or audio segments, P patches, T frames, H decoder hidden size.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from .chat import Chat
+from .configuration_bailingmm import BailingMMConfig
+from .drawing import DrawingMixin
+from .generation_arguments import Call, check_ids_alone, sort_call
+from .loading import ExecutionDevice, sequential_loading
+from .modeling_bailing_moe import (
+    AUDIO_TYPE,
+    IMAGE_TYPE,
+    VIDEO_TYPE,
+    BailingMoeForCausalLM,
+    BailingMoeOutputWithPast,
+)
+from .modeling_encoders import (
+    BailingMMSanmEncoder,
+    BailingMMVisionTransformer,
+    BailingMMWhisperEncoder,
+    audio_projector,
+    split_audio_segments,
+    vision_projector,
+)
+from .modeling_talker import BailingMMTalker
+from .quantization import is_quantized, quantization_of_call
+from .speech import Done, SpeechMixin, SpeechOutput, StreamEvent
+
+# What the processor hands over beside token ids; consumed once, before the first decoding step.
+MEDIA_INPUTS = (
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_values_videos",
+    "video_grid_thw",
+    "audio_feats",
+    "audio_feats_lengths",
+    "audio_placeholder_loc_lens",
+    "use_whisper_encoder",
+)
+
+
+@dataclass
+class OmniOutput(SpeechOutput):
+    """A reply of several kinds: of speech what `SpeechOutput` holds, and pictures.
+
+    Args:
+        images: RGB, all pictures of the first chat first.
+        native_size: (height, width) in pixels they were made at.
+    """
+
+    images: list | None = None
+    native_size: tuple[int, int] | None = None
+
+
+class BailingMMPreTrainedModel(ExecutionDevice, PreTrainedModel):
+    config: BailingMMConfig
+    config_class = BailingMMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("text", "image", "video", "audio")
+    output_modalities = ("text", "audio", "image")
+    supports_gradient_checkpointing = True
+    _no_split_modules = [
+        "BailingMoeDecoderLayer",
+        "Qwen2_5_VLVisionBlock",
+        "FunAsrNanoEncoderLayer",
+        "WhisperEncoderLayer",
+        "Qwen2DecoderLayer",
+    ]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # The library looks for its decorator in the text of this file; the experts live in the decoder's.
+        return True
+
+
+class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMixin, DrawingMixin, GenerationMixin):
+    """The whole model under the released weight names."""
+
+    media_inputs = MEDIA_INPUTS
+
+    def __init__(self, config: BailingMMConfig):
+        super().__init__(config)
+        hidden_size, depth = config.llm_config.hidden_size, config.mlp_depth
+        audio, whisper = config.audio_config, config.whisper_config
+        self.model = BailingMoeForCausalLM(config.llm_config, separate_experts=is_quantized(config))
+        absent = []
+        if config.load_vision:
+            self.vision = BailingMMVisionTransformer(config.vision_config)
+            self.linear_proj = vision_projector(config.vision_config.out_hidden_size, hidden_size, depth)
+        else:
+            absent += ["vision", "linear_proj"]
+        if config.load_audio:
+            self.audio = BailingMMSanmEncoder(audio)
+            self.linear_proj_audio = audio_projector(
+                audio.hidden_size, hidden_size, depth, audio.ds_kernel_size, audio.ds_stride
+            )
+        else:
+            absent += ["audio", "linear_proj_audio"]
+        if config.load_whisper:
+            self.whisper_encoder = BailingMMWhisperEncoder(whisper)
+            self.linear_proj_whisper = audio_projector(
+                whisper.d_model, hidden_size, depth, whisper.ds_kernel_size, whisper.ds_stride
+            )
+        else:
+            absent += ["whisper_encoder", "linear_proj_whisper"]
+        if config.load_talker and config.talker_config is not None:
+            self.talker = BailingMMTalker(config.talker_config)
+        else:
+            absent += ["talker"]
+        self._keys_to_ignore_on_load_unexpected = [rf"^{name}\." for name in absent]
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs,
+    ):
+        """Library `from_pretrained` that refuses incomplete checkpoints instead of leaving layers random.
+
+        `load_vision=False`, `load_audio=False` (SANM), `load_whisper=False`, `load_talker=False` or
+        `load_image_gen=False` leave a part out.
+
+        Raises:
+            ValueError: a weight of the model is missing from the checkpoint or has another shape there (unless
+                `ignore_mismatched_sizes`), or the checkpoint holds weights that the model does not know; or
+                `quantization_config` lists layers to skip and misses one that cannot be quantised.
+        """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = quantization_of_call(cls, pretrained_model_name_or_path, kwargs)
+        with sequential_loading():
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        shapes = [f"{name} {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]]
+        problems = {
+            "missing keys": info["missing_keys"],
+            "unexpected keys": info["unexpected_keys"],
+            "wrong shapes": [] if ignore_mismatched_sizes else shapes,
+        }
+        for problem, found in problems.items():
+            if keys := sorted(found):
+                shown = ", ".join(keys[:8]) + (f", ... ({len(keys)} in all)" if len(keys) > 8 else "")
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: {problem}: {shown}. "
+                    "The checkpoint and its config.json do not belong together."
+                )
+        generation_config, text_config = model.generation_config, model.config.llm_config
+        if generation_config.eos_token_id is None:
+            generation_config.eos_token_id = text_config.eos_token_id
+        if generation_config.pad_token_id is None:
+            generation_config.pad_token_id = text_config.pad_token_id
+        return (model, info) if output_loading_info else model
+
+    def __setattr__(self, name: str, value):
+        # Components beside the main weights are no sub-modules, which `nn.Module` would make of them.
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.model.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear):
+        self.model.lm_head = value
+
+    def get_decoder(self, *args, **kwargs):
+        return self.model.model
+
+    def get_image_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> torch.Tensor:
+        """pixel_values [P, 1176], image_grid_thw [N, 3] in patches -> [P / 4, H], each of unit length.
+
+        Videos go the same way; their frame pairs do not see each other here.
+        """
+        if not self.config.load_vision:
+            raise ValueError("this model was loaded with load_vision=False; load it with load_vision=True for images")
+        vision, size = self.config.vision_config, self.config.vision_config.spatial_merge_size
+        if image_grid_thw is None or image_grid_thw.ndim != 2 or (image_grid_thw[:, 1:] % size).any():
+            raise ValueError(
+                f"image_grid_thw (video_grid_thw) must be [N, 3] with heights and widths in multiples of {size} "
+                f"patches, got {None if image_grid_thw is None else image_grid_thw.tolist()}"
+            )
+        expected = (
+            int(image_grid_thw.prod(dim=-1).sum()),
+            vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        )
+        if pixel_values.shape != expected or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be floats of shape {expected} for image_grid_thw {image_grid_thw.tolist()}, "
+                f"got {pixel_values.dtype} {tuple(pixel_values.shape)}"
+            )
+        vision_output = self.vision(pixel_values.to(self.vision.dtype), grid_thw=image_grid_thw)
+        return F.normalize(self.linear_proj(vision_output.pooler_output), dim=-1)
+
+    get_video_features = get_image_features
+
+    def get_audio_features(
+        self, audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor, use_whisper_encoder: bool | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode all audio segments of a batch.
+
+        Args:
+            audio_feats: [B, L1 + ... + LN, 560 (SANM) or 128 (Whisper)], the segments of a row one after another.
+            audio_feats_lengths: [B, N] frames of each segment; 0 ends a row, a row without audio is all 0.
+            use_whisper_encoder: may be left out, the width of the features tells the encoder.
+        Returns:
+            features [sum of lengths, H] in row and segment order, and their lengths [segments].
+        """
+        use_whisper = self._choose_audio_encoder(audio_feats.shape[-1], use_whisper_encoder)
+        segments, lengths = split_audio_segments(audio_feats, audio_feats_lengths)
+        if use_whisper:
+            config, encoder, projector = self.config.whisper_config, self.whisper_encoder, self.linear_proj_whisper
+        else:
+            config, encoder, projector = self.config.audio_config, self.audio, self.linear_proj_audio
+        encoded = encoder(segments.to(encoder.dtype), lengths).last_hidden_state
+        projected = projector(encoded.transpose(1, 2))
+        encoded_lengths = encoder.output_lengths(lengths) if use_whisper else lengths
+        output_lengths = (
+            encoded_lengths - config.ds_kernel_size + 2 * (config.ds_kernel_size // 2)
+        ) // config.ds_stride
+        output_lengths = output_lengths + 1
+        features = torch.cat([row[:length] for row, length in zip(projected, output_lengths.tolist(), strict=True)])
+        if self.config.audio_config.norm_query_embeds:
+            features = F.normalize(features, dim=-1)
+        return features, output_lengths
+
+    def _choose_audio_encoder(self, width: int, use_whisper_encoder: bool | None) -> bool:
+        widths = {False: self.config.audio_config.input_size, True: self.config.whisper_config.num_mel_bins}
+        if use_whisper_encoder is None:
+            use_whisper_encoder = width == widths[True]
+        if width != widths[use_whisper_encoder]:
+            name = "Whisper" if use_whisper_encoder else "SANM"
+            raise ValueError(
+                f"audio_feats of width {width} do not fit the {name} encoder ({widths[use_whisper_encoder]}); "
+                "pass the same use_whisper_encoder to the processor (audio_kwargs) and to the model"
+            )
+        flag = "load_whisper" if use_whisper_encoder else "load_audio"
+        if not getattr(self.config, flag):
+            raise ValueError(f"this model was loaded with {flag}=False; load it with {flag}=True for this audio")
+        return use_whisper_encoder
+
+    def get_token_types(
+        self,
+        input_ids: torch.Tensor,
+        has_images: bool,
+        has_videos: bool,
+        audio_placeholder_loc_lens: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """`mm_token_type_ids` [B, L] for inputs that carry none, as from the released processor.
+
+        audio_placeholder_loc_lens: [B, N, 2] (start, length) in the padded row; length 0 ends a row.
+        """
+        if has_images and has_videos:
+            raise ValueError(
+                "images and videos share one patch token: pass the processor's mm_token_type_ids to tell them apart"
+            )
+        is_patch = input_ids == self.config.image_token_id
+        token_types = is_patch * (VIDEO_TYPE if has_videos else IMAGE_TYPE if has_images else 0)
+        if audio_placeholder_loc_lens is not None:
+            position = torch.arange(input_ids.shape[1], device=input_ids.device)
+            start, length = audio_placeholder_loc_lens.to(input_ids.device)[..., None].unbind(-2)  # [B, N, 1]
+            is_audio = ((position >= start) & (position < start + length)).any(dim=1)
+            token_types = token_types.masked_fill(is_audio, AUDIO_TYPE)
+        return token_types
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        mm_token_type_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        audio_feats: torch.Tensor | None = None,
+        audio_feats_lengths: torch.Tensor | None = None,
+        audio_placeholder_loc_lens: torch.Tensor | None = None,
+        use_whisper_encoder: bool | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Word embeddings with every medium's features at the tokens of its type.
+
+        Returns:
+            inputs_embeds [B, L, H] and mm_token_type_ids [B, L] (None when there is no medium).
+
+        Raises:
+            ValueError: the number of placeholder tokens of a modality differs from its number of features.
+        """
+        has_media = any(media is not None for media in (pixel_values, pixel_values_videos, audio_feats))
+        if mm_token_type_ids is None and has_media:
+            mm_token_type_ids = self.get_token_types(
+                input_ids, pixel_values is not None, pixel_values_videos is not None, audio_placeholder_loc_lens
+            )
+        inputs_embeds = self.get_input_embeddings()(input_ids)
+        if mm_token_type_ids is None:
+            return inputs_embeds, None
+        if mm_token_type_ids.shape != input_ids.shape:
+            raise ValueError(
+                f"mm_token_type_ids {tuple(mm_token_type_ids.shape)} must have the shape of input_ids "
+                f"{tuple(input_ids.shape)}"
+            )
+        features = {"image": None, "video": None, "audio": None}
+        if pixel_values is not None:
+            features["image"] = self.get_image_features(pixel_values, image_grid_thw)
+        if pixel_values_videos is not None:
+            features["video"] = self.get_video_features(pixel_values_videos, video_grid_thw)
+        if audio_feats is not None:
+            features["audio"], _ = self.get_audio_features(audio_feats, audio_feats_lengths, use_whisper_encoder)
+        for (name, rows), token_type in zip(features.items(), (IMAGE_TYPE, VIDEO_TYPE, AUDIO_TYPE), strict=True):
+            is_placeholder = mm_token_type_ids == token_type
+            num_placeholders, num_features = int(is_placeholder.sum()), 0 if rows is None else rows.shape[0]
+            if num_placeholders != num_features:
+                raise ValueError(
+                    f"the prompt has {num_placeholders} {name} tokens but {num_features} {name} features were given; "
+                    "build the prompt and the features in one processor call"
+                )
+            if rows is not None:
+                rows = rows.to(inputs_embeds.device, inputs_embeds.dtype)
+                inputs_embeds = inputs_embeds.masked_scatter(is_placeholder[..., None], rows)
+        return inputs_embeds, mm_token_type_ids
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        audio_feats: torch.Tensor | None = None,
+        audio_feats_lengths: torch.Tensor | None = None,
+        audio_placeholder_loc_lens: torch.Tensor | None = None,
+        use_whisper_encoder: bool | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BailingMoeOutputWithPast:
+        """One pass over prompt or new tokens.
+
+        Args:
+            input_ids: [B, L]; or inputs_embeds [B, L, H] with the media already in it.
+            mm_token_type_ids: [B, L], see the module docstring.
+            pixel_values, pixel_values_videos: [P, 1176] of all images (videos) of the batch in row order.
+            image_grid_thw, video_grid_thw: [N, 3], frame pairs x height x width in patches.
+            audio_feats, audio_feats_lengths: see `get_audio_features`.
+            audio_placeholder_loc_lens: [B, N, 2], only read when mm_token_type_ids is missing.
+            labels: [B, L] token standing at each position, -100 where not trained.
+        Returns:
+            logits [B, L, vocab] float32, loss and router losses as in `BailingMoeForCausalLM`.
+        """
+        if inputs_embeds is not None and any(x is not None for x in (pixel_values, pixel_values_videos, audio_feats)):
+            raise ValueError("inputs_embeds already hold the media: pass either them or input_ids with media")
+        if inputs_embeds is None:
+            inputs_embeds, mm_token_type_ids = self.embed(
+                input_ids,
+                mm_token_type_ids,
+                pixel_values,
+                image_grid_thw,
+                pixel_values_videos,
+                video_grid_thw,
+                audio_feats,
+                audio_feats_lengths,
+                audio_placeholder_loc_lens,
+                use_whisper_encoder,
+            )
+        return self.model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_token_type_ids=mm_token_type_ids,
+            labels=labels,
+            use_cache=use_cache,
+            output_router_logits=output_router_logits,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *args,
+        generation_mode: str | list[str] | None = None,
+        talker_kwargs: dict | None = None,
+        **kwargs,
+    ) -> torch.Tensor | ModelOutput:
+        """Answer: the library's `generate` with every option of it, over the processor's output.
+
+        Media are encoded once, before decoding starts. Returned sequences [B, L + new] begin with the prompt.
+
+        Args:
+            inputs: [B, L] prompt ids, or pass `input_ids=`.
+            generation_mode: "text" (default); "audio" returns a `SpeechOutput` with text and waveforms; "image" a
+                `Drawing` of what the chat asks for; several of them in a list, an `OmniOutput`.
+            speaker, prompt_audio, prompt_text, seed, generator: of the audio mode, see `speak`.
+            height, width, num_inference_steps, guidance_scale, num_images_per_prompt, callback, progress, resize,
+                seed, generator: of the image mode, see `ImageGen.draw`. One seed draws the first picture of every
+                chat, the numbers after it its further ones. `image_gen=True` with `image_gen_seed` and so on, as
+                released, returns the picture itself.
+            talker_kwargs: further options of `speak`; `top_k`, `temperature` and so on outside are the thinker's.
+
+        Raises:
+            ValueError: an output mode this model does not have, or a prompt longer than its context.
+        """
+        call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
+        generate_text = partial(self._generate_text, super().generate, *args)
+        if "image" not in call.modes:
+            return self._reply(generate_text, call)
+        self._check_drawing(call.kwargs, call.drawing)
+        if call.only_draws:
+            drawing = self._draw(call.kwargs, call.drawing)
+            return drawing.images[0] if call.released else drawing
+        reply = self._reply(generate_text, call)
+        drawing = self._draw(call.kwargs, call.drawing)
+        said = reply if "audio" in call.modes else {"sequences": getattr(reply, "sequences", reply)}
+        return OmniOutput(**said, images=drawing.images, native_size=drawing.native_size)
+
+    def chat(self, processor, system: str | None = None, **options) -> Chat:
+        """A conversation that reads every turn once; see `Chat`."""
+        return Chat(self, processor, system, **options)
+
+    def _reply(self, generate_text, call: Call) -> torch.Tensor | ModelOutput:
+        if "audio" in call.modes:
+            return self._generate_speech(generate_text, call.kwargs, call.speech)
+        return generate_text(**call.kwargs)
+
+    def stream(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_mode: str | list[str] | None = None,
+        talker_kwargs: dict | None = None,
+        **kwargs,
+    ) -> Iterator[StreamEvent]:
+        """`generate` for one chat, as events, at last `Done`.
+
+        They are `TextDelta`, in the audio mode also `AudioChunk`, in the image mode `ImageProgress` and `ImageDone`.
+        Closing the iterator cancels the work. Arguments as in `generate`.
+
+        Raises:
+            ValueError: as in `generate`, or a batch of several chats.
+        """
+        call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
+        if (rows := len(call.kwargs.get("input_ids", ()))) != 1:
+            raise ValueError(f"stream answers one chat at a time, got a batch of {rows}; use generate for batches")
+        if "image" in call.modes:
+            self._check_drawing(call.kwargs, call.drawing)
+        if "audio" in call.modes:
+            call.speech = self._check_speech(call.speech, 1)
+        return self._events(partial(self._generate_text, super().generate), call)
+
+    def _events(self, generate_text, call: Call) -> Iterator[StreamEvent]:
+        done = Done("")
+        if "audio" in call.modes:
+            done = yield from self._stream_speech(generate_text, call.kwargs, call.speech)
+        elif "text" in call.modes:
+            done = yield from self._stream_text(generate_text, call.kwargs)
+        if "image" in call.modes:
+            yield from self._stream_drawing(call.kwargs, call.drawing)
+        yield done
+
+    def _sort(self, inputs, generation_mode, talker_kwargs, kwargs) -> Call:
+        context = self.config.llm_config.max_position_embeddings
+        call = sort_call(self.output_modalities, context, inputs, generation_mode, talker_kwargs, kwargs)
+        read_before = ("mm_token_type_ids", "inputs_embeds", "past_key_values", *MEDIA_INPUTS)
+        only_guesses = getattr(call.kwargs.get("generation_config"), "is_assistant", False)
+        if not only_guesses and all(call.kwargs.get(name) is None for name in read_before):
+            check_ids_alone(call.kwargs.get("input_ids"), self.config.image_token_id)
+        return call
+
+    def generate_batch(self, inputs: list[list[int]], *args, **kwargs):
+        """The library's continuous batching: prompts as lists of ids, in text alone.
+
+        Raises:
+            ValueError: a prompt has image tokens; the library's engine takes no media.
+        """
+        for ids in inputs:
+            check_ids_alone(torch.tensor(ids), self.config.image_token_id)
+        return super().generate_batch(inputs, *args, **kwargs)
+
+    @torch.no_grad()
+    def _generate_text(self, generate_text, *args, input_ids: torch.Tensor | None = None, **kwargs):
+        """The library's `generate` with the media put into the prompt's embeddings."""
+        if input_ids is not None:
+            kwargs["input_ids"] = input_ids
+            if kwargs.get("inputs_embeds") is None:
+                media = {name: kwargs.pop(name) for name in MEDIA_INPUTS if name in kwargs}
+                token_types = kwargs.pop("mm_token_type_ids", None)
+                if token_types is not None or any(value is not None for value in media.values()):
+                    embeds, token_types = self.embed(input_ids, token_types, **media)
+                    kwargs.update(inputs_embeds=embeds, mm_token_type_ids=token_types)
+        return generate_text(None, *args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids,
+        next_sequence_length=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        mm_token_type_ids=None,
+        is_first_iteration=False,
+        **kwargs,
+    ):
+        if inputs_embeds is not None and is_first_iteration and next_sequence_length is None:
+            # `input_ids` are a chunk of the prompt, or all of it and guesses after it (assisted decoding).
+            start = past_key_values.get_seq_length()
+            stop = start + input_ids.shape[1]
+            if (num_guesses := stop - inputs_embeds.shape[1]) > 0:
+                guesses = self.get_input_embeddings()(input_ids[:, -num_guesses:])
+                inputs_embeds = torch.cat([inputs_embeds, guesses], dim=1)
+                if mm_token_type_ids is not None:
+                    mm_token_type_ids = F.pad(mm_token_type_ids, (0, num_guesses))
+            inputs_embeds = inputs_embeds[:, start:stop]
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_token_type_ids=mm_token_type_ids,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        if not is_first_iteration:
+            # New tokens are text: without types the decoder skips the image and audio routers.
+            model_inputs.pop("mm_token_type_ids", None)
+        return model_inputs
+
+
+__all__ = ["BailingMMNativeForConditionalGeneration", "BailingMMPreTrainedModel", "OmniOutput"]

@@ -1,0 +1,313 @@
+"""Vision tower, SANM and Whisper encoders, and the projectors into the decoder.
+
+The layers are transformers' own; the classes here give them the released module names, variable lengths and batches
+without leakage between segments.
+
+Shape letters: N images or segments, P patches, T frames, D encoder width, H decoder hidden size.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.fun_asr_nano.modeling_fun_asr_nano import FunAsrNanoEncoderLayer
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+    Qwen2_5_VLVisionAttention,
+    apply_rotary_pos_emb_vision,
+    eager_attention_forward,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+from transformers.utils.generic import is_flash_attention_requested
+
+from .configuration_bailingmm import BailingMMAudioConfig, BailingMMVisionConfig, BailingMMWhisperConfig
+
+register_checkpoint_conversion_mapping(
+    "BailingMMSanmEncoder",
+    [
+        WeightConverter(
+            rf"self_attn.linear_q_k_v.{kind}",
+            [rf"self_attn.{projection}_proj.{kind}" for projection in "qkv"],
+            [Chunk(dim=0)],
+        )
+        for kind in ("weight", "bias")
+    ]
+    + [
+        WeightRenaming(r"self_attn.linear_out", r"self_attn.o_proj"),
+        WeightRenaming(r"self_attn.fsmn_block", r"self_attn.fsmn.conv"),
+        WeightRenaming(r"feed_forward.w_1", r"mlp.fc1"),
+        WeightRenaming(r"feed_forward.w_2", r"mlp.fc2"),
+        WeightRenaming(r"norm1", r"input_layernorm"),
+        WeightRenaming(r"norm2", r"post_attention_layernorm"),
+    ],
+    overwrite=True,
+)
+register_checkpoint_conversion_mapping(
+    "BailingMMWhisperEncoder",
+    [
+        WeightRenaming(r"\.attn\.query", r"\.self_attn\.q_proj"),
+        WeightRenaming(r"\.attn\.key", r"\.self_attn\.k_proj"),
+        WeightRenaming(r"\.attn\.value", r"\.self_attn\.v_proj"),
+        WeightRenaming(r"\.attn\.out", r"\.self_attn\.out_proj"),
+        WeightRenaming(r"\.attn_ln", r"\.self_attn_layer_norm"),
+        WeightRenaming(r"\.mlp\.0", r"\.fc1"),
+        WeightRenaming(r"\.mlp\.2", r"\.fc2"),
+        WeightRenaming(r"\.mlp_ln", r"\.final_layer_norm"),
+    ],
+    overwrite=True,
+)
+
+
+def sinusoids(positions: torch.Tensor, width: int) -> torch.Tensor:
+    """positions [T] -> [T, width] float32: sines in the first half, cosines in the second, wavelengths 2 pi to 2e4 pi.
+
+    Both audio encoders use this table (Whisper counts from 0, SANM from 1).
+    """
+    increment = math.log(10000) / (width // 2 - 1)
+    frequencies = torch.exp(-increment * torch.arange(width // 2, device=positions.device, dtype=torch.float32))
+    angles = positions[:, None].float() * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def length_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
+    """lengths [N] -> bool [N, max_length], True for frames that exist."""
+    return torch.arange(max_length, device=lengths.device) < lengths[:, None]
+
+
+class BailingMMVisionAttention(Qwen2_5_VLVisionAttention):
+    """Library attention that runs all windows of one length as one batch instead of one call per window."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        max_seqlen: int | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """hidden_states [P, D], cu_seqlens [windows + 1] -> [P, D]."""
+        if is_flash_attention_requested(self.config):
+            return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        qkv = self.qkv(hidden_states).view(hidden_states.shape[0], 3, self.num_heads, -1)
+        query, key, value = qkv.unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+
+        starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
+        output = torch.empty_like(query)
+        for length in lengths.unique().tolist():
+            offsets = torch.arange(length, device=starts.device)
+            patches = (starts[lengths == length, None] + offsets).long()  # [windows, length]
+            attended, _ = attention_interface(
+                self,
+                *(states[patches].transpose(1, 2) for states in (query, key, value)),
+                attention_mask=None,
+                scaling=self.scaling,
+                dropout=0.0,
+                is_causal=False,
+                **kwargs,
+            )
+            output = output.index_put((patches,), attended.to(output.dtype))  # autocast attends in its own precision
+        return self.proj(output.reshape(hidden_states.shape[0], -1))
+
+
+class BailingMMVisionTransformer(Qwen2_5_VisionTransformerPretrainedModel):
+    """Qwen2.5-VL's vision tower: pixel patches [P, 3 * 2 * 14 * 14], grid_thw [N, 3] -> `pooler_output` [P / 4, D]."""
+
+    config: BailingMMVisionConfig
+    config_class = BailingMMVisionConfig
+
+    def __init__(self, config: BailingMMVisionConfig):
+        super().__init__(config)
+        for block in self.blocks:
+            block.attn = BailingMMVisionAttention(config)
+        self.post_init()
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # The whole model's choice is handed to every part; one without experts has nothing against it.
+        return True
+
+
+class BailingMMAudioPreTrainedModel(PreTrainedModel):
+    main_input_name = "input_features"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FunAsrNanoEncoderLayer", "WhisperEncoderLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # The whole model's choice is handed to every part; one without experts has nothing against it.
+        return True
+
+
+class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
+    """SenseVoice's encoder of self-attention with a memory block (SAN-M, arXiv 2006.01713).
+
+    The first layer widens 560 to the encoder width and has no attention residual.
+    """
+
+    config: BailingMMAudioConfig
+    config_class = BailingMMAudioConfig
+
+    def __init__(self, config: BailingMMAudioConfig):
+        super().__init__(config)
+        self.encoders0 = nn.ModuleList([FunAsrNanoEncoderLayer(config, hidden_size=config.input_size)])
+        self.encoders = nn.ModuleList([FunAsrNanoEncoderLayer(config) for _ in range(config.num_hidden_layers - 1)])
+        self.after_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def forward(self, input_features: torch.Tensor, lengths: torch.Tensor, **kwargs) -> BaseModelOutput:
+        """input_features [N, T, 560], lengths [N] -> `last_hidden_state` [N, T, D]; frames past a length are junk."""
+        positions = sinusoids(
+            torch.arange(1, input_features.shape[1] + 1, device=lengths.device), self.config.input_size
+        )
+        hidden_states = input_features * self.config.hidden_size**0.5 + positions.to(input_features.dtype)
+        frame_mask = length_mask(lengths, input_features.shape[1])
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=frame_mask
+        )
+        for layer in (*self.encoders0, *self.encoders):
+            hidden_states = layer(hidden_states, attention_mask, frame_mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.after_norm(hidden_states))
+
+
+class BailingMMWhisperEncoder(BailingMMAudioPreTrainedModel):
+    """Whisper's encoder (arXiv 2212.04356) for any length up to the position table, at 20 ms a frame."""
+
+    config: BailingMMWhisperConfig
+    config_class = BailingMMWhisperConfig
+
+    def __init__(self, config: BailingMMWhisperConfig):
+        super().__init__(config)
+        self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
+        # A persistent buffer because released checkpoints store it.
+        self.positional_embedding = nn.Buffer(
+            sinusoids(torch.arange(config.max_source_positions), config.d_model), persistent=True
+        )
+        self.blocks = nn.ModuleList([WhisperEncoderLayer(config) for _ in range(config.encoder_layers)])
+        self.ln_post = nn.LayerNorm(config.d_model)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self:
+            table = sinusoids(torch.arange(self.config.max_source_positions), self.config.d_model)
+            init.copy_(self.positional_embedding, table)
+
+    @staticmethod
+    def output_lengths(lengths: torch.Tensor) -> torch.Tensor:
+        """Mel frames -> encoder frames (the second convolution has stride 2)."""
+        return (lengths - 1) // 2 + 1
+
+    def forward(self, input_features: torch.Tensor, lengths: torch.Tensor, **kwargs) -> BaseModelOutput:
+        """input_features [N, T, mels], lengths [N] -> `last_hidden_state` [N, (T - 1) // 2 + 1, D].
+
+        With `config.mask_padding` frames past a length are zero and were seen by no other frame.
+        """
+        hidden_states = F.gelu(self.conv1(input_features.transpose(1, 2)))
+        if self.config.mask_padding:
+            # What the second convolution would read beyond the end of a lone segment is its zero padding.
+            hidden_states = hidden_states * length_mask(lengths, hidden_states.shape[-1])[:, None]
+        hidden_states = F.gelu(self.conv2(hidden_states)).transpose(1, 2)
+
+        num_frames = hidden_states.shape[1]
+        if num_frames > self.config.max_source_positions:
+            raise ValueError(
+                f"audio of {num_frames * 0.02:.1f} s exceeds the Whisper encoder's "
+                f"{self.config.max_source_positions * 0.02:.0f} s; split it"
+            )
+        hidden_states = hidden_states + self.positional_embedding[:num_frames].to(hidden_states.dtype)
+        attention_mask = frame_mask = None
+        if self.config.mask_padding:
+            frame_mask = length_mask(self.output_lengths(lengths), num_frames)
+            attention_mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=frame_mask
+            )
+        for block in self.blocks:
+            hidden_states = block(hidden_states, attention_mask, **kwargs)
+        hidden_states = self.ln_post(hidden_states)
+        if frame_mask is not None:
+            hidden_states = hidden_states * frame_mask[..., None]
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class Transpose(nn.Module):
+    """Swap the last two dimensions; keeps the released positions inside the audio projectors."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states.transpose(-1, -2)
+
+
+def vision_projector(in_features: int, hidden_size: int, depth: int) -> nn.Sequential:
+    """[..., in_features] -> [..., hidden_size]: `depth` linear layers with GELU between."""
+    layers: list[nn.Module] = [nn.Linear(in_features, hidden_size)]
+    for _ in range(depth - 1):
+        layers += [nn.GELU(), nn.Linear(hidden_size, hidden_size)]
+    return nn.Sequential(*layers)
+
+
+def split_audio_segments(
+    audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, L1 + ... + LN, D] and lengths [B, N] -> segments [S, max length, D] padded with 0, lengths [S].
+
+    Rows are padded behind by the processor and in front by the library's pipelines, which treat every input as a
+    prompt; zeros in front and none behind tell the second.
+    """
+    shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (audio_feats, audio_feats_lengths)]
+    if None in shapes or [len(shape) for shape in shapes] != [3, 2] or shapes[0][0] != shapes[1][0]:
+        raise ValueError(
+            f"audio_feats must be [B, frames, width] and audio_feats_lengths [B, N], got {shapes[0]} and {shapes[1]}"
+        )
+    if not audio_feats.is_floating_point():
+        raise ValueError(f"audio_feats must be floats, got {audio_feats.dtype}")
+    if audio_feats_lengths.is_floating_point() or (audio_feats_lengths < 0).any():
+        raise ValueError(f"audio_feats_lengths must be counts of frames, got {audio_feats_lengths.tolist()}")
+    if not audio_feats_lengths.any():
+        raise ValueError("audio_feats was given but every length in audio_feats_lengths is 0")
+    segments = []
+    for row, lengths in zip(audio_feats, audio_feats_lengths.tolist(), strict=True):
+        padding = row.shape[0] - sum(lengths)
+        if padding < 0:
+            raise ValueError(f"audio_feats_lengths {lengths} add up to more than the {row.shape[0]} frames given")
+        if padding and not row[:padding].any() and row[-padding:].any():
+            row = row.roll(-padding, dims=0)
+        segments += [segment for segment in row.split([*lengths, padding])[:-1] if len(segment)]
+    lengths = torch.tensor([len(segment) for segment in segments], device=audio_feats.device)
+    return nn.utils.rnn.pad_sequence(segments, batch_first=True), lengths
+
+
+def audio_projector(in_features: int, hidden_size: int, depth: int, kernel_size: int, stride: int) -> nn.Sequential:
+    """[N, in_features, T] -> [N, T', hidden_size]; the released indexes are 0 (convolution) and 3 (linear)."""
+    layers: list[nn.Module] = [
+        nn.Conv1d(in_features, hidden_size, kernel_size, stride=stride, padding=kernel_size // 2),
+        Transpose(),
+    ]
+    for _ in range(depth - 1):
+        layers += [nn.GELU(), nn.Linear(hidden_size, hidden_size)]
+    return nn.Sequential(*layers)
+
+
+__all__ = [
+    "BailingMMSanmEncoder",
+    "BailingMMVisionTransformer",
+    "BailingMMWhisperEncoder",
+    "audio_projector",
+    "vision_projector",
+]

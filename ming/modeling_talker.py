@@ -1,0 +1,516 @@
+"""The talker: says a piece of text as codec ids (Ming-Omni, arXiv 2506.09344, section on speech generation).
+
+A Qwen2 language model reads two id streams in step, whose embeddings are added:
+
+    audio  <prompt></prompt><thinker_prefix> ... </thinker_prefix><vp> . </vp><audio_bos> prompt ids, generated ids
+    text   the same                                                      first text id,  one text id per step, padding
+
+In this prefix the places `...` hold projected hidden states of the thinker and `.` the speaker embedding. All prefix
+tokens share one position, as in the release: the model was used that way, and ordinary positions change its answers.
+
+Codec ids are ids of the codec's byte-pair vocabulary (`codec_bpe`); inside this module, where they follow
+the text vocabulary, they are called audio ids.
+
+Shape letters: B batch, L tokens, V whole vocabulary, H talker width, D thinker width, S speaker embedding size.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import DynamicCache, Qwen2ForCausalLM, StaticCache
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+
+from .configuration_bailingmm import BailingMMTalkerConfig
+from .loading import ExecutionDevice
+
+NO_ID = -1  # in a step's ids: this row has ended
+RELEASED_EOS_MARGIN = 10
+RELEASED_MAX_STEPS = 1000
+# A piece of text that takes longer than this is a runaway: ids stand for 20 ms or more, text tokens take 80 to 400 ms.
+RUNAWAY_BASE, RUNAWAY_PER_TEXT_TOKEN = 60, 40
+
+# Probabilities [A, V] of the rows (indices) that go on -> ids [A].
+Draw = Callable[[torch.Tensor, list[int]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TalkerPrompt:
+    """What the talker needs to say one piece of text.
+
+    Args:
+        text_ids: int64 [T >= 1], the tokens of the voice's prompt text, then of the text to say.
+        prompt_ids: int64 [P], codec ids of the voice's recording, which says the prompt text.
+        speaker_embedding: float [S].
+        thinker_states: float [n, D], or None when there was no chat.
+    """
+
+    text_ids: torch.Tensor
+    prompt_ids: torch.Tensor
+    speaker_embedding: torch.Tensor
+    thinker_states: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StopRules:
+    """When a piece ends.
+
+    The end token is barred for the first `min_new_ids` ids of every piece. `max_new_ids` ends a piece as a runaway;
+    None allows 60 ids and 40 more per text token.
+
+    `released`: the release's own rules, for comparison. The end token is barred by absolute position (below the number
+    of prompt ids + 10), positions run on from piece to piece, the end token may be drawn while the prompt is being
+    read, which leaves an empty piece, text ids may be drawn, and 1000 steps are the limit, prompt included.
+    """
+
+    min_new_ids: int = 3
+    max_new_ids: int | None = None
+    released: bool = False
+
+    def limit(self, prompt: TalkerPrompt) -> int:
+        """Largest number of new ids for a piece."""
+        if self.max_new_ids is not None:
+            return self.max_new_ids
+        if self.released:
+            return RELEASED_MAX_STEPS - len(prompt.prompt_ids)
+        return RUNAWAY_BASE + RUNAWAY_PER_TEXT_TOKEN * len(prompt.text_ids)
+
+
+@dataclass(frozen=True)
+class TalkerPiece:
+    """What came of a piece: codec ids int64 [n] and why it ended, "stop", "length" (runaway) or "empty"."""
+
+    codec_ids: torch.Tensor
+    finish_reason: str
+
+
+@dataclass
+class _Row:
+    """A piece being said: its streams as audio and text ids, and how far it is."""
+
+    prompt: TalkerPrompt
+    audio_ids: list[int]
+    text_ids: list[int]
+    prefix_length: int
+    limit: int
+    num_new: int = 0
+    finish_reason: str | None = None
+
+    @property
+    def first_position(self) -> int:
+        return self.prefix_length - 1
+
+
+def filter_logits(
+    logits: torch.Tensor, top_k: int, eos_token_id: int, eos_allowed: torch.Tensor, first_allowed: int = 0
+) -> torch.Tensor:
+    """Logits [B, V] with -inf at ids that must not be drawn.
+
+    What stays: the `top_k` best ids (ties at the last place included) from `first_allowed` on, and of these the end
+    token only in rows where `eos_allowed` [B].
+    """
+    logits = logits.float().clone()
+    eos = logits[:, eos_token_id].clone()
+    logits[:, :first_allowed] = -math.inf
+    logits[:, eos_token_id] = eos
+    if top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -math.inf)
+    logits[~eos_allowed, eos_token_id] = -math.inf
+    return logits
+
+
+def multinomial_draw(generators: list[torch.Generator] | None) -> Draw:
+    """Draws with one generator per row, so that a row does not depend on its neighbours; None draws the best id."""
+
+    def draw(probabilities: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        if generators is None:
+            return probabilities.argmax(dim=-1)
+        drawn = []
+        for row, index in zip(probabilities, rows, strict=True):
+            generator = generators[index]
+            drawn.append(torch.multinomial(row.to(generator.device), 1, generator=generator).to(row.device))
+        return torch.cat(drawn)
+
+    return draw
+
+
+class BailingMMTalker(ExecutionDevice, PreTrainedModel):
+    """Text and a voice -> codec ids. Knows no tokenizer and no files; see `TalkerPrompt` for what it is given."""
+
+    config: BailingMMTalkerConfig
+    config_class = BailingMMTalkerConfig
+    base_model_prefix = "model"
+    main_input_name = "audio_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["Qwen2DecoderLayer"]
+
+    def __init__(self, config: BailingMMTalkerConfig):
+        super().__init__(config)
+        hidden_size, kernel_size = config.llm_config.hidden_size, config.vp_kernel_size
+        self.model = Qwen2ForCausalLM(config.llm_config)
+        self.thinker_to_talker_proj = nn.Linear(config.qa_model_hidden_size, hidden_size)
+        self.vp_head = nn.Conv1d(config.vp_feature_size, hidden_size, kernel_size, padding=kernel_size // 2)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    def embed(
+        self,
+        audio_ids: torch.Tensor,
+        text_ids: torch.Tensor,
+        speaker_embedding: torch.Tensor | None = None,
+        speaker_position: torch.Tensor | None = None,
+        thinker_states: torch.Tensor | None = None,
+        thinker_start: torch.Tensor | None = None,
+        thinker_length: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Sum of both streams' embeddings, with speaker and thinker vectors put in their places.
+
+        Args:
+            audio_ids, text_ids: [B, L].
+            speaker_embedding: [B, S], goes to `speaker_position` [B].
+            thinker_states: [B, N, D]; the first `thinker_length` [B] of a row go to `thinker_start` [B] and on.
+        Returns:
+            [B, L, H].
+        """
+        table = self.get_input_embeddings()
+        embeds = table(audio_ids) + table(text_ids)
+        position = torch.arange(embeds.shape[1], device=embeds.device)
+        if speaker_embedding is not None:
+            voice = self.vp_head(speaker_embedding.to(self.vp_head.weight.dtype)[..., None])[..., 0]
+            at_speaker = position == speaker_position[:, None]
+            embeds = torch.where(at_speaker[..., None], voice[:, None].to(embeds.dtype), embeds)
+        if thinker_states is not None and thinker_states.shape[1]:
+            projected = self.thinker_to_talker_proj(thinker_states.to(self.thinker_to_talker_proj.weight.dtype))
+            offset = position - thinker_start[:, None]
+            at_thinker = (offset >= 0) & (offset < thinker_length[:, None])
+            index = offset.clamp(0, projected.shape[1] - 1)[..., None].expand(-1, -1, projected.shape[-1])
+            embeds = torch.where(at_thinker[..., None], projected.gather(1, index).to(embeds.dtype), embeds)
+        return embeds
+
+    def forward(
+        self,
+        audio_ids: torch.Tensor,
+        text_ids: torch.Tensor,
+        speaker_embedding: torch.Tensor | None = None,
+        speaker_position: torch.Tensor | None = None,
+        thinker_states: torch.Tensor | None = None,
+        thinker_start: torch.Tensor | None = None,
+        thinker_length: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+    ) -> CausalLMOutputWithPast:
+        """One pass over both streams; see `embed` for the arguments it takes.
+
+        Args:
+            attention_mask: [B, L], 0 at padding; while decoding, over all tokens so far.
+            position_ids: [B, L]; None counts the tokens that are not padding.
+            labels: [B, L], the audio id that must come *after* each place (not shifted here), -100 where not trained.
+        Returns:
+            logits [B, L, V] and, with labels, the mean cross-entropy as loss.
+        """
+        embeds = self.embed(
+            audio_ids, text_ids, speaker_embedding, speaker_position, thinker_states, thinker_start, thinker_length
+        )
+        if position_ids is None and attention_mask is not None:
+            position_ids = (attention_mask.long().cumsum(dim=-1) - 1).masked_fill(attention_mask == 0, 1)
+            position_ids = position_ids[:, -embeds.shape[1] :]
+        outputs = self.model(
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+        )
+        if labels is not None:
+            outputs.loss = F.cross_entropy(outputs.logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+        return outputs
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: list[TalkerPrompt],
+        generators: list[torch.Generator] | None = None,
+        rules: StopRules | None = None,
+        attempts: int = 3,
+        **options,
+    ) -> list[TalkerPiece]:
+        """Say several pieces at once; a piece that stays empty or runs away is drawn again.
+
+        Args:
+            prompts: one per piece.
+            generators: one per piece; None takes the likeliest id at every step (there is then no second attempt).
+            attempts: draws per piece at most. The last one is returned whatever it is; see its `finish_reason`.
+            options: `top_k`, `temperature`, `cache_implementation` and `draw` of `stream`.
+        """
+        self.check_options(attempts=attempts)
+        rules = rules or StopRules()
+        pieces: list[TalkerPiece | None] = [None] * len(prompts)
+        waiting = list(range(len(prompts)))
+        for _ in range(attempts if generators is not None and not rules.released else 1):
+            if not waiting:
+                break
+            ids: list[list[int]] = [[] for _ in waiting]
+            chosen = None if generators is None else [generators[index] for index in waiting]
+            steps = self.stream([prompts[index] for index in waiting], chosen, rules, **options)
+            reasons = None
+            while reasons is None:
+                try:
+                    for row, step_id in zip(ids, next(steps).tolist(), strict=True):
+                        row += [step_id] if step_id != NO_ID else []
+                except StopIteration as stop:
+                    reasons = stop.value
+            for index, row, reason in zip(waiting, ids, reasons, strict=True):
+                pieces[index] = TalkerPiece(torch.tensor(row, dtype=torch.long), reason)
+            waiting = [index for index in waiting if pieces[index].finish_reason != "stop"]
+        return pieces
+
+    def stream(
+        self,
+        prompts: list[TalkerPrompt],
+        generators: list[torch.Generator] | None = None,
+        rules: StopRules | None = None,
+        top_k: int | None = None,
+        temperature: float | None = None,
+        cache_implementation: str = "dynamic",
+        draw: Draw | None = None,
+        start_position: int = 0,
+    ) -> Iterator[torch.Tensor]:
+        """Say pieces step by step: yields codec ids [B] per step, `NO_ID` in rows that have ended.
+
+        The voice's prompt is read in one pass, not step by step. Only codec ids and the end token can be drawn.
+
+        Args:
+            prompts, generators: as in `generate`.
+            top_k: >= 2. temperature: > 0. None takes the config's `sampling_top_k`, `sampling_temperature`.
+            cache_implementation: "dynamic" or "static" (one allocation, for `torch.compile`).
+            draw: takes the place of `generators`, see `Draw`.
+            start_position: added to all positions; the released rules run on from piece to piece.
+        Returns:
+            (as the value of StopIteration) the finish reason of every row.
+
+        Raises:
+            ValueError: naming the argument or the field of a prompt that cannot be used.
+        """
+        rules = rules or StopRules()
+        top_k, temperature = self.check_options(top_k, temperature, cache_implementation)
+        self._check(prompts, generators)
+        sampler = _Sampler(self.config, rules, top_k, temperature, draw or multinomial_draw(generators))
+        if rules.released and len(prompts) > 1:
+            raise ValueError(f"released stop rules say one piece at a time, got {len(prompts)}")
+        rows = [self._row(prompt, rules) for prompt in prompts]
+        return self._decode(rows, sampler, cache_implementation, start_position)
+
+    @torch.no_grad()
+    def _decode(
+        self, rows: list[_Row], sampler: "_Sampler", cache_implementation: str, start_position: int
+    ) -> Iterator[torch.Tensor]:
+        inputs = self._prefill_inputs(rows, start_position)
+        attention_mask, width = inputs["attention_mask"], inputs["audio_ids"].shape[1]
+        config = self.model.config
+        if cache_implementation == "static":
+            cache = StaticCache(config, max_cache_len=width + max(row.limit for row in rows))
+        else:
+            cache = DynamicCache(config=config)
+        keep = max(len(row.prompt.prompt_ids) for row in rows) + 1
+        logits = self(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
+        position = inputs["position_ids"][:, -1]
+        if sampler.rules.released:
+            sampler.draw_while_reading(logits, rows, position)
+        while any(row.finish_reason is None for row in rows):
+            ids = sampler(logits[:, -1], rows, position)
+            if (ids == NO_ID).all():
+                break
+            yield ids
+            for row in rows:
+                if row.finish_reason is None and row.num_new >= row.limit:
+                    row.finish_reason = "length"
+            if all(row.finish_reason is not None for row in rows):
+                break
+            position = position + 1
+            attention_mask = F.pad(attention_mask, (0, 1), value=1)
+            logits = self(
+                **self._step_inputs(rows, ids),
+                attention_mask=attention_mask,
+                position_ids=position[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        return ["empty" if row.num_new == 0 else row.finish_reason for row in rows]
+
+    def check_options(
+        self,
+        top_k: int | None = None,
+        temperature: float | None = None,
+        cache_implementation: str = "dynamic",
+        rules: StopRules | None = None,
+        attempts: int = 3,
+    ) -> tuple[int, float]:
+        """Options of `generate` -> `top_k` and `temperature` as given or as configured.
+
+        Raises:
+            ValueError: one that cannot be used.
+        """
+        top_k = self.config.sampling_top_k if top_k is None else top_k
+        temperature = self.config.sampling_temperature if temperature is None else temperature
+        if top_k < 2 or not temperature > 0:
+            raise ValueError(f"top_k must be at least 2 and temperature above 0, got {top_k} and {temperature}")
+        if cache_implementation not in ("dynamic", "static"):
+            raise ValueError(f"cache_implementation must be 'dynamic' or 'static', got {cache_implementation!r}")
+        if attempts < 1:
+            raise ValueError(f"attempts={attempts}: a piece is drawn at least once")
+        return top_k, temperature
+
+    def _check(self, prompts, generators) -> None:
+        """Raise ValueError for arguments that cannot be used, before any work."""
+        if not prompts:
+            raise ValueError("prompts is empty; give at least one TalkerPrompt")
+        if generators is not None and len(generators) != len(prompts):
+            raise ValueError(f"{len(generators)} generators for {len(prompts)} prompts; give one per prompt")
+        for prompt in prompts:
+            text_ids, prompt_ids = prompt.text_ids, prompt.prompt_ids
+            if not len(text_ids) or not 0 <= int(text_ids.min()) <= int(text_ids.max()) < self.config.text_vocab_size:
+                raise ValueError(
+                    f"text_ids must be ids below {self.config.text_vocab_size}, at least one, got {text_ids.tolist()}"
+                )
+            if len(prompt_ids) and not 0 <= int(prompt_ids.min()) <= int(prompt_ids.max()) < (
+                self.config.audio_vocab_size
+            ):
+                raise ValueError(
+                    f"prompt_ids must be codec ids below {self.config.audio_vocab_size}, got {prompt_ids.tolist()}"
+                )
+            if prompt.speaker_embedding.shape != (self.config.vp_feature_size,):
+                raise ValueError(
+                    f"speaker_embedding must have shape ({self.config.vp_feature_size},), "
+                    f"got {tuple(prompt.speaker_embedding.shape)}"
+                )
+            states, width = prompt.thinker_states, self.config.qa_model_hidden_size
+            if states is not None and (states.ndim != 2 or states.shape[1] != width):
+                raise ValueError(f"thinker_states must have shape (n, {width}), got {tuple(states.shape)}")
+
+    def prepare_inputs(self, prompts: list[TalkerPrompt]) -> dict[str, torch.Tensor]:
+        """Prefixes and prompt ids of several prompts as left-padded inputs of `forward`, on the model's device."""
+        return self._prefill_inputs([self._row(prompt, StopRules()) for prompt in prompts], 0)
+
+    def prefix_ids(self, num_thinker_states: int) -> list[int]:
+        """The prefix of both streams [n + 8]; the text stream has its first text id in the last place."""
+        ids = self.config.special_token_ids
+        names = ("<prompt>", "</prompt>", "<thinker_prefix>", *("<audio_pad>",) * num_thinker_states)
+        return [ids[name] for name in (*names, "</thinker_prefix>", "<vp>", "<audio_pad>", "</vp>", "<audio_bos>")]
+
+    def _row(self, prompt: TalkerPrompt, rules: StopRules) -> _Row:
+        prefix = self.prefix_ids(0 if prompt.thinker_states is None else len(prompt.thinker_states))
+        offset = self.config.text_vocab_size
+        text_ids = [*prompt.text_ids.tolist(), self.config.special_token_ids["<text_eos>"]]
+        return _Row(
+            prompt,
+            [*prefix, *(index + offset for index in prompt.prompt_ids.tolist())],
+            [*prefix[:-1], *text_ids],
+            len(prefix),
+            rules.limit(prompt),
+        )
+
+    def _text_id(self, row: _Row, place: int) -> int:
+        pad = self.config.special_token_ids["<text_pad>"]
+        return row.text_ids[place] if place < len(row.text_ids) else pad
+
+    def _prefill_inputs(self, rows: list[_Row], start_position: int) -> dict[str, torch.Tensor]:
+        """Prefixes and prompts of all rows as left-padded inputs of `forward`."""
+        device, pad = self.device, self.config.special_token_ids["<audio_pad>"]
+        width = max(len(row.audio_ids) for row in rows)
+        lacking = [width - len(row.audio_ids) for row in rows]
+        audio_ids, text_ids, positions = [], [], []
+        for row, missing in zip(rows, lacking, strict=True):
+            length = len(row.audio_ids)
+            audio_ids.append([pad] * missing + row.audio_ids)
+            text_ids.append([pad] * missing + [self._text_id(row, place) for place in range(length)])
+            own = [row.first_position] * row.prefix_length + list(range(row.prefix_length, length))
+            positions.append([start_position + place for place in [row.first_position] * missing + own])
+        mask = [[0] * missing + [1] * len(row.audio_ids) for row, missing in zip(rows, lacking, strict=True)]
+        inputs = {"audio_ids": audio_ids, "text_ids": text_ids, "position_ids": positions, "attention_mask": mask}
+        inputs = {name: torch.tensor(value, device=device) for name, value in inputs.items()}
+        shift = torch.tensor(lacking, device=device)
+        states = [row.prompt.thinker_states for row in rows]
+        lengths = torch.tensor([0 if item is None else len(item) for item in states], device=device)
+        inputs["speaker_embedding"] = torch.stack([row.prompt.speaker_embedding for row in rows]).to(device)
+        inputs["speaker_position"] = shift + 5 + lengths
+        if lengths.any():
+            empty = torch.zeros(0, self.config.qa_model_hidden_size, device=device, dtype=self.dtype)
+            states = [empty if item is None else item.to(device, self.dtype) for item in states]
+            inputs["thinker_states"] = nn.utils.rnn.pad_sequence(states, batch_first=True)
+            inputs.update(thinker_start=shift + 3, thinker_length=lengths)
+        return inputs
+
+    def _step_inputs(self, rows: list[_Row], ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Ids [B] of the last step and the text ids that go with them; ended rows get padding."""
+        pad = self.config.special_token_ids["<audio_pad>"]
+        audio_ids = torch.where(ids == NO_ID, pad, ids + self.config.text_vocab_size)
+        text_ids = [self._text_id(row, len(row.audio_ids) + row.num_new - 1) for row in rows]
+        return {"audio_ids": audio_ids[:, None], "text_ids": torch.tensor(text_ids, device=ids.device)[:, None]}
+
+
+class _Sampler:
+    """Draws the next id of every row that goes on, and notes which rows end."""
+
+    def __init__(self, config: BailingMMTalkerConfig, rules: StopRules, top_k: int, temperature: float, draw: Draw):
+        self.rules, self.top_k, self.temperature, self.draw = rules, top_k, temperature, draw
+        self.eos = config.special_token_ids["<audio_eos>"]
+        self.text_vocab_size = config.text_vocab_size
+
+    def probabilities(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> torch.Tensor:
+        """[B, V] from the logits [B, V] of the tokens at position [B]."""
+        if self.rules.released:
+            num_prompt = torch.tensor([len(row.prompt.prompt_ids) for row in rows], device=position.device)
+            eos_allowed = position >= num_prompt + RELEASED_EOS_MARGIN
+        else:
+            eos_allowed = torch.tensor([row.num_new >= self.rules.min_new_ids for row in rows], device=position.device)
+        first_allowed = 0 if self.rules.released else self.text_vocab_size
+        filtered = filter_logits(logits / self.temperature, self.top_k, self.eos, eos_allowed, first_allowed)
+        return filtered.softmax(dim=-1)
+
+    def __call__(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> torch.Tensor:
+        """Codec ids [B], `NO_ID` in rows that have ended."""
+        going = [index for index, row in enumerate(rows) if row.finish_reason is None]
+        drawn = self.draw(self.probabilities(logits, rows, position)[going], going).tolist()
+        ids = [NO_ID] * len(rows)
+        for index, audio_id in zip(going, drawn, strict=True):
+            if audio_id == self.eos:
+                rows[index].finish_reason = "stop"
+            else:
+                rows[index].num_new += 1
+                ids[index] = audio_id - self.text_vocab_size
+        return torch.tensor(ids, device=logits.device)
+
+    def draw_while_reading(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> None:
+        """The released loop draws at every prompt step and throws the id away, unless it is the end token."""
+        for before in range(logits.shape[1] - 1, 0, -1):
+            probabilities = self.probabilities(logits[:, -1 - before], rows, position - before)
+            if self.draw(probabilities, [0]).item() == self.eos:
+                rows[0].finish_reason = "stop"
+                return
+
+
+__all__ = [
+    "NO_ID",
+    "BailingMMTalker",
+    "StopRules",
+    "TalkerPiece",
+    "TalkerPrompt",
+    "filter_logits",
+    "multinomial_draw",
+]

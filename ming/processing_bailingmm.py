@@ -1,0 +1,583 @@
+"""Processor: conversations, pictures, videos and sound -> the tensors that the model takes.
+
+Letters: B prompts, L tokens (padded), N recordings of a prompt, P patches of 14 x 14 pixels, T frames.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from .audio_features import BailingMMFeatureExtractor, is_recording
+from .media import load_audio, load_image, load_video_sound, resize_image, smart_resize
+from .messages import (
+    MediaItem,
+    Message,
+    add_sound_tracks,
+    check_conversation,
+    literal_pattern,
+    split_batch,
+    template_messages,
+    unmark_literals,
+)
+from .video import VideoOptions, frame_size, is_video, load_video
+
+TEXT_TYPE, IMAGE_TYPE, VIDEO_TYPE, AUDIO_TYPE = range(4)  # values of mm_token_type_ids
+IMAGE_PATCH, AUDIO_PATCH = "<imagePatch>", "<audioPatch>"
+# Placeholder of a medium in a prompt: (patch token, end token, text behind it, token type).
+PLACEHOLDERS = {
+    "<image>": (IMAGE_PATCH, "</image>", "\n", IMAGE_TYPE),
+    "<video>": (IMAGE_PATCH, "</video>", "\n", VIDEO_TYPE),
+    "<audio>": (AUDIO_PATCH, "</audio>", "", AUDIO_TYPE),
+}
+IMAGE_ITEM_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+OUTPUT_FIELDS = {"text": "sequences", "audio": "waveforms", "image": "images"}
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """Options of `BailingMMProcessor.__call__`; unknown ones are errors.
+
+    Attributes:
+        return_tensors: `"pt"`, `"np"`, or None for lists.
+        padding: True or `"longest"`, `"max_length"`, or False.
+        padding_side: `"left"` (what generation needs) or `"right"`.
+        pad_to_multiple_of: round the padded length up.
+        max_length: longest prompt in tokens; default is the tokenizer's `model_max_length`. Longer ones are errors.
+        truncation: only False; cutting a prompt would cut media.
+        use_whisper_encoder: audio features for the Whisper encoder instead of the SANM one.
+        sampling_rate: Hz, of audio arrays that come without a rate.
+        min_pixels, max_pixels: limits of a picture instead of the image processor's.
+        return_assistant_tokens_mask: adds `assistant_masks` [B, L], 1 on the tokens of replies.
+        videos_kwargs: default `VideoOptions` of video files; num_frames is the library's name of its `max_frames`.
+    """
+
+    return_tensors: str | None = "pt"
+    padding: bool | str = True
+    padding_side: str = "left"
+    pad_to_multiple_of: int | None = None
+    max_length: int | None = None
+    truncation: bool = False
+    use_whisper_encoder: bool = False
+    sampling_rate: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    return_assistant_tokens_mask: bool = False
+    videos_kwargs: dict = field(default_factory=dict)
+    num_frames: int | None = None
+
+    @classmethod
+    def merge(cls, kwargs: dict) -> "CallOptions":
+        """Flat keywords and the nested `text_kwargs`, `images_kwargs`, `audio_kwargs`, `common_kwargs`."""
+        merged = dict(kwargs)
+        for group in ("common_kwargs", "text_kwargs", "images_kwargs", "audio_kwargs"):
+            merged.update(merged.pop(group, None) or {})
+        unknown = sorted(set(merged) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise TypeError(
+                f"unknown processor option {', '.join(unknown)}; accepted are {', '.join(cls.__dataclass_fields__)}"
+            )
+        options = cls(**merged)
+        choices = {
+            "return_tensors": ("pt", "np", None),
+            "padding": (True, "longest", "max_length", False),
+            "padding_side": ("left", "right"),
+            "truncation": (False, None),
+        }
+        for name, accepted in choices.items():
+            if getattr(options, name) not in accepted:
+                raise ValueError(f"{name}={getattr(options, name)!r} is not accepted; use one of {accepted}")
+        if options.padding == "max_length" and options.max_length is None:
+            raise ValueError("padding='max_length' needs max_length=<tokens>")
+        return options
+
+
+@dataclass
+class PromptRow:
+    """Tokens of one expanded prompt; `audio_spans` are (start, length) of its runs of audio patches."""
+
+    ids: list[int] = field(default_factory=list)
+    types: list[int] = field(default_factory=list)
+    audio_spans: list[tuple[int, int]] = field(default_factory=list)
+    reply_mask: list[int] = field(default_factory=list)
+
+    def add(self, ids: list[int], token_type: int, reply: bool) -> None:
+        self.ids += ids
+        self.types += [token_type] * len(ids)
+        self.reply_mask += [int(reply)] * len(ids)
+
+
+class BailingMMProcessor(ProcessorMixin):
+    """Chat template, media loading, placeholders, batching and decoding.
+
+    A prompt carries one `<image>`, `<video>` or `<audio>` for each medium. Calling the processor expands them:
+    `<image>` + n `<imagePatch>` + `</image>` + newline (videos alike, with the same patch token), `<audio>` +
+    n `<audioPatch>` + `</audio>`. `image_token` and its like are the placeholders of a prompt, `image_token_id` and
+    its like the ids of the patch tokens they expand to.
+
+    Args:
+        image_processor: a `Qwen2VLImageProcessorPil`.
+        feature_extractor: a `BailingMMFeatureExtractor`.
+        tokenizer: a tokenizer with the released special tokens.
+        chat_template: jinja source, normally from `chat_template.jinja`.
+        resize_on_fetch: True resizes pictures and frames of messages before the image processor does it again, as the
+            released code does; False leaves the one resize of the image processor.
+        video_min_pixels, video_max_pixels: limits of a video frame.
+        video_total_pixels: limit of all frame pairs of a video together.
+    """
+
+    def __init__(
+        self,
+        image_processor=None,
+        feature_extractor=None,
+        tokenizer=None,
+        chat_template: str | None = None,
+        resize_on_fetch: bool = True,
+        video_min_pixels: int = 100_352,
+        video_max_pixels: int = 602_112,
+        video_total_pixels: int = 7_225_344,
+    ):
+        super().__init__(image_processor, feature_extractor, tokenizer, chat_template=chat_template)
+        self.resize_on_fetch = resize_on_fetch
+        self.video_min_pixels = video_min_pixels
+        self.video_max_pixels = video_max_pixels
+        self.video_total_pixels = video_total_pixels
+        self.image_token, self.video_token, self.audio_token = PLACEHOLDERS
+        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (IMAGE_PATCH, AUDIO_PATCH, *PLACEHOLDERS)}
+        missing = [token for token, index in ids.items() if index is None or index == tokenizer.unk_token_id]
+        if missing:
+            raise ValueError(f"the tokenizer lacks the special tokens {', '.join(missing)}; use the released one's")
+        self.image_token_id = self.video_token_id = ids[IMAGE_PATCH]
+        self.audio_token_id = ids[AUDIO_PATCH]
+        self.gen_terminator = [tokenizer.eos_token_id]
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        # The library would load the feature extractor as remote code, a second copy of a class that is at hand here.
+        parts = (Qwen2VLImageProcessorPil, BailingMMFeatureExtractor, PreTrainedTokenizerFast)
+        return [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in parts]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Keys that a call may return."""
+        names = (
+            "input_ids attention_mask mm_token_type_ids pixel_values image_grid_thw pixel_values_videos video_grid_thw"
+        )
+        return [*names.split(), "audio_feats", "audio_feats_lengths", "audio_placeholder_loc_lens"]
+
+    @functools.cached_property
+    def _literals(self) -> re.Pattern:
+        return literal_pattern(str(token) for token in self.tokenizer.added_tokens_decoder.values())
+
+    @functools.cached_property
+    def _controls(self) -> re.Pattern:
+        tokens = sorted(map(str, self.tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, tokens)) + ")")
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = "pt",
+        system_template: str | None = None,
+        load_audio_from_video: bool = False,
+        processor_kwargs: Mapping | None = None,
+        tools: list | None = None,
+        **kwargs,
+    ) -> str | list[str] | BatchFeature | torch.Tensor:
+        """Render a conversation, or a batch of them, as prompts; with `tokenize=True` load its media and encode it.
+
+        Control tokens written in a message stay text: in the returned prompt a private-use character separates the
+        first character of such a tag from the rest, and calling the processor takes it out again.
+
+        Args:
+            conversation: list of messages (or a list of such lists). Roles: HUMAN or user, ASSISTANT or assistant,
+                SYSTEM or system. Content: a string, or a list of items of type text, image, image_url, video,
+                video_url, audio, audio_url, input_audio with their medium under the type's name, `url`, `path` or
+                `base64`; image and audio items may hold a list.
+            chat_template: jinja source instead of the processor's own.
+            add_generation_prompt: end with the assistant's header.
+            continue_final_message: leave the last assistant message open; no generation prompt then.
+            tokenize: return ids (or everything, with `return_dict`) instead of prompts.
+            system_template: text instead of the first human header.
+            load_audio_from_video: let the sound track follow each video.
+            processor_kwargs, **kwargs: options of `__call__`, see `CallOptions`; they count only with `tokenize`.
+            tools: none; the argument is the library's.
+
+        Raises:
+            ValueError: unknown role or content type, an item without its medium, unreadable media.
+            TypeError: an unknown option.
+        """
+        if tools:
+            raise ValueError(f"tools: this model calls none, got {len(tools)}; leave them out")
+        conversations, batched = split_batch(conversation)
+        call_kwargs = {**(processor_kwargs or {}), **kwargs}
+        options = CallOptions.merge({**call_kwargs, "return_tensors": return_tensors})
+        chats = [check_conversation(chat) for chat in conversations]
+        if load_audio_from_video:
+            chats = [add_sound_tracks(chat) for chat in chats]
+        prompts, _ = render_jinja_template(
+            conversations=[template_messages(chat, self._literals) for chat in chats],
+            chat_template=self._resolve_chat_template(chat_template),
+            add_generation_prompt=add_generation_prompt and not continue_final_message,
+            system_template=system_template,
+            prefill=continue_final_message,
+        )
+        if not tokenize:
+            return prompts if batched else prompts[0]
+        images, videos, audios = self._load_media(chats, options)
+        inputs = self(prompts, images, videos, audios, **{**call_kwargs, "return_tensors": return_tensors})
+        return inputs if return_dict else inputs["input_ids"]
+
+    def process_vision_info(
+        self, messages: Any, load_audio_from_video: bool = False, **kwargs
+    ) -> tuple[list | None, list | None, list | None]:
+        """Load all media of a conversation, or of a batch of them, in their order.
+
+        Returns:
+            images: RGB PIL images; videos: uint8 tensors [T, 3, H, W]; audios: pairs (float32 [1, samples], rate in
+            Hz). Each is None where there are none.
+
+        Raises:
+            ValueError: unknown role or content type, an item without its medium, unreadable media.
+        """
+        chats = [check_conversation(chat) for chat in split_batch(messages)[0]]
+        if load_audio_from_video:
+            chats = [add_sound_tracks(chat) for chat in chats]
+        return self._load_media(chats, CallOptions.merge(kwargs))
+
+    def _load_media(self, chats: list[list[Message]], options: CallOptions):
+        images, videos, audios, video = [], [], [], None
+        items = [item for chat in chats for message in chat for item in message.content if isinstance(item, MediaItem)]
+        for item in items:
+            if item.modality == "image":
+                images += [self._fetch_image(source, item.item, options) for source in item.sources]
+            elif item.modality == "video":
+                video = item
+                videos += [load_video(item.sources[0], self._video_options(item.item, options, self.resize_on_fetch))]
+            elif item.sources:
+                audios += [
+                    load_audio(source, options.sampling_rate, self.feature_extractor.mono) for source in item.sources
+                ]
+            else:
+                cut = (video.item.get("video_start"), video.item.get("video_end"))
+                audios += [load_video_sound(video.sources[0], *cut, self.feature_extractor.mono)]
+        return images or None, videos or None, audios or None
+
+    def _fetch_image(self, source: Any, item: Mapping, options: CallOptions):
+        image = load_image(source)
+        limits = vars(options) if self.resize_on_fetch else {}
+        wanted = {key: limits.get(key) if item.get(key) is None else item[key] for key in IMAGE_ITEM_KEYS}
+        wanted = {key: value for key, value in wanted.items() if value is not None}
+        return resize_image(image, **wanted) if wanted or self.resize_on_fetch else image
+
+    def _video_options(self, item: Mapping, options: CallOptions, resize: bool) -> VideoOptions:
+        defaults = {
+            "min_pixels": self.video_min_pixels,
+            "frame_max_pixels": self.video_max_pixels,
+            "total_pixels": self.video_total_pixels,
+        }
+        chosen = {key: item[key] for key in VideoOptions.names() if item.get(key) is not None}
+        limit = {} if options.num_frames is None else {"max_frames": options.num_frames}
+        chosen = {**limit, **options.videos_kwargs, **chosen}
+        sized = any(key in chosen for key in (*IMAGE_ITEM_KEYS, "total_pixels"))
+        return VideoOptions(**{**defaults, "resize": resize or sized, **chosen})
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        images: Any = None,
+        videos: Any = None,
+        audios: Any = None,
+        audio: Any = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Encode prompts and their media.
+
+        Args:
+            text: one prompt or a list of B prompts, as `apply_chat_template` gives them. Tags written by hand count as
+                control tokens.
+            images: pictures in the order of their `<image>` placeholders, or a list of them for each prompt.
+            videos: videos in the order of their placeholders; each a file, an array, a tensor or a list of frames.
+            audios, audio: recordings in the order of their placeholders, or a list of them for each prompt.
+            **kwargs: see `CallOptions`.
+
+        Returns:
+            `input_ids`, `attention_mask`, `mm_token_type_ids` (0 text, 1 image, 2 video, 3 audio patches) int64
+            [B, L]; for pictures `pixel_values` float32 [P, 1176] and `image_grid_thw` int64 [images, 3]; for videos
+            `pixel_values_videos` and `video_grid_thw` alike; for sound `audio_feats` float32 [B, frames, D],
+            `audio_feats_lengths` int64 [B, N] and `audio_placeholder_loc_lens` int64 [B, N, 2], (start, length) of
+            each run of patches in the padded row (length 0 ends a row).
+
+        Raises:
+            ValueError: placeholders and media do not match in number, a prompt is too long, media are unreadable.
+            TypeError: an unknown option.
+        """
+        options = CallOptions.merge(kwargs)
+        if audio is not None and audios is not None:
+            raise ValueError("audios and audio are two names of one argument; give one of them")
+        audios = audio if audios is None else audios
+        parts = [self._controls.split(prompt) for prompt in _check_prompts(text)]
+        images = _match("<image>", "image", images, parts, lambda value: not isinstance(value, (list, tuple)))
+        videos = _match("<video>", "video", videos, parts, is_video)
+        audios = _match("<audio>", "audio", audios, parts, is_recording)
+        data, counts = {}, {}
+        if any(images):
+            inputs, counts["<image>"] = self._encode_images([image for row in images for image in row], options)
+            data.update(inputs)
+        if any(videos):
+            inputs, counts["<video>"] = self._encode_videos([video for row in videos for video in row], options)
+            data.update(inputs)
+        if any(audios):
+            features = self.feature_extractor(audios, options.sampling_rate, options.use_whisper_encoder)
+            lengths = features.pop("encoder_feats_lengths")
+            counts["<audio>"] = lengths[lengths > 0].tolist()
+            data.update(features)
+        rows = self._expand(parts, {tag: iter(values) for tag, values in counts.items()})
+        return self._collate(rows, data, options)
+
+    def _encode_images(self, sources: list, options: CallOptions) -> tuple[dict, list[int]]:
+        """-> (pixel_values, image_grid_thw), and the number of patch tokens of each picture."""
+        pictures = [load_image(source) for source in sources]
+        for picture in pictures:
+            smart_resize(picture.height, picture.width)  # refuses thin pictures in our own words
+        size = dict(self.image_processor.size)
+        if options.min_pixels is not None:
+            size["shortest_edge"] = options.min_pixels
+        if options.max_pixels is not None:
+            size["longest_edge"] = options.max_pixels
+        inputs = dict(self.image_processor(pictures, size=size, return_tensors="pt"))
+        return inputs, (inputs["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist()
+
+    def _encode_videos(self, sources: list, options: CallOptions) -> tuple[dict, list[int]]:
+        """-> (pixel_values_videos, video_grid_thw), and the number of patch tokens of each video."""
+        patches, grids = [], []
+        for source in sources:
+            rows, grid = self._patch_video(load_video(source, self._video_options({}, options, False)))
+            patches.append(rows)
+            grids.append(grid)
+        grid_thw = torch.tensor(grids)
+        inputs = {"pixel_values_videos": torch.cat(patches), "video_grid_thw": grid_thw}
+        return inputs, (grid_thw.prod(-1) // self.image_processor.merge_size**2).tolist()
+
+    def _video_size(self, count: int, height: int, width: int) -> tuple[int, int]:
+        """Size in pixels at which the model sees the frames of a video."""
+        limits = {"min_pixels": self.video_min_pixels, "frame_max_pixels": self.video_max_pixels}
+        # Fetching has kept a video within its total already.
+        total = math.inf if self.resize_on_fetch else self.video_total_pixels
+        return frame_size(height, width, count, VideoOptions(**limits, total_pixels=total))
+
+    def _patch_video(self, frames: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+        """uint8 frames [T, 3, H, W] -> (patches [P, 1176], grid (T/2, H/14, W/14))."""
+        processor = self.image_processor
+        patch, merge, depth = processor.patch_size, processor.merge_size, processor.temporal_patch_size
+        height, width = self._video_size(len(frames), *frames.shape[-2:])
+        pixels = []
+        for frame in frames.permute(0, 2, 3, 1).numpy():  # one by one: the arithmetic of pictures, bit by bit
+            picture = Image.fromarray(np.ascontiguousarray(frame)).resize((width, height), Image.Resampling.BICUBIC)
+            values = processor.rescale(np.asarray(picture).transpose(2, 0, 1), processor.rescale_factor)
+            pixels.append(processor.normalize(values, processor.image_mean, processor.image_std))
+        pixels = torch.from_numpy(np.stack(pixels).astype(np.float32, copy=False))
+        grid = [len(frames) // depth, height // patch, width // patch]
+        pixels = pixels.view(
+            grid[0], depth, 3, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch
+        ).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # t, h, w, merge, merge, c, depth, patch, patch
+        return pixels.reshape(grid[0] * grid[1] * grid[2], -1), grid
+
+    def _expand(self, parts: list[list[str]], counts: dict) -> list[PromptRow]:
+        """Encode split prompts (text and control tokens in turn); `counts` are the patches of each medium in order."""
+        pieces = [self._expand_row(row, counts) for row in parts]
+        texts = [piece for row in pieces for piece, _, _ in row if isinstance(piece, str)]
+        encoded = iter(self._encode_text(texts))
+        rows = []
+        for row_pieces in pieces:
+            row = PromptRow()
+            for piece, token_type, reply in row_pieces:
+                ids = next(encoded) if isinstance(piece, str) else piece
+                if token_type == AUDIO_TYPE:
+                    row.audio_spans.append((len(row.ids), len(ids)))
+                row.add(ids, token_type, reply)
+            rows.append(row)
+        return rows
+
+    def _expand_row(self, parts: list[str], counts: dict) -> list[tuple[str | list[int], int, bool]]:
+        """Split prompt -> (text or ids, token type, whether it belongs to a reply)."""
+        token_id = self.tokenizer.convert_tokens_to_ids
+        pieces, behind, reply = [], "", False
+        for index, part in enumerate(parts):
+            if index % 2 == 0:
+                text = behind + unmark_literals(part, self._literals)
+                behind = ""
+                if text:
+                    pieces.append((text, TEXT_TYPE, reply))
+                continue
+            if part == "<role>":
+                reply = False
+            pieces.append(([token_id(part)], TEXT_TYPE, reply))
+            if part == "</role>" and parts[index - 2 : index] == ["<role>", "ASSISTANT"]:
+                reply = True
+            if part in PLACEHOLDERS:
+                patch, end, behind, token_type = PLACEHOLDERS[part]
+                pieces.append(([token_id(patch)] * next(counts[part]), token_type, reply))
+                pieces.append(([token_id(end)], TEXT_TYPE, reply))
+        return pieces
+
+    def _encode_text(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
+        return self.tokenizer(texts, **options)["input_ids"]
+
+    def _row_lengths(self, rows: list[PromptRow], options: CallOptions) -> list[int]:
+        """Padded length of each row."""
+        limit = options.max_length if options.max_length is not None else self.tokenizer.model_max_length
+        longest = max(len(row.ids) for row in rows)
+        if longest > limit:
+            raise ValueError(
+                f"a prompt of {longest} tokens is longer than the limit of {limit}; shorten it, lower max_pixels or "
+                "max_frames, or raise max_length"
+            )
+        width = options.max_length if options.padding == "max_length" else longest
+        if options.pad_to_multiple_of:
+            width = -(-width // options.pad_to_multiple_of) * options.pad_to_multiple_of
+        lengths = [len(row.ids) if options.padding is False else width for row in rows]
+        if options.return_tensors is not None and len(set(lengths)) > 1:
+            raise ValueError(f"prompts of {sorted(set(lengths))} tokens make no tensor; use padding=True")
+        return lengths
+
+    def _collate(self, rows: list[PromptRow], data: dict, options: CallOptions) -> BatchFeature:
+        """Pad the rows, place the audio spans in them, and join everything with the media tensors in `data`."""
+        gaps = [length - len(row.ids) for length, row in zip(self._row_lengths(rows, options), rows, strict=True)]
+        left = options.padding_side == "left"
+
+        def pad(values: list[list[int]], filler: int) -> list[list[int]]:
+            fillers = [[filler] * gap for gap in gaps]
+            return [fill + row if left else row + fill for fill, row in zip(fillers, values, strict=True)]
+
+        columns = {
+            "input_ids": pad([row.ids for row in rows], self.tokenizer.pad_token_id),
+            "attention_mask": pad([[1] * len(row.ids) for row in rows], 0),
+            "mm_token_type_ids": pad([row.types for row in rows], TEXT_TYPE),
+        }
+        if options.return_assistant_tokens_mask:
+            columns["assistant_masks"] = pad([row.reply_mask for row in rows], 0)
+        if "audio_feats" in data:
+            most = max(len(row.audio_spans) for row in rows)
+            columns["audio_placeholder_loc_lens"] = [
+                [(start + gap * left, size) for start, size in row.audio_spans]
+                + [(0, 0)] * (most - len(row.audio_spans))
+                for gap, row in zip(gaps, rows, strict=True)
+            ]
+        if options.return_tensors is not None:
+            columns = {name: torch.tensor(values, dtype=torch.int64) for name, values in columns.items()}
+        batch = {**columns, **data}
+        if options.return_tensors != "pt":
+            batch = {
+                name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in batch.items()
+            }
+        return BatchFeature(batch)
+
+    def decode(self, *args, **kwargs) -> str | list[str]:
+        """Token ids -> text; arguments as the tokenizer's `decode`."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def batch_decode(self, *args, **kwargs) -> list[str]:
+        """Rows of token ids -> texts; arguments as the tokenizer's `batch_decode`."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def post_process_multimodal_output(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
+    ) -> list:
+        """What `generate` returned -> one item a sample: str, 1-D float waveform (numpy), or PIL image.
+
+        Args:
+            generated_outputs: ids, a pair (ids, media), an output with `sequences`, `waveforms` or `images`, or media.
+            generation_mode: None or `"text"`, `"audio"`, `"image"`.
+
+        Raises:
+            ValueError: an unknown mode, or nothing of that mode in the outputs.
+        """
+        mode = generation_mode or "text"
+        if mode not in OUTPUT_FIELDS:
+            raise ValueError(
+                f"generation_mode={generation_mode!r} is unknown; accepted are {', '.join(OUTPUT_FIELDS)}"
+            )
+        outputs = generated_outputs
+        if any(hasattr(outputs, name) for name in ("sequences", "images")):
+            outputs = getattr(outputs, OUTPUT_FIELDS[mode], None)
+        elif isinstance(outputs, tuple):
+            outputs = outputs[0 if mode == "text" else 1]
+        if outputs is None:
+            raise ValueError(f"the outputs hold no {OUTPUT_FIELDS[mode]}; call generate with generation_mode={mode!r}")
+        if mode == "text":
+            return self.batch_decode(outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+        samples = list(outputs) if isinstance(outputs, (list, tuple)) or getattr(outputs, "ndim", 1) > 1 else [outputs]
+        if mode == "image":
+            return samples
+        return [
+            wave.detach().float().cpu().numpy().reshape(-1) if isinstance(wave, torch.Tensor) else np.ravel(wave)
+            for wave in samples
+        ]
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes=None, video_sizes=None, audio_lengths=None, use_whisper_encoder: bool = False, **kwargs
+    ) -> MultiModalData:
+        """Patch tokens of media by their size alone: (height, width), (frames, height, width), samples at 16 kHz."""
+        data = {}
+        merge = self.image_processor.merge_size**2
+        if image_sizes is not None:
+            count = self.image_processor.get_number_of_image_patches
+            patches = [count(height, width, kwargs) for height, width in image_sizes]
+            data.update(num_image_patches=patches, num_image_tokens=[patch // merge for patch in patches])
+        if video_sizes is not None:
+            pixels = self.image_processor.patch_size**2 * self.image_processor.temporal_patch_size * merge
+            sizes = [(frames + frames % 2, self._video_size(frames, *size)) for frames, *size in video_sizes]
+            data["num_video_tokens"] = [frames * height * width // pixels for frames, (height, width) in sizes]
+        if audio_lengths is not None:
+            count = self.feature_extractor.num_tokens
+            data["num_audio_tokens"] = [count(samples, use_whisper_encoder) for samples in audio_lengths]
+        return MultiModalData(**data)
+
+
+def _check_prompts(text: Any) -> list[str]:
+    prompts = [text] if isinstance(text, str) else text
+    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise ValueError(f"text must be a prompt or a non-empty list of prompts (strings), got {type(text).__name__}")
+    return list(prompts)
+
+
+def _match(tag: str, name: str, media: Any, parts: list[list[str]], is_single) -> list[list]:
+    """Give each prompt the media of its placeholders -> one list for each prompt.
+
+    Raises:
+        ValueError: the numbers do not match.
+    """
+    wanted = [row[1::2].count(tag) for row in parts]
+    media = [] if media is None else [media] if is_single(media) else list(media)
+    if len(media) == len(wanted) and media and not any(is_single(row) for row in media):
+        found, flat = [len(row) for row in media], [item for row in media for item in row]
+    else:
+        flat = [item for row in media for item in ([row] if is_single(row) else row)]
+        found = wanted if len(flat) == sum(wanted) else [len(flat)]
+    if found != wanted:
+        numbers = [str(values[0] if len(values) == 1 else values) for values in (found, wanted)]
+        raise ValueError(
+            f"{numbers[0]} {name}(s) do not match {numbers[1]} {tag} placeholder(s) in the prompt(s); "
+            f"give one {name} for each placeholder"
+        )
+    source = iter(flat)
+    return [[next(source) for _ in range(count)] for count in wanted]

@@ -1,0 +1,443 @@
+"""The app and its routes."""
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import torch
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from ming.cli.session import SEEDS
+from ming.serving import sounds
+from ming.serving.asgi import IDENTITY, disconnected
+from ming.serving.engine import Engine
+from ming.serving.errors import ApiError, from_validation, server_error, shorten, shutting_down, validate
+from ming.serving.fetch import Fetcher
+from ming.serving.gate import Gate
+from ming.serving.jobs import AudioChunk, Deliver, Event, Failed, Finished, ImageDone, Job, TextDelta
+from ming.serving.limits import EngineSettings, Limits, Site
+from ming.serving.metrics import Metrics
+from ming.serving.prepare import Preparer
+from ming.serving.replies import END_OF_STREAM, ChatReply, encode_base64, sse, usage
+from ming.serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest
+
+CLIENT_LEFT = 499  # nobody reads it; the metrics count it
+Result = TypeVar("Result")
+Seeded = TypeVar("Seeded", ChatRequest, SpeechRequest, ImageRequest)
+router = APIRouter()
+
+
+class Reply:
+    """The events of a job, read in the event loop while the engine's thread delivers them."""
+
+    def __init__(self):
+        self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue()
+        self.finished: Finished | None = None
+
+    def put(self, event: Event) -> None:
+        """Deliver an event, from any thread."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Events before the last one, which is kept as `finished`.
+
+        Raises:
+            ApiError: the job failed, and the server's log holds the reason; or it was cancelled, which only a server
+                that ends does while somebody reads.
+        """
+        while True:
+            event = await self._events.get()
+            if isinstance(event, Failed):
+                raise server_error() from event.error
+            if isinstance(event, Finished):
+                if event.reason == "cancelled":
+                    raise shutting_down()
+                self.finished = event
+                return
+            yield event
+
+
+class Service:
+    """What the routes share: preparer, engine, and the name that the model is served by."""
+
+    def __init__(self, name: str, preparer: Preparer, engine: Engine, metrics: Metrics):
+        self.name, self.preparer, self.engine, self.metrics = name, preparer, engine, metrics
+        self.started = int(time.time())
+
+    def check_model(self, model: str | None) -> None:
+        """Raise unless a request asks for the served model, or for none."""
+        if model not in (None, self.name):
+            raise ApiError(
+                f"model {shorten(model)} is not served here; ask for {self.name!r}",
+                "model",
+                status=404,
+                code="model_not_found",
+            )
+
+    async def submit(self, prepare: Callable[[Deliver], Job]) -> tuple[Job, Reply]:
+        """Prepare a job in a thread and hand it to the engine.
+
+        Raises:
+            ApiError: the queue is full, or the request cannot be served.
+        """
+        self.engine.reserve()
+        reply = Reply()
+        try:
+            job = await asyncio.to_thread(prepare, reply.put)
+        except BaseException:
+            self.engine.release()
+            raise
+        self.engine.submit(job)
+        return job, reply
+
+    async def unless_gone(self, request: Request, job: Job, work: Awaitable[Result]) -> Result:
+        """Wait for something of a job; the job is cancelled when the client leaves first.
+
+        Raises:
+            ApiError: the client left.
+        """
+        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request.receive))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not tasks[0].done():
+                raise ApiError("the client left", status=CLIENT_LEFT)
+            return tasks[0].result()
+        except BaseException:
+            self.engine.cancel(job)
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def stream(self, request: Request, job: Job, pieces: AsyncIterator[bytes], **options) -> Response:
+        """A streamed answer; it begins with its first piece, so that what fails before has a status of its own."""
+        first = await self.unless_gone(request, job, anext(pieces))
+        return JobStream(self.engine, job, _chain(first, pieces), **options)
+
+    async def stream_events(self, request: Request, job: Job, pieces: AsyncIterator[bytes]) -> Response:
+        """An event stream; what fails later is its last event."""
+        first = await self.unless_gone(request, job, anext(pieces))
+        return JobStream(self.engine, job, _as_events(_chain(first, pieces)), media_type="text/event-stream")
+
+
+class JobStream(StreamingResponse):
+    """A streamed answer whose end, in whatever way it comes, ends the job."""
+
+    def __init__(self, engine: Engine, job: Job, pieces: AsyncIterator[bytes], **options):
+        super().__init__(pieces, **options)
+        self.engine, self.job = engine, job
+
+    async def __call__(self, scope, receive, send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.engine.cancel(self.job)
+
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
+
+
+async def _collect(reply: Reply) -> list[Event]:
+    return [event async for event in reply]
+
+
+def _text(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def _sound(events: list[Event]) -> tuple[torch.Tensor, int | None]:
+    """The waveform [N] of all chunks and its rate in Hz; None without any chunk."""
+    chunks = [event for event in events if isinstance(event, AudioChunk)]
+    if not chunks:
+        return torch.zeros(0), None
+    return torch.cat([chunk.waveform for chunk in chunks]), chunks[0].sampling_rate
+
+
+async def _as_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """An event stream that ends as it should, or with an error."""
+    try:
+        async for piece in pieces:
+            yield piece
+    except ApiError as error:
+        yield sse(error.body())
+        return
+    yield END_OF_STREAM
+
+
+async def _form(request: Request, names: tuple[str, ...]) -> tuple[dict[str, str], list[bytes]]:
+    """Fields of a multipart form, and the files under one of the names, in their order."""
+    async with request.form() as form:
+        fields = {name: value for name, value in form.multi_items() if not isinstance(value, UploadFile)}
+        files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
+        if unknown := next((name for name, _ in files if name not in names), None):
+            raise ApiError(f"a file under {unknown!r} is not supported here; send it under {names[0]!r}", unknown)
+        return fields, [await file.read() for _, file in files]
+
+
+def _service(request: Request) -> Service:
+    return request.app.state.service
+
+
+def _identity(request: Request) -> dict[str, Any]:
+    """Name and time of a request that may be asked again; empty where it came straight from a client."""
+    return request.scope.get("extensions", {}).get(IDENTITY, {})
+
+
+def _repeatable(request: Request, body: Seeded) -> Seeded:
+    """The request with a seed of its name, so that it draws the same numbers when it is asked again."""
+    if body.seed is not None or not (identity := _identity(request)):
+        return body
+    return body.model_copy(update={"seed": int(identity["id"], 16) % SEEDS})
+
+
+@router.get("/health")
+async def health(request: Request) -> dict[str, Any]:
+    """Whether the engine works, and what the model can do."""
+    service = _service(request)
+    if not service.engine.is_alive:
+        raise ApiError("the engine's thread has ended; restart the server", status=503, kind="server_error")
+    missing = service.preparer.missing
+    return {
+        "status": "ok",
+        "model": service.name,
+        "outputs": [m for m in ("text", "audio", "image") if m not in missing],
+    }
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Counters for Prometheus."""
+    return Response(_service(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The one model."""
+    service = _service(request)
+    return {"object": "list", "data": [_model_card(service)]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(request: Request, name: str) -> dict[str, Any]:
+    """The one model, by its name."""
+    service = _service(request)
+    service.check_model(name)
+    return _model_card(service)
+
+
+def _model_card(service: Service) -> dict[str, Any]:
+    return {"id": service.name, "object": "model", "created": service.started, "owned_by": "serving"}
+
+
+@router.post("/v1/chat/completions")
+async def chat(request: Request, body: ChatRequest) -> Response:
+    """Answer a chat in text, or in text and speech; at once or streamed."""
+    service = _service(request)
+    shape = ChatReply.named(service.name, _identity(request))
+    service.check_model(body.model)
+    if body.wants_audio and body.stream and body.audio and body.audio.format != "pcm16":
+        raise ApiError(
+            f"audio.format: {body.audio.format!r} cannot be streamed in a chat; use 'pcm16'", "audio.format"
+        )
+    if body.wants_audio:  # seeded chats in text would be decoded one by one
+        body = _repeatable(request, body)
+    job, reply = await service.submit(lambda deliver: service.preparer.chat(body, deliver))
+    if body.stream:
+        wants_usage = bool(body.stream_options and body.stream_options.include_usage)
+        pieces = _chat_pieces(shape, reply, body.wants_audio, wants_usage)
+        return await service.stream_events(request, job, pieces)
+    events = await service.unless_gone(request, job, _collect(reply))
+    audio = None
+    if body.wants_audio:
+        waveform, rate = _sound(events)
+        if rate is None:
+            raise ApiError("nothing was said; try another seed", status=500, code="empty_speech", kind="server_error")
+        format = body.audio.format if body.audio else "wav"
+        audio = sounds.encode(waveform, rate, "pcm" if format == "pcm16" else format)
+    return JSONResponse(shape.whole(_text(events), reply.finished, audio))
+
+
+async def _chat_pieces(shape: ChatReply, reply: Reply, audio: bool, wants_usage: bool) -> AsyncIterator[bytes]:
+    role = {"role": "assistant"}
+    async for event in reply:
+        if isinstance(event, AudioChunk):
+            part: dict[str, Any] = {"data": encode_base64(sounds.to_pcm(event.waveform).tobytes())}
+        else:
+            part = {"transcript": event.text}
+        delta = {"audio": {"id": shape.audio_id, **part}} if audio else {"content": event.text}
+        yield shape.chunk({**role, **delta})
+        role = {}
+    if audio:
+        yield shape.chunk({**role, "audio": {"id": shape.audio_id, "expires_at": shape.created}})
+    yield shape.chunk({} if audio else role, reply.finished.reason)
+    if wants_usage:
+        yield shape.usage_chunk(reply.finished)
+
+
+@router.post("/v1/audio/speech")
+async def speech(request: Request, body: SpeechRequest) -> Response:
+    """Read a text aloud; the sound is sent while it is made."""
+    service, format = _service(request), body.response_format
+    service.check_model(body.model)
+    body = _repeatable(request, body)
+    job, reply = await service.submit(lambda deliver: service.preparer.speech(body, deliver))
+    rate = service.preparer.sampling_rate
+    kind = f"audio/pcm;rate={rate};channels=1" if format == "pcm" else sounds.FORMATS[format]
+    pieces = _sound_pieces(reply, sounds.STREAMS[format](rate))
+    return await service.stream(request, job, pieces, media_type=kind, headers={"X-Sample-Rate": str(rate)})
+
+
+async def _sound_pieces(reply: Reply, encoder: sounds.PcmStream) -> AsyncIterator[bytes]:
+    spoken = False
+    async for event in reply:
+        if isinstance(event, AudioChunk) and (data := encoder.push(event.waveform)):
+            spoken = True
+            yield data
+    if not spoken:
+        raise ApiError("nothing was said; try another seed", status=500, code="empty_speech", kind="server_error")
+    yield encoder.finish()
+
+
+@router.post("/v1/audio/transcriptions")
+async def transcriptions(request: Request) -> Response:
+    """Write down what a recording says."""
+    service = _service(request)
+    fields, files = await _form(request, ("file",))
+    body = validate(TranscriptionRequest, fields)
+    service.check_model(body.model)
+    if len(files) != 1:
+        raise ApiError(f"file: {len(files)} files; send one recording", "file")
+    job, reply = await service.submit(lambda deliver: service.preparer.transcription(body, files[0], deliver))
+    if body.stream:
+        return await service.stream_events(request, job, _transcript_pieces(reply))
+    events = await service.unless_gone(request, job, _collect(reply))
+    if body.response_format == "text":
+        return PlainTextResponse(_text(events) + "\n")
+    return JSONResponse({"text": _text(events), "usage": _transcript_usage(reply.finished)})
+
+
+async def _transcript_pieces(reply: Reply) -> AsyncIterator[bytes]:
+    text = ""
+    async for event in reply:
+        text += event.text
+        yield sse({"type": "transcript.text.delta", "delta": event.text})
+    yield sse({"type": "transcript.text.done", "text": text, "usage": _transcript_usage(reply.finished)})
+
+
+def _transcript_usage(finished: Finished) -> dict[str, Any]:
+    counts = usage(finished)
+    return {
+        "type": "tokens",
+        "input_tokens": counts["prompt_tokens"],
+        "output_tokens": counts["completion_tokens"],
+        "total_tokens": counts["total_tokens"],
+    }
+
+
+@router.post("/v1/images/generations")
+async def image_generations(request: Request, body: ImageRequest) -> Response:
+    """Draw pictures of a text."""
+    return await _draw(request, body, [])
+
+
+@router.post("/v1/images/edits")
+async def image_edits(request: Request) -> Response:
+    """Draw pictures after a text and pictures."""
+    fields, files = await _form(request, ("image", "image[]"))
+    if not files:
+        raise ApiError("image: no file; send at least one picture, or use /v1/images/generations", "image")
+    return await _draw(request, validate(ImageRequest, fields), files)
+
+
+async def _draw(request: Request, body: ImageRequest, files: list[bytes]) -> Response:
+    service = _service(request)
+    service.check_model(body.model)
+    body = _repeatable(request, body)
+    job, reply = await service.submit(lambda deliver: service.preparer.drawing(body, files, deliver))
+    events = await service.unless_gone(request, job, _collect(reply))
+    images = next(event for event in events if isinstance(event, ImageDone)).images
+    encoded = await asyncio.to_thread(lambda: [_encode_image(image, body.output_format) for image in images])
+    data = [{"b64_json": picture} for picture in encoded]
+    size = f"{images[0].width}x{images[0].height}"
+    return JSONResponse({"created": int(time.time()), "data": data, "output_format": body.output_format, "size": size})
+
+
+def _encode_image(image, format: str) -> str:
+    file = io.BytesIO()
+    image.save(file, format.upper())
+    return encode_base64(file.getvalue())
+
+
+async def _on_api_error(request: Request, error: ApiError) -> Response:
+    return error.response()
+
+
+async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
+    return from_validation(error.errors()).response()
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return ApiError(message, status=error.status_code, headers=error.headers).response()
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return server_error().response()  # the server raises it again behind the answer, into the log
+
+
+def create_app(
+    model,
+    processor,
+    limits: Limits | None = None,
+    settings: EngineSettings | None = None,
+    site: Site | None = None,
+    fetcher: Fetcher | None = None,
+) -> FastAPI:
+    """The server as an ASGI app.
+
+    Args:
+        model: a `BailingMMNativeForConditionalGeneration` in eval mode; while the app runs, its engine owns it.
+        processor: its processor.
+        limits, settings, site: of requests, of how they wait, and of how the model is offered; defaults otherwise.
+        fetcher: reads URLs of requests; the default reads data URLs only.
+
+    Returns:
+        An app whose `state.service.engine` works between its start and its shutdown.
+    """
+    limits, site, metrics = limits or Limits(), site or Site(), Metrics()
+    preparer = Preparer(model, processor, limits, fetcher or Fetcher(), site.transcription_prompt)
+    engine = Engine(model, processor.tokenizer, settings or EngineSettings(), metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        engine.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(engine.close)
+
+    app = FastAPI(title="Ming-Lite-Omni", lifespan=lifespan)
+    app.state.service = Service(site.name, preparer, engine, metrics)
+    app.include_router(router)
+    app.add_middleware(
+        Gate, body_bytes=limits.body_bytes, metrics=metrics, check_room=engine.check_room, api_key=site.api_key
+    )
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_error)
+    return app
+
+
+__all__ = ["create_app"]

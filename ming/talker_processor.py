@@ -1,0 +1,141 @@
+"""What surrounds the talker: its text tokenizer, the codec's byte-pair vocabulary, and the voices of a repository.
+
+Turns text and a voice into the talker's prompts, and the talker's codec ids into speech codes.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .codec_bpe import CodecBPE
+from .modeling_talker import TalkerPrompt
+from .speech_text import SpeechTextStream
+from .voices import Voice, VoiceEncoder, choose_voice, load_voices
+
+TOKENIZER_FOLDER = "talker"
+# Where the codec's vocabulary may lie: saved by this package, or as released.
+CODEC_FOLDERS = ("codec_bpe", "talker/s3_bpe")
+VOICES_FOLDER = "voices"
+FILES = (f"{TOKENIZER_FOLDER}/*", f"{TOKENIZER_FOLDER}/s3_bpe/*", "codec_bpe/*", f"{VOICES_FOLDER}/*")
+
+
+class BailingMMTalkerProcessor:
+    """Text and voices -> `TalkerPrompt`s; codec ids -> speech codes.
+
+    Args:
+        tokenizer: the talker's own text tokenizer.
+        codec_bpe: speech codes <-> codec ids.
+        voices: preset speakers by name; the first one speaks when none is asked for.
+        directory: where the networks that clone voices lie (`talker/*.onnx`), if they do.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        codec_bpe: CodecBPE,
+        voices: dict[str, Voice],
+        directory: str | os.PathLike | None = None,
+    ):
+        self.tokenizer, self.codec_bpe, self.voices = tokenizer, codec_bpe, voices
+        self.directory = directory
+        self._voice_encoder: VoiceEncoder | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, revision: str | None = None):
+        """Read the folders `talker/`, `codec_bpe/` (or `talker/s3_bpe/`) and `voices/` of a directory or Hub id.
+
+        Raises:
+            ValueError: a folder is missing; the message names it.
+        """
+        source = str(pretrained_model_name_or_path)
+        if not os.path.isdir(source):
+            source = snapshot_download(source, revision=revision, allow_patterns=FILES)
+        root = Path(source)
+        codec_folder = next((root / name for name in CODEC_FOLDERS if (root / name).is_dir()), None)
+        if not (root / TOKENIZER_FOLDER).is_dir() or codec_folder is None:
+            raise ValueError(
+                f"{source} has no speech files: expected the folders {TOKENIZER_FOLDER}/ and one of "
+                f"{', '.join(CODEC_FOLDERS)}; take a repository with speech, or load with load_talker=False"
+            )
+        voices = load_voices(root / VOICES_FOLDER) if (root / VOICES_FOLDER).is_dir() else {}
+        tokenizer = AutoTokenizer.from_pretrained(root / TOKENIZER_FOLDER)
+        return cls(tokenizer, CodecBPE.from_pretrained(codec_folder), voices, root / TOKENIZER_FOLDER)
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write the three folders; `from_pretrained` reads them."""
+        root = Path(save_directory)
+        self.tokenizer.save_pretrained(root / TOKENIZER_FOLDER)
+        self.codec_bpe.save_pretrained(root / CODEC_FOLDERS[0])
+        for voice in self.voices.values():
+            voice.save(root / VOICES_FOLDER)
+
+    @property
+    def voice_encoder(self) -> VoiceEncoder:
+        """The networks that listen to a recording whose voice is to be cloned; read on first use."""
+        if self._voice_encoder is None:
+            if self.directory is None:
+                raise ValueError(
+                    "this processor was not read from a directory, so it cannot clone voices; pass speaker="
+                )
+            self._voice_encoder = VoiceEncoder.from_pretrained(self.directory)
+        return self._voice_encoder
+
+    def voice(self, speaker: str | Voice | None = None, prompt_audio=None, prompt_text: str | None = None) -> Voice:
+        """The voice to speak with.
+
+        Args:
+            speaker: name of a preset speaker, or a `Voice`; None takes the first preset one.
+            prompt_audio: a recording (see `media`) of at most 30 s, whose voice is cloned.
+            prompt_text: what is said in it.
+
+        Raises:
+            ValueError: unknown speaker, both a speaker and a recording, a recording without its text, or no voice.
+        """
+        if prompt_audio is None and prompt_text is not None:
+            raise ValueError("prompt_text was given without prompt_audio; pass the recording that says it")
+        if prompt_audio is not None:
+            if speaker is not None:
+                raise ValueError(f"pass either speaker={speaker!r} or prompt_audio, not both")
+            if not prompt_text:
+                raise ValueError("prompt_audio needs prompt_text, the words that are said in it")
+            return self.voice_encoder.encode(prompt_audio, prompt_text)
+        if isinstance(speaker, Voice):
+            return speaker
+        if speaker is None:
+            if not self.voices:
+                raise ValueError(f"the repository has no {VOICES_FOLDER}/; pass prompt_audio= and prompt_text=")
+            return next(iter(self.voices.values()))
+        return choose_voice(self.voices, speaker)
+
+    def pieces(self, text: str) -> list[str]:
+        """A reply as normalised pieces that are spoken one by one; [] when there is nothing to say.
+
+        Cut as a stream cuts them, so that a reply sounds the same whole and streamed.
+        """
+        cutter = SpeechTextStream()
+        return [*cutter.push(text), *cutter.finish()]
+
+    def prompt(self, piece: str, voice: Voice, thinker_states: torch.Tensor | None = None) -> TalkerPrompt:
+        """The talker's prompt for a normalised piece; thinker_states [n, D]."""
+        text_ids = [
+            *self.tokenizer(voice.prompt_text, add_special_tokens=False, split_special_tokens=True)["input_ids"],
+            *self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"],
+        ]
+        # A cloned prompt may hold codes that the codec vocabulary never saw; they are left out, as released.
+        prompt_ids = self.codec_bpe.encode(voice.prompt_codes, unknown="drop")
+        return TalkerPrompt(
+            torch.tensor(text_ids, dtype=torch.long),
+            torch.tensor(prompt_ids, dtype=torch.long),
+            voice.speaker_embedding,
+            thinker_states,
+        )
+
+    def codes(self, codec_ids: torch.Tensor) -> torch.Tensor:
+        """Codec ids [n] -> speech codes int64 [T], 50 a second."""
+        return torch.tensor(self.codec_bpe.decode(codec_ids.tolist()), dtype=torch.long)
+
+
+__all__ = ["BailingMMTalkerProcessor"]

@@ -1,0 +1,1 @@
+"""Training of Ming-Lite-Omni: objectives, data and recipes."""
