@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-oldest lint clean
 
 setup: $(READY)
 
@@ -21,9 +21,20 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+# The oldest release of transformers that requirements.txt admits, beside the installed one.
+OLDEST := 5.19.0
+OLDEST_TESTS := tests/test_compat.py tests/test_model.py tests/test_thinker_goldens.py tests/test_processor_chat.py \
+	tests/test_speech.py tests/test_drawing.py tests/test_ming_tiny_outputs.py
+
+test-oldest: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps --target .cache/oldest \
+		transformers==$(OLDEST)
+	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest $(OLDEST_TESTS)
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) demo/answers.json demo/reply.wav demo/drawing.png demo/edited.png .pytest_cache .ruff_cache build *.egg-info

@@ -5,25 +5,23 @@
                                              {"type": "text", "text": "What is it?"}]}],
      "parameters": {"generation_mode": ["audio"], "max_new_tokens": 64, "seed": 0}}
 
-The answer holds what was asked for: "generated_text", "generated_audio" (base64 of a WAV file, with "sampling_rate")
-and "generated_images" (base64 of PNG files). A request that cannot be served is answered by {"error": ...}.
+The answer holds what the request asked for: "generated_text", "generated_audio" (base64 of a WAV file, with
+"sampling_rate") and "generated_images" (base64 of PNG files). The answer to a request that cannot be served is
+{"error": ...}.
 """
 
 import base64
-import io
-import wave
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.encoding import encode_audio, encode_image
+from ming.loading import load_model
 from ming.processing_bailingmm import BailingMMProcessor
 
 MEDIA = ("image", "audio", "video")
 MAX_NEW_TOKENS = 512
-# What a request may set; everything else of `generate` stays with whoever runs the endpoint.
+# What a request may set; other arguments of `generate` could run code or exhaust the endpoint.
 PARAMETERS = {
     "generation_mode",
     "max_new_tokens",
@@ -48,15 +46,12 @@ class EndpointHandler:
 
     Args:
         path: directory of the repository.
-        device, dtype: default: the first CUDA card in bfloat16, or the CPU in float32.
+        device, dtype: default: the first CUDA GPU in bfloat16, or the CPU in float32.
     """
 
     def __init__(self, path: str = "", device: str | None = None, dtype: torch.dtype | None = None):
-        has_card = torch.cuda.is_available()
-        device = device or ("cuda" if has_card else "cpu")
-        dtype = dtype or (torch.bfloat16 if has_card else torch.float32)
         self.processor = BailingMMProcessor.from_pretrained(path)
-        self.model = BailingMMNativeForConditionalGeneration.from_pretrained(path, dtype=dtype).to(device).eval()
+        self.model = load_model(path, device=device, dtype=dtype)
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Serve a request; see the module's docstring."""
@@ -66,17 +61,18 @@ class EndpointHandler:
             return {"error": str(error)}
 
     def _answer(self, data: dict[str, Any]) -> dict[str, Any]:
-        messages, parameters = check_request(data)
+        messages, parameters = parse_request(data)
         modes = parameters.pop("generation_mode", "text")
         modes = [modes] if isinstance(modes, str) else list(modes)
-        inputs = self.processor.apply_chat_template(
+        prepared: Any = self.processor.apply_chat_template(
             messages,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=True,
             use_whisper_encoder=bool(parameters.pop("use_whisper_encoder", False)),
-        ).to(self.model.device, self.model.dtype)
+        )
+        inputs = prepared.to(self.model.device, self.model.dtype)
         if set(modes) != {"image"}:
             parameters["max_new_tokens"] = min(int(parameters.get("max_new_tokens", MAX_NEW_TOKENS)), MAX_NEW_TOKENS)
         output = self.model.generate(**inputs, generation_mode=modes, **parameters)
@@ -86,20 +82,21 @@ class EndpointHandler:
             reply = sequences[0, inputs["input_ids"].shape[1] :]
             answer["generated_text"] = self.processor.decode(reply, skip_special_tokens=True)
         if "audio" in modes:
-            answer["generated_audio"] = encode_sound(output.waveforms[0], output.sampling_rate)
+            answer["generated_audio"] = _base64(encode_audio(output.waveforms[0], output.sampling_rate))
             answer["sampling_rate"] = output.sampling_rate
         if "image" in modes:
-            answer["generated_images"] = [encode_picture(image) for image in output.images]
+            answer["generated_images"] = [_base64(encode_image(image)) for image in output.images]
         return answer
 
 
-def check_request(data: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Messages and parameters of a request.
+def parse_request(data: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The messages and the parameters of a request.
 
-    Media must come with the request: names of files would read the server's disk, addresses its network.
+    Images, audio and videos must come with the request: file names would read the server's disk, addresses its
+    network.
 
     Raises:
-        ValueError: naming what is wrong and what is accepted.
+        ValueError: it names what is wrong and what is accepted.
     """
     if not isinstance(data, dict) or "inputs" not in data:
         raise ValueError('a request is {"inputs": text or messages, "parameters": {...}}')
@@ -110,12 +107,14 @@ def check_request(data: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if not isinstance(messages, list) or not all(isinstance(item, dict) and "content" in item for item in messages):
         raise ValueError('inputs must be text or a list of {"role": ..., "content": ...}')
     for message in messages:
-        if not isinstance(message["content"], str):
-            _check_content(message["content"])
+        _check_content(message["content"])
     return messages, parameters
 
 
 def _check_content(content: Any) -> None:
+    """Raise a `ValueError` for content that is neither text nor a list of items with data URLs."""
+    if isinstance(content, str):
+        return
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         raise ValueError('content must be text or a list of {"type": ..., ...}')
     for item in content:
@@ -129,23 +128,8 @@ def _check_content(content: Any) -> None:
             raise ValueError(f'{kind} must be a data URL: {{"type": "{kind}", "{kind}": "data:...;base64,..."}}')
 
 
-def encode_picture(image: Image.Image) -> str:
-    """A picture as base64 of a PNG file."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def encode_sound(waveform: torch.Tensor, rate: int) -> str:
-    """A waveform [S] as base64 of a 16-bit WAV file."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(rate)
-        samples = (waveform.float().cpu().clamp(-1, 1) * np.iinfo(np.int16).max).round()
-        writer.writeframes(samples.to(torch.int16).numpy().astype("<i2").tobytes())
-    return base64.b64encode(file.getvalue()).decode()
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 __all__ = ["EndpointHandler"]

@@ -1,1 +1,1 @@
-"""Speech codes to waveform: a component of Ming-Lite-Omni that loads, saves and is tested alone."""
+"""The audio detokenizer turns speech codes into waveforms; it loads, saves and is tested alone."""

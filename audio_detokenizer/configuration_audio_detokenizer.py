@@ -1,16 +1,16 @@
-"""Configuration of the audio detokenizer, and the released `audio_detokenizer.yaml` read as plain data.
+"""Configuration of the audio detokenizer.
 
-`flow` and `hift` keep the argument names of the released file, so that its settings are adopted as they are.
+`flow` and `hift` keep the argument names of the released `audio_detokenizer.yaml`, so that its settings fit.
 """
 
 import copy
 import os
-import re
 import shutil
+from dataclasses import field
 from math import prod
 from pathlib import Path
+from typing import Any
 
-import yaml
 from transformers import PreTrainedConfig
 
 FOLDER = "audio_detokenizer"
@@ -19,7 +19,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_audio_detokenizer.AudioDetokenizer",
 }
 
-RELEASED_FLOW = {
+RELEASED_FLOW: dict[str, Any] = {
     "input_size": 512,
     "output_size": 80,
     "spk_embed_dim": 192,
@@ -69,7 +69,7 @@ RELEASED_FLOW = {
         "act_fn": "gelu",
     },
 }
-RELEASED_HIFT = {
+RELEASED_HIFT: dict[str, Any] = {
     "in_channels": 80,
     "base_channels": 512,
     "nb_harmonics": 8,
@@ -89,7 +89,7 @@ RELEASED_HIFT = {
     "f0_predictor": {"num_class": 1, "in_channels": 80, "cond_channels": 512},
 }
 # Tokens are speech codes (20 ms), frames are mel frames (11.6 ms), samples are of the waveform.
-STREAMING = {
+STREAMING: dict[str, Any] = {
     "first_chunk": 12,  # tokens in the first chunk: 0.24 s
     "first_chunk_steps": 0,  # of the flow's solver there; 0: as many as everywhere
     "growth": 4.0,  # each chunk is this much longer than the one before ...
@@ -100,8 +100,8 @@ STREAMING = {
     "mel_fade": 8,  # frames, after the vocoder's context, over which the mel of a chunk fades into the next one's
     "crossfade": 256,  # samples (11.6 ms) after a joint over which the waveforms of both chunks are faded
 }
-# Settings of the released file that the code knows only in one way.
-FIXED = {
+# Settings that have a single implementation here, with the value that it implements.
+IMPLEMENTED: dict[str, dict[str, Any]] = {
     "flow": {"output_type": "mel"},
     "flow.encoder": {
         "normalize_before": True,
@@ -121,27 +121,28 @@ class AudioDetokenizerConfig(PreTrainedConfig):
     """Sizes of the flow (codes to mel) and of the HiFT vocoder (mel to waveform); defaults are the released ones.
 
     Args:
-        flow, hift: settings under the names of the released yaml; what is left out keeps its released value.
-        sample_rate: of the waveform, in Hz.
+        flow, hift: settings under the names of the released yaml; a setting that is left out keeps its released value.
+        sample_rate: rate of the waveform in Hz.
         token_rate: speech codes per second.
         num_steps: Euler steps of the flow.
-        mask_padding: keep the padding of a batch out of attention and group statistics, so that a row gives what it
-            gives alone. False is what the released code does in padded (training) batches; see `modeling_estimator`.
+        mask_padding: keep the padding of a batch out of attention and group statistics, so that each row of a batch
+            equals the row alone. False reproduces the released code in padded (training) batches; see
+            `modeling_estimator`.
         streaming: chunk sizes and contexts of `AudioDetokenizer.stream`, explained at `STREAMING` above.
 
     Raises:
-        ValueError: an unknown setting, one that this code does not implement, or sizes that do not fit each other.
+        ValueError: an unknown setting, a value that this code does not implement, or sizes that do not fit each other.
     """
 
     model_type = "bailingmm_audio_detokenizer"
 
-    flow: dict | None = None
-    hift: dict | None = None
+    flow: dict = field(default_factory=dict)
+    hift: dict = field(default_factory=dict)
     sample_rate: int = 22050
     token_rate: int = 50
     num_steps: int = 8
     mask_padding: bool = True
-    streaming: dict | None = None
+    streaming: dict = field(default_factory=dict)
 
     def __post_init__(self, **kwargs):
         self.flow = merged(RELEASED_FLOW, self.flow, "flow")
@@ -151,8 +152,8 @@ class AudioDetokenizerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _check(self):
-        for path, required in FIXED.items():
-            section = {"flow": self.flow, "hift": self.hift}
+        for path, required in IMPLEMENTED.items():
+            section: dict[str, Any] = {"flow": self.flow, "hift": self.hift}
             for name in path.split("."):
                 section = section[name]
             for name, value in required.items():
@@ -179,32 +180,14 @@ class AudioDetokenizerConfig(PreTrainedConfig):
         return prod(self.hift["upsample_rates"]) * self.hift["istft_params"]["hop_len"]
 
     def num_frames(self, num_tokens: int) -> int:
-        """Mel frames of so many speech codes: the whole frames in their time."""
+        """Number of mel frames of `num_tokens` speech codes: the whole frames that fit in their duration."""
         return num_tokens * self.sample_rate // (self.token_rate * self.hop_length)
-
-    @classmethod
-    def from_released_yaml(cls, path: str | os.PathLike, **kwargs) -> "AudioDetokenizerConfig":
-        """The configuration that the released `audio_detokenizer.yaml` describes; `kwargs` are further fields.
-
-        Raises:
-            ValueError: the file is no such description, or holds settings unknown to this code.
-        """
-        data = read_released_yaml(path)
-        if not isinstance(data.get("flow"), dict) or not isinstance(data.get("hift"), dict):
-            raise ValueError(f"{path} has no sections flow and hift; expected the released audio_detokenizer.yaml")
-        flow, hift = data["flow"], data["hift"]
-        decoder = flow["decoder"]
-        flow["estimator"] = decoder.pop("estimator")
-        decoder["cfm_params"] = decoder["cfm_params"].get("content", decoder["cfm_params"])
-        decoder.pop("tensorrt_model_path", None)  # an engine that replaced the estimator where the file existed
-        rates = {"sample_rate": hift["sampling_rate"], "token_rate": flow["input_frame_rate"]}
-        return cls(flow=flow, hift=hift, **(rates | kwargs))
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """Save `config.json` and the component's code, so that the directory loads with `trust_remote_code=True`.
 
-        The code is copied here because a model takes the time stamps of the directory, saves its config, and then
-        uploads what is newer.
+        The model cannot copy the code itself: its `save_pretrained` saves the configuration and then uploads the files
+        that are newer than its start.
         """
         super().save_pretrained(save_directory, **kwargs)
         source, destination = Path(__file__).resolve().parent, Path(save_directory)
@@ -213,76 +196,30 @@ class AudioDetokenizerConfig(PreTrainedConfig):
                 shutil.copyfile(path, destination / path.name)
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
-        """As the library's, with an auto_map that names this folder when the file lies in one of its name.
+        """Write the file as the library does, with an `auto_map` that names the folder `FOLDER` if the file is in it.
 
-        A component is loaded by `subfolder=`, which looks code up from the root of the repository; the library
-        would write names without the folder.
+        With `subfolder=` the library looks up the code of a component from the root of the repository, but it would
+        write names without the folder.
         """
         prefix = f"{FOLDER}/" if Path(json_file_path).resolve().parent.name == FOLDER else ""
         self.auto_map = {auto_class: prefix + reference for auto_class, reference in AUTO_MAP.items()}
         super().to_json_file(json_file_path, use_diff=use_diff)
 
 
-def merged(defaults: dict, given: dict | None, path: str) -> dict:
-    """A copy of `defaults` with the values of `given`, section by section; unknown names are a ValueError."""
+def merged(defaults: dict[str, Any], given: dict[str, Any], path: str) -> dict[str, Any]:
+    """A copy of `defaults` with the values of `given`, section by section.
+
+    Raises:
+        ValueError: a name that `defaults` does not have; `path` says where.
+    """
     result = copy.deepcopy(defaults)
-    for name, value in (given or {}).items():
+    for name, value in given.items():
         if name not in defaults:
             raise ValueError(f"{path}.{name} is not a setting; known are {', '.join(defaults)}")
         if isinstance(defaults[name], dict):
             value = merged(defaults[name], value, f"{path}.{name}")
         result[name] = copy.deepcopy(value)
     return result
-
-
-class Reference(str):
-    """The name inside `!ref <name>`."""
-
-
-class PlainLoader(yaml.SafeLoader):
-    """YAML whose tags build dicts, lists and strings only: nothing is imported, called or looked up."""
-
-
-def construct_plain(loader: PlainLoader, tag: str, node: yaml.Node):
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    return Reference(node.value.strip("<>")) if tag == "ref" else node.value
-
-
-PlainLoader.add_multi_constructor("!", construct_plain)
-# PyYAML takes 1e-06 (no dot), as the released file has it, for a string.
-PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+"), list("-+0123456789"))
-
-
-def read_released_yaml(path: str | os.PathLike) -> dict:
-    """A HyperPyYAML file as plain data. `!new:`, `!name:` and `!apply:` only give their arguments; `!ref <name>`
-    gives the value of a top-level name.
-
-    Raises:
-        ValueError: the file is no YAML, not a mapping, has other tags, or a reference names nothing.
-    """
-    try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=PlainLoader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} does not hold names and values")
-    return resolve(data, data, str(path))
-
-
-def resolve(value, names: dict, path: str):
-    """Replace references by what they name, at any depth."""
-    if isinstance(value, dict):
-        return {name: resolve(item, names, path) for name, item in value.items()}
-    if isinstance(value, list):
-        return [resolve(item, names, path) for item in value]
-    if isinstance(value, Reference):
-        if value not in names:
-            raise ValueError(f"{path}: !ref <{value}> names nothing at the top of the file")
-        return names[value]
-    return value
 
 
 __all__ = ["AudioDetokenizerConfig"]

@@ -1,22 +1,27 @@
-"""What a caller may pass to the detokenizer, brought into one form; everything wrong is a ValueError before any work.
+"""Arguments of the detokenizer, checked and brought into one form; a wrong one is a ValueError before any work.
 
 Shape letters: B batch, T codes, P codes of the prompt, F mel frames of the prompt, M mel channels.
 """
 
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
 
-# How far codes and mel of a prompt may lie apart: both are cut from one recording by front ends of their own.
+# Codes and mel of a prompt may differ in length by this much: two front ends cut them from one recording.
 PROMPT_TOLERANCE_SECONDS = 0.1
 
-Rows = Sequence[torch.Tensor] | torch.Tensor
+Rows: TypeAlias = Sequence[torch.Tensor] | torch.Tensor
 
 
-def check_codes(codes: torch.Tensor, vocab_size: int, name: str) -> torch.Tensor:
-    """One row of speech codes -> int64 [T] on the CPU or where it was."""
+def code_row(codes: torch.Tensor | Sequence[int], vocab_size: int, name: str) -> torch.Tensor:
+    """One row of speech codes, which errors call `name` -> int64 [T], on the CPU unless it is a tensor elsewhere.
+
+    Raises:
+        ValueError: not one row of integers, or a code outside 0..vocab_size - 1.
+    """
     codes = torch.as_tensor(codes)
     if codes.ndim != 1 or codes.is_floating_point() or codes.dtype == torch.bool:
         raise ValueError(f"{name} must be integers of shape [T], not {codes.dtype} of shape {tuple(codes.shape)}")
@@ -32,26 +37,34 @@ def check_codes(codes: torch.Tensor, vocab_size: int, name: str) -> torch.Tensor
 
 
 def code_rows(codes: Rows, lengths: torch.Tensor | Sequence[int] | None, vocab_size: int) -> list[torch.Tensor]:
-    """Codes as a list of rows [T] or as [B, T] with lengths -> checked rows int64 [T], none of them empty."""
+    """Codes as a list of rows [T] or as [B, T] with lengths -> checked rows int64 [T], none of them empty.
+
+    Raises:
+        ValueError: no rows, an empty row, lengths that do not fit, or what `code_row` refuses.
+    """
     if isinstance(codes, torch.Tensor) and codes.ndim != 2:
         raise ValueError(f"codes must be a list of rows [T] or have shape [B, T], not {tuple(codes.shape)}")
     rows = list(codes)
     if lengths is not None:
-        lengths = [int(length) for length in lengths]
+        counts = [int(length) for length in lengths]
         longest = min((len(row) for row in rows), default=0)
-        if len(lengths) != len(rows) or not all(0 <= length <= longest for length in lengths):
-            raise ValueError(f"code_lengths {lengths} do not fit codes of {len(rows)} rows of {longest}")
-        rows = [row[:length] for row, length in zip(rows, lengths, strict=True)]
+        if len(counts) != len(rows) or not all(0 <= count <= longest for count in counts):
+            raise ValueError(f"code_lengths {counts} do not fit codes of {len(rows)} rows of {longest}")
+        rows = [row[:count] for row, count in zip(rows, counts, strict=True)]
     if not rows:
         raise ValueError("codes holds no rows; pass at least one")
-    rows = [check_codes(row, vocab_size, f"codes[{i}]") for i, row in enumerate(rows)]
+    rows = [code_row(row, vocab_size, f"codes[{i}]") for i, row in enumerate(rows)]
     if empty := [i for i, row in enumerate(rows) if not len(row)]:
         raise ValueError(f"codes[{empty[0]}] is empty; there is nothing to speak, leave the row out")
     return rows
 
 
 def speaker_rows(speaker_embedding: torch.Tensor, num_rows: int, width: int) -> torch.Tensor:
-    """[B, width], or [1, width] for all rows -> [B, width]."""
+    """[B, width], or [1, width] for all rows -> [B, width].
+
+    Raises:
+        ValueError: another shape.
+    """
     shape = tuple(speaker_embedding.shape)
     if len(shape) != 2 or shape[1] != width or shape[0] not in (1, num_rows):
         raise ValueError(
@@ -60,21 +73,30 @@ def speaker_rows(speaker_embedding: torch.Tensor, num_rows: int, width: int) -> 
     return speaker_embedding.expand(num_rows, -1)
 
 
-def per_row(values: Rows | None, num_rows: int, name: str) -> list:
-    """One value per row; a single one (or None) serves all rows."""
-    values = [None] if values is None else list(values)
-    if len(values) not in (1, num_rows):
-        raise ValueError(f"{name} has {len(values)} rows, codes has {num_rows}; pass one per row or one for all")
-    return values * num_rows if len(values) == 1 else values
+def per_row(values: Rows | None, num_rows: int, name: str) -> list[Any]:
+    """One value per row; a single value (or None) serves all rows.
+
+    Raises:
+        ValueError: another number of values.
+    """
+    rows = [None] if values is None else list(values)
+    if len(rows) not in (1, num_rows):
+        raise ValueError(f"{name} has {len(rows)} rows, codes has {num_rows}; pass one per row or one for all")
+    return rows * num_rows if len(rows) == 1 else rows
 
 
 def prompt_rows(
     prompt_codes: Rows | None, prompt_mel: Rows | None, num_rows: int, config: AudioDetokenizerConfig
 ) -> tuple[list[torch.Tensor], list[int]]:
-    """Prompts as lists or stacked, [P] codes and [F, M] mel a row -> codes int64 [P] and frames F of every row."""
+    """Prompts as lists or stacked, [P] codes and [F, M] mel per row -> codes int64 [P] and frames F of every row.
+
+    Raises:
+        ValueError: codes without mel or the reverse, other shapes, or lengths that do not fit each other.
+    """
     if (prompt_codes is None) != (prompt_mel is None):
         raise ValueError("prompt_codes and prompt_mel belong together: the mel says how much of the result to cut")
-    all_codes, frames = [], []
+    all_codes: list[torch.Tensor] = []
+    frames: list[int] = []
     mel_width = config.flow["output_size"]
     rows = zip(
         per_row(prompt_codes, num_rows, "prompt_codes"), per_row(prompt_mel, num_rows, "prompt_mel"), strict=True
@@ -82,7 +104,7 @@ def prompt_rows(
     for i, (codes, mel) in enumerate(rows):
         codes = torch.zeros(0, dtype=torch.int64) if codes is None else codes
         mel = torch.zeros(0, mel_width) if mel is None else mel
-        codes = check_codes(codes, config.flow["vocab_size"], f"prompt_codes[{i}]")
+        codes = code_row(codes, config.flow["vocab_size"], f"prompt_codes[{i}]")
         if mel.ndim != 2 or mel.shape[1] != mel_width:
             raise ValueError(f"prompt_mel[{i}] must have shape [frames, {mel_width}], not {tuple(mel.shape)}")
         expected = config.num_frames(len(codes))
@@ -99,7 +121,11 @@ def prompt_rows(
 def generator_rows(
     generator: torch.Generator | Sequence[torch.Generator | None] | None, num_rows: int
 ) -> list[torch.Generator | None]:
-    """One generator per row, or one that all rows draw from in turn, or None."""
+    """One generator per row, or one that all rows draw from in turn, or None.
+
+    Raises:
+        ValueError: another number of generators.
+    """
     if generator is None or isinstance(generator, torch.Generator):
         return [generator] * num_rows
     if len(generator) != num_rows:
@@ -107,8 +133,12 @@ def generator_rows(
     return list(generator)
 
 
-def streaming_settings(defaults: dict, given: dict) -> dict:
-    """The configured settings of a stream with single ones replaced."""
+def streaming_settings(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The configured settings of a stream, with those of `given` replaced.
+
+    Raises:
+        ValueError: an unknown setting, or a value that is too small.
+    """
     if unknown := sorted(set(given) - set(defaults)):
         raise ValueError(f"unknown streaming settings {', '.join(unknown)}; known are {', '.join(defaults)}")
     settings = defaults | given

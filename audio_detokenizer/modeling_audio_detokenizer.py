@@ -1,4 +1,4 @@
-"""The audio detokenizer: speech codes (50 a second) and a voice to a waveform, whole, in batches, or as a stream.
+"""The audio detokenizer: speech codes (50 per second) and a voice to a waveform, whole, in batches, or as a stream.
 
     detokenizer = AutoModel.from_pretrained(repository, subfolder="audio_detokenizer", trust_remote_code=True)
     (waveform,) = detokenizer.decode([codes], speaker_embedding, generator=torch.Generator().manual_seed(0))
@@ -8,12 +8,10 @@ State-dict names are the released ones below `flow.` and `hift.`.
 Shape letters: B batch, L codes, P codes of the prompt, T mel frames, M mel channels, S samples.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -54,9 +52,8 @@ class AudioDetokenizer(PreTrainedModel):
 
     @property
     def num_silent_samples(self) -> int:
+        """Samples at the start of every utterance that are set to zero."""
         return int(self.config.sample_rate * SILENCE_SECONDS)
-
-    # Loading
 
     @classmethod
     def from_pretrained(
@@ -76,49 +73,8 @@ class AudioDetokenizer(PreTrainedModel):
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        shapes = [f"{name} {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]]
-        report(
-            pretrained_model_name_or_path,
-            info["missing_keys"],
-            info["unexpected_keys"],
-            [] if ignore_mismatched_sizes else shapes,
-        )
+        raise_if_incomplete(pretrained_model_name_or_path, info, ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
-
-    @classmethod
-    def from_released(cls, directory: str | os.PathLike, dtype: torch.dtype = torch.float32) -> "AudioDetokenizer":
-        """A detokenizer from the released files: `audio_detokenizer.yaml` with `flow.pt` and `hift.pt` beside it, or
-        the same two as `.safetensors`. `dtype` is the flow's; the vocoder is always float32.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: the yaml does not describe this model, or names or shapes of the weights do not fit it.
-        """
-        directory = Path(directory)
-        config = AudioDetokenizerConfig.from_released_yaml(directory / "audio_detokenizer.yaml")
-        with torch.device("meta"):
-            model = cls(config)
-        for part in ("flow", "hift"):
-            path = directory / f"{part}.safetensors"
-            if path.exists():
-                tensors = load_file(path)
-            else:
-                path = path.with_suffix(".pt")
-                tensors = torch.load(path, map_location="cpu", weights_only=True)
-            module = getattr(model, part)
-            wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-            common = wanted.keys() & tensors.keys()
-            shapes = [
-                f"{name} {tuple(tensors[name].shape)}, not {wanted[name]}"
-                for name in common
-                if tuple(tensors[name].shape) != wanted[name]
-            ]
-            report(path, wanted.keys() - common, tensors.keys() - common, shapes)
-            tensors = {name: tensor.to(dtype if part == "flow" else torch.float32) for name, tensor in tensors.items()}
-            module.load_state_dict(tensors, assign=True)
-        return model.eval()
-
-    # Speaking
 
     @torch.no_grad()
     def decode(
@@ -135,12 +91,13 @@ class AudioDetokenizer(PreTrainedModel):
 
         Args:
             codes: rows [L] of speech codes, or [B, L] with `code_lengths`.
-            speaker_embedding: [B, 192], any length, or [1, 192] for all rows.
+            speaker_embedding: [B, 192], of any norm, or [1, 192] for all rows.
             prompt_codes, prompt_mel: codes [P] and mel [T, M] of a recording of the voice, per row or one for all
-                (a leading dimension of 1). Its frames are spoken along and cut off.
+                (a leading dimension of 1). Their frames are decoded in front of each row and cut off.
+            code_lengths: [B], how many codes of each row count.
             generator: one per row (a row then sounds the same in any batch), one for all, or None: a fresh draw.
                 PyTorch's global generator is never used.
-            num_steps: Euler steps of the flow, if not the configured ones.
+            num_steps: Euler steps of the flow; None takes the configured number.
 
         Returns:
             A float32 waveform [S] per row at `config.sample_rate`; its first 20 ms are silent, as released.
@@ -153,15 +110,15 @@ class AudioDetokenizer(PreTrainedModel):
         prompts, cuts = prompt_rows(prompt_codes, prompt_mel, len(rows), self.config)
         generators = [spawn_generators(own, 2) for own in generator_rows(generator, len(rows))]
 
-        spoken = [torch.cat([p.to(self.device), row.to(self.device)]) for p, row in zip(prompts, rows, strict=True)]
-        frames = [self.config.num_frames(len(row)) for row in spoken]
+        sequences = [torch.cat([p.to(self.device), row.to(self.device)]) for p, row in zip(prompts, rows, strict=True)]
+        frames = [self.config.num_frames(len(row)) for row in sequences]
         noise = [
             FrameNoise(own[0], self.config.flow["output_size"])(0, n)
             for own, n in zip(generators, frames, strict=True)
         ]
         mel = self.flow(
-            nn.utils.rnn.pad_sequence(spoken, batch_first=True),
-            torch.tensor([len(row) for row in spoken], device=self.device),
+            nn.utils.rnn.pad_sequence(sequences, batch_first=True),
+            torch.tensor([len(row) for row in sequences], device=self.device),
             speaker,
             nn.utils.rnn.pad_sequence(noise, batch_first=True).transpose(1, 2).to(self.device),
             num_steps,
@@ -173,8 +130,8 @@ class AudioDetokenizer(PreTrainedModel):
     def vocode(self, mels: list[torch.Tensor], generators: list[torch.Generator]) -> list[torch.Tensor]:
         """The vocoder alone: log-mels [M, T] -> waveforms [S], as in `decode`; a generator per row.
 
-        Rows of one length are one batch, others run alone: every layer of the vocoder would have to be masked for a
-        padded batch, and it is a fifth of the flow's work.
+        Rows of equal length run as one batch, other rows alone: a padded batch would need masks in every layer of the
+        vocoder, whose work is a fifth of that of the flow.
         """
         waveforms = {i: mel.new_zeros(0) for i, mel in enumerate(mels)}
         for length in {mel.shape[1] for mel in mels} - {0}:
@@ -189,7 +146,7 @@ class AudioDetokenizer(PreTrainedModel):
         return [waveforms[i] for i in range(len(mels))]
 
     def draw_source(self, generator: torch.Generator) -> tuple[torch.Tensor, FrameNoise]:
-        """A row's initial phases [H] and the noise of its harmonics by frame."""
+        """Initial phases [H] of a row, and the noise of its harmonics by frame."""
         phase = self.hift.draw_phase(generator)
         return phase, FrameNoise(generator, self.hift.m_source.num_harmonics * self.config.hop_length)
 
@@ -206,10 +163,10 @@ class AudioDetokenizer(PreTrainedModel):
         num_steps: int | None = None,
         **settings,
     ) -> DetokenizerStream:
-        """A stream of one utterance: push codes, get waveform; arguments as of `decode` with one row.
+        """Start one utterance whose codes are pushed into the returned stream; arguments as of `decode` with one row.
 
-        `settings` replace single entries of `config.streaming`; see `DetokenizerStream` for how close to `decode`
-        (with the same generator state) the result is.
+        `settings` replace single entries of `config.streaming`. `DetokenizerStream` says how close the result is to
+        that of `decode` with the same generator state.
 
         Raises:
             ValueError: unknown settings, or shapes that do not fit.
@@ -220,15 +177,25 @@ class AudioDetokenizer(PreTrainedModel):
         return DetokenizerStream(self, speaker, (prompt, cut), spawn_generators(generator, 2), chosen, num_steps)
 
 
-def report(source, missing, unexpected, shapes) -> None:
-    """Raise one ValueError that names what does not fit between a checkpoint and the model, if anything."""
-    problems = {"missing keys": missing, "unexpected keys": unexpected, "wrong shapes": shapes}
+# The other component has a copy: each is a folder that loads alone and imports nothing outside of it.
+def raise_if_incomplete(source: Any, info: dict[str, Any], ignore_mismatched_sizes: bool = False) -> None:
+    """Raise a ValueError that names what does not fit between a checkpoint and the model, if anything.
+
+    `info` is the library's loading info: `missing_keys`, `unexpected_keys`, and `mismatched_keys` as (name, shape in
+    the checkpoint, shape in the model).
+    """
+    shapes = [f"{name} {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]]
+    problems = {
+        "missing keys": info["missing_keys"],
+        "unexpected keys": info["unexpected_keys"],
+        "wrong shapes": [] if ignore_mismatched_sizes else shapes,
+    }
     for problem, found in problems.items():
         if names := sorted(found):
             more = f", ... ({len(names)} in all)" if len(names) > NAMES_SHOWN else ""
             raise ValueError(
                 f"{source}: {problem}: {', '.join(names[:NAMES_SHOWN])}{more}. "
-                "The weights and their configuration do not belong together."
+                "The checkpoint and its config.json do not belong together."
             )
 
 

@@ -1,11 +1,11 @@
 """The velocity network of the flow: a 1-D U-Net of residual convolutions and transformer blocks (Matcha-TTS,
 arXiv 2309.03199), with the released module names.
 
-Padding. Zero padding at the end of a convolution is what an unpadded row sees too, so masking the input of every
-convolution is enough there. Group norms and attention look at the whole length: by default their statistics and keys
-are restricted to the frames of the row, which makes a batch equal its rows. With `mask_padding=False` they are what
-they are in the released code: statistics over the padded length, and the outer product of the mask (1 or 0) added to
-the attention scores, so that padded keys are attended. Both agree where nothing is padded; then no mask is passed.
+Padding. At its end, an unpadded row sees the zero padding of a convolution too, so for convolutions it is enough to
+mask every input. Group norms and attention see the whole length: by default their statistics and keys are restricted
+to the frames of the row, so that each row of a batch equals the row alone. `mask_padding=False` is the released code:
+statistics over the padded length, and the outer product of the mask (1 or 0) added to the attention scores, so that
+padded keys are attended. Both agree where nothing is padded; then no mask is passed.
 
 Shape letters: B batch, C channels, T frames, D width of the time embedding.
 """
@@ -25,7 +25,7 @@ def masked(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 class FrameGroupNorm(nn.GroupNorm):
-    """Group norm over the channels of a group and the frames that exist (see the module's docstring)."""
+    """Group norm over the channels of a group and the frames that are not padding (see the module's docstring)."""
 
     def __init__(self, num_groups: int, num_channels: int, mask_padding: bool):
         super().__init__(num_groups, num_channels)
@@ -73,16 +73,16 @@ class ResnetBlock(nn.Module):
         self.res_conv = nn.Conv1d(in_channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None, time_embedding: torch.Tensor) -> torch.Tensor:
-        """x [B, C, T], mask [B, 1, T], time_embedding [B, D] -> [B, C', T]; masked frames are junk."""
+        """x [B, C, T], mask [B, 1, T], time_embedding [B, D] -> [B, C', T]; masked frames are undefined."""
         hidden_states = self.block1(x, mask) + self.mlp(time_embedding)[:, :, None]
         return self.block2(hidden_states, mask) + self.res_conv(masked(x, mask))
 
 
 class VelocityEstimator(nn.Module):
-    """The velocity of the noisy mel at a time, given what the codes and the speaker say.
+    """The velocity of the noisy mel at a time, conditioned on codes, speaker and known mel.
 
     Args:
-        in_channels: of noisy mel, encoded codes, speaker and known mel stacked.
+        in_channels: channels of noisy mel, encoded codes, speaker and known mel, stacked.
         channels: width of each resolution; every resolution but the last halves the frame rate for the next.
         n_blocks: transformer blocks per residual block.
         num_mid_blocks: residual blocks at the lowest resolution.
@@ -148,12 +148,14 @@ class VelocityEstimator(nn.Module):
         time_embedding = self.time_mlp(sinusoid.to(x.dtype))
         x = torch.cat([x, mu, speaker[:, :, None].expand(-1, -1, x.shape[2]), cond], dim=1)
 
-        masks, skips = [mask], []
+        masks: list[torch.Tensor | None] = [mask]
+        skips: list[torch.Tensor] = []
         for resnet, transformers, resample in self.down_blocks:
-            x = self.transform(resnet(x, masks[-1], time_embedding), masks[-1], transformers)
+            stage_mask = masks[-1]
+            x = self.transform(resnet(x, stage_mask, time_embedding), stage_mask, transformers)
             skips.append(x)
-            x = resample(masked(x, masks[-1]))
-            masks.append(None if mask is None else masks[-1][:, :, ::2])
+            x = resample(masked(x, stage_mask))
+            masks.append(None if stage_mask is None else stage_mask[:, :, ::2])
         masks.pop()  # the last stage keeps its rate
         for resnet, transformers in self.mid_blocks:
             x = self.transform(resnet(x, masks[-1], time_embedding), masks[-1], transformers)
@@ -173,7 +175,7 @@ class VelocityEstimator(nn.Module):
         return x.transpose(1, 2)
 
     def attention_bias(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """mask [B, 1, T] -> what attention takes: bool [B, 1, T] (True: attend), or as released [B, T, T] to add."""
+        """mask [B, 1, T] -> the blocks' mask: bool [B, 1, T] (True: attend), or as released [B, T, T] to add."""
         if mask is None:
             return None
         return mask.bool() if self.mask_padding else mask.transpose(1, 2) * mask

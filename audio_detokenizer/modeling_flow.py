@@ -36,9 +36,9 @@ def relative_positions(length: int, width: int, device: torch.device) -> torch.T
 
 
 def nearest_tokens(num_tokens: torch.Tensor, num_frames: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Token under each frame by nearest interpolation: num_tokens, num_frames [B], frames [T] -> int64 [B, T].
+    """Token of each frame by nearest interpolation: num_tokens, num_frames [B], frames [T] -> int64 [B, T].
 
-    The scale is float32 as in `F.interpolate`; exact arithmetic gives other tokens now and then.
+    The scale is float32 as in `F.interpolate`; exact arithmetic gives another token in rare cases.
     """
     scale = num_tokens.float() / num_frames.float()
     tokens = (frames.float() * scale[:, None]).long()
@@ -51,6 +51,8 @@ def cosine_timesteps(num_steps: int) -> list[float]:
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with SiLU in between."""
+
     def __init__(self, width: int, inner_width: int, dropout: float):
         super().__init__()
         self.w_1 = nn.Linear(width, inner_width)
@@ -107,7 +109,7 @@ class TokenEncoder(nn.Module):
         self.after_norm = nn.LayerNorm(self.width)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """x [B, L, input_size], mask bool [B, L] or None -> [B, L, D]; padded positions are junk."""
+        """x [B, L, input_size], mask bool [B, L] or None -> [B, L, D]; padded positions are undefined."""
         positions = relative_positions(x.shape[1], self.width, x.device).to(x.dtype)
         positions = self.position_dropout(positions)
         x = self.position_dropout(self.embed.out(x) * math.sqrt(self.width))
@@ -119,7 +121,7 @@ class TokenEncoder(nn.Module):
 class LengthRegulator(nn.Module):
     """Encoded codes to the frame rate of the mel: nearest token per frame, then convolutions over frames.
 
-    Of the ratios of the released settings only the count matters: one convolution block each.
+    Only the number of the released sampling ratios matters: there is one convolution block for each.
     """
 
     def __init__(self, channels: int, num_blocks: int, mask_padding: bool):
@@ -133,7 +135,7 @@ class LengthRegulator(nn.Module):
     def forward(self, x: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """x [B, L, M], tokens int64 [B, T] (the token of each frame), mask [B, 1, T] -> [B, M, T], zero where masked.
 
-        As released (`mask_padding=False`) the convolutions see the padded frames; the mask falls on the result only.
+        With `mask_padding=False`, as released, the convolutions see the padded frames and only the result is masked.
         """
         x = x.gather(1, tokens[:, :, None].expand(-1, -1, x.shape[2])).transpose(1, 2)
         for layer in self.model:
@@ -166,14 +168,15 @@ class ConditionalFlowMatching(nn.Module):
     ) -> torch.Tensor:
         """Euler integration. noise, mu, cond [B, M, T], speaker [B, M], mask [B, 1, T] -> mel [B, M, T] float32.
 
-        The state stays float32; the estimator computes in its own dtype. Guidance (arXiv 2207.12598) in the form
-        v + rate * (v - v_free), the free velocity being that of zero conditions: both in one call, stacked as rows.
+        The state stays float32; the estimator computes in its own dtype. Guidance (arXiv 2207.12598) has the form
+        v + rate * (v - v_free), where v_free is the velocity with conditions of zero; one call computes both, stacked
+        as rows.
         """
         cond = torch.zeros_like(mu) if cond is None else cond
         mu, speaker, cond = (torch.cat([x, torch.zeros_like(x)]) for x in (mu, speaker, cond))
         mask = None if mask is None else mask.repeat(2, 1, 1)
         x, schedule = noise.float(), cosine_timesteps(num_steps)
-        # Steps are taken from the time reached so far and not between entries of the schedule, as released.
+        # As released, a step starts at the time reached so far and not at the entry of the schedule.
         t, step = schedule[0], schedule[1] - schedule[0]
         for k in range(1, num_steps + 1):
             timesteps = torch.full((mu.shape[0],), t, device=mu.device)
@@ -203,7 +206,7 @@ class Flow(nn.Module):
         self.decoder = ConditionalFlowMatching(settings["decoder"], settings["estimator"], config.mask_padding)
 
     def embed_speaker(self, speaker_embedding: torch.Tensor) -> torch.Tensor:
-        """[B, 192], any length -> [B, M]."""
+        """[B, 192], of any norm -> [B, M]."""
         layer = self.spk_embed_affine_layer
         return layer(F.normalize(speaker_embedding.float(), dim=1).to(layer.weight.dtype))
 
@@ -217,7 +220,7 @@ class Flow(nn.Module):
     def condition(
         self, codes: torch.Tensor, code_lengths: torch.Tensor, frame_lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What the codes say about each frame: codes [B, L], lengths [B] -> mu [B, M, T], mask [B, 1, T] or None."""
+        """Condition of each frame: codes [B, L] with both lengths [B] -> mu [B, M, T], mask [B, 1, T] or None."""
         num_frames = int(frame_lengths.max())
         padded = bool((code_lengths < codes.shape[1]).any() or (frame_lengths < num_frames).any())
         encoded = self.embed_codes(codes, length_mask(code_lengths, codes.shape[1]) if padded else None)
@@ -238,10 +241,11 @@ class Flow(nn.Module):
         noise: torch.Tensor,
         num_steps: int | None = None,
     ) -> torch.Tensor:
-        """codes [B, L] with the prompt's in front, code_lengths [B], speaker_embedding [B, 192], noise [B, M, T]
-        -> mel [B, M, T] float32, with the prompt's frames; T is `config.num_frames` of the longest row.
+        """codes [B, L] after those of the prompt, code_lengths [B], speaker_embedding [B, 192], noise [B, M, T]
+        -> mel [B, M, T] float32, including the frames of the prompt; T is `config.num_frames` of the longest row.
 
-        The released code passes no mel of the prompt to the estimator: it only says how many frames to cut.
+        As in the released code, the estimator does not see the mel of the prompt, which only says how many frames to
+        cut.
         """
         frame_lengths = torch.tensor([self.config.num_frames(n) for n in code_lengths.tolist()], device=codes.device)
         mu, mask = self.condition(codes, code_lengths, frame_lengths)
@@ -261,61 +265,3 @@ class Flow(nn.Module):
         mu = self.length_regulator(self.embed_codes(codes, None), tokens[None], None)
         speaker = self.embed_speaker(speaker_embedding)
         return self.decoder(noise, mu, speaker, None, num_steps or self.config.num_steps)
-
-
-def draw_known_frames(
-    mel: torch.Tensor, mel_lengths: torch.Tensor, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Known mel for training: for every second row, by chance, up to the first 30 % of its frames, elsewhere zeros.
-
-    mel [B, T, M], mel_lengths [B] -> [B, M, T].
-    """
-    chance, share = torch.rand(2, len(mel), generator=generator).to(mel.device)
-    known = torch.where(chance < 0.5, 0, (share * (0.3 * mel_lengths).int()).long())
-    return (mel * length_mask(known, mel.shape[1])[:, :, None]).transpose(1, 2)
-
-
-def flow_matching_loss(
-    flow: Flow,
-    batch: dict[str, torch.Tensor],
-    generator: torch.Generator | None = None,
-    randomness: dict[str, torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Mean squared error of the velocity on the straight path from noise to mel, over existing frames.
-
-    Args:
-        batch: `codes` [B, L], `code_lengths` [B], `mel` [B, T, M], `mel_lengths` [B], `speaker_embedding` [B, 192].
-        generator: CPU generator of everything drawn; None is PyTorch's own.
-        randomness: given instead of drawn: `t_uniform` [B, 1, 1], `z` [B, M, T] (noise), `cfg_uniform` [B] (rows at
-            or below the configured rate are trained without conditions), `cond` [B, M, T] (known frames).
-
-    Returns:
-        float32 scalar with gradients.
-    """
-    mel, decoder = batch["mel"], flow.decoder
-    target = mel.transpose(1, 2)  # [B, M, T]
-    draws = {
-        "t_uniform": lambda: torch.rand(len(mel), 1, 1, generator=generator),
-        "z": lambda: torch.randn(target.shape, generator=generator),
-        "cfg_uniform": lambda: torch.rand(len(mel), generator=generator),
-        "cond": lambda: draw_known_frames(mel, batch["mel_lengths"], generator),
-    }
-    drawn = {name: (randomness or {}).get(name) for name in draws}
-    drawn = {name: (draws[name]() if value is None else value).to(mel.device) for name, value in drawn.items()}
-
-    mu, mask = flow.condition(batch["codes"], batch["code_lengths"], batch["mel_lengths"])
-    speaker = flow.embed_speaker(batch["speaker_embedding"])
-    t = 1 - torch.cos(drawn["t_uniform"] * 0.5 * torch.pi)
-    noisy = (1 - (1 - decoder.sigma_min) * t) * drawn["z"] + t * target
-    velocity = target - (1 - decoder.sigma_min) * drawn["z"]
-    keep = (drawn["cfg_uniform"] > decoder.condition_dropout).to(mu.dtype)[:, None]
-    predicted = decoder.estimator(
-        noisy.to(mu.dtype),
-        mask,
-        mu * keep[:, :, None],
-        t.flatten(),
-        speaker * keep,
-        drawn["cond"].to(mu.dtype) * keep[:, :, None],
-    )
-    error = masked((predicted.float() - velocity).square(), None if mask is None else mask.float())
-    return error.sum() / (batch["mel_lengths"].sum() * target.shape[1])

@@ -2,7 +2,7 @@
 
 A pitch is predicted per frame; harmonics of it are the source signal, whose spectrogram enters an upsampling network;
 that predicts magnitude and phase of a short-time Fourier transform, which is inverted (iSTFTNet, arXiv 2203.02395).
-All of it is float32, whatever the dtype of the rest: phases do not survive less.
+All of it is float32, whatever the dtype of the rest: phases need this precision.
 
 Shape letters: B batch, C channels, T mel frames, S samples (T * hop), H harmonics with the fundamental, M mel
 channels.
@@ -25,7 +25,7 @@ F0_LAYERS = 5
 class WeightNorm(nn.Module):
     """A convolution's weights as magnitude and direction (arXiv 1602.07868) under the names `weight_g`, `weight_v`.
 
-    PyTorch's parametrization reads these names and writes others; plain parameters do both.
+    PyTorch's parametrization reads these names but saves others; plain parameters keep them.
     """
 
     def __init__(self, shape: tuple[int, int, int], out_channels: int):
@@ -105,6 +105,8 @@ class ResidualBlock(nn.Module):
 
 
 class F0Predictor(nn.Module):
+    """The pitch of each mel frame."""
+
     def __init__(self, settings: dict):
         super().__init__()
         width = settings["cond_channels"]
@@ -120,7 +122,7 @@ class F0Predictor(nn.Module):
 
 
 class HarmonicSource(nn.Module):
-    """Sines at the pitch and its multiples where there is voice, noise elsewhere (NSF, arXiv 1904.12088)."""
+    """Sines at the pitch and its multiples in voiced frames, noise elsewhere (NSF, arXiv 1904.12088)."""
 
     def __init__(self, settings: dict):
         super().__init__()
@@ -134,12 +136,19 @@ class HarmonicSource(nn.Module):
     def forward(
         self, f0: torch.Tensor, phase: torch.Tensor, noise: torch.Tensor, cycles: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Source signal of frames with a constant pitch each.
+        """Source signal of frames, each with a constant pitch.
 
-        f0 [B, T] in Hz, phase [B, H] in radians added throughout, noise [B, H, S] standard normal; `cycles` [B, H] is
-        what the harmonics have turned before the first sample (none) -> signal [B, 1, S], cycles [B, H] float64 after
-        the last. Cycles are summed in float64, which makes a signal and its continuation one; the released float32
-        sum over the whole utterance is noisier by up to 2e-3 cycles per 10 s in the highest harmonics.
+        Cycles are summed in float64, so that a signal and its continuation fit exactly; the released float32 sum over
+        the whole utterance is less exact, by up to 2e-3 cycles per 10 s in the highest harmonics.
+
+        Args:
+            f0: pitch [B, T] in Hz.
+            phase: [B, H] in radians, added to every sample.
+            noise: [B, H, S], standard normal.
+            cycles: [B, H], cycles of the harmonics before the first sample; None is zero.
+
+        Returns:
+            signal [B, 1, S], and the cycles [B, H] float64 after its last sample.
         """
         hop = noise.shape[2] // f0.shape[1]
         harmonics = torch.arange(1, self.num_harmonics + 1, device=f0.device)
@@ -156,7 +165,7 @@ class HarmonicSource(nn.Module):
         return signal, (turned[:, :, -1] + (0 if cycles is None else cycles)).remainder(1)
 
     def voiced(self, f0: torch.Tensor) -> torch.Tensor:
-        """1.0 where the pitch says voice, else 0.0."""
+        """f0 [B, T] in Hz -> [B, T], 1.0 where the pitch is above the threshold for voice, else 0.0."""
         return (f0 > self.voiced_threshold).float()
 
 
@@ -194,7 +203,7 @@ class HiFT(nn.Module):
         self.f0_predictor = F0Predictor(settings["f0_predictor"])
 
     def _apply(self, fn, recurse=True):
-        """Follow the rest of the model to its device, but not to half precision."""
+        """Follow the rest of the model to its device, but stay float32."""
 
         def keep_float32(tensor: torch.Tensor) -> torch.Tensor:
             moved = fn(tensor)
@@ -212,8 +221,8 @@ class HiFT(nn.Module):
     ) -> torch.Tensor:
         """mel [B, M, T] without padding -> waveform [B, S] float32 in [-audio_limit, audio_limit].
 
-        phase [B, H] (radians, of the fundamental 0) and noise [B, H, S] are drawn from the generator if not given;
-        without a generator they differ from call to call.
+        phase [B, H] (radians, 0 for the fundamental) and noise [B, H, S] are drawn from the generator if not given;
+        without a generator they differ between calls.
         """
         with torch.autocast(mel.device.type, enabled=False):
             mel = mel.float()
@@ -227,7 +236,7 @@ class HiFT(nn.Module):
             return self.decode(mel, source)
 
     def draw_phase(self, generator: torch.Generator) -> torch.Tensor:
-        """Initial phases [H] of one voice: uniform in [-pi, pi), the fundamental's 0; on the CPU."""
+        """Initial phases [H] of one row: uniform in [-pi, pi), 0 for the fundamental; on the CPU."""
         phase = (2 * torch.rand(self.m_source.num_harmonics, generator=generator) - 1) * torch.pi
         phase[0] = 0
         return phase

@@ -1,7 +1,7 @@
 """Random numbers of the detokenizer: reproducible per row, for any batch, chunking and device.
 
-Every row (or stream) draws two seeds from its caller's generator and from then on uses generators of its own, one for
-the flow and one for the vocoder. Those live on the CPU, so that a seed gives the same speech on every device.
+Every row (or stream) draws two seeds from its caller's generator. From then on it uses two generators of its own, one
+for the flow and one for the vocoder. They are on the CPU, so that a seed gives the same speech on every device.
 """
 
 import torch
@@ -19,7 +19,7 @@ def spawn_generators(generator: torch.Generator | None, count: int) -> list[torc
 class FrameNoise:
     """Standard normal numbers that belong to absolute frames, `width` to a frame.
 
-    They are drawn in blocks of fixed size, so that frame t gets the same numbers however the frames are asked for.
+    They are drawn in blocks of a fixed size, so that frame t gets the same numbers however the ranges are cut.
     Ranges may only move forward: blocks that end before a range are dropped.
     """
 

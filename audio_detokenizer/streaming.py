@@ -1,43 +1,66 @@
-"""Waveform while the codes are still coming.
+"""Speech codes to waveform while more codes are still to come.
 
 Shape letters: L codes, T mel frames, M mel channels, S samples, H harmonics.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
-from .inputs import check_codes
+from .inputs import code_row
 from .modeling_flow import nearest_tokens
 from .noise import FrameNoise
+
+if TYPE_CHECKING:
+    from .modeling_audio_detokenizer import AudioDetokenizer
 
 
 class DetokenizerStream:
     """One utterance, decoded in chunks; made by `AudioDetokenizer.stream`.
 
-    A chunk is spoken as soon as its codes and `look_ahead` more are there. The flow sees it with `left_context` codes
-    before and the look-ahead after it, with the noise that its frames have in `AudioDetokenizer.decode`. Of the
-    look-ahead's mel, `vocoder_context` frames are kept for the next chunk, `mel_fade` more fade into its own. So the
-    vocoder sees final mel on both sides of what it speaks, at least as much as its output depends on; the pitch of a
-    frame is predicted once, its source signal continues with exact phase, and the waveforms are cross-faded after
-    a joint (which only matters with smaller contexts). Chunks grow, so that the flow runs over little more than the
-    codes themselves; speaking a chunk must last as long as making the next, `growth` times longer. The first may take
-    fewer steps of the flow's solver (`first_chunk_steps`), for what is waited for.
+    A chunk is decoded as soon as its codes and `look_ahead` more have arrived. The flow sees the chunk with
+    `left_context` codes before it and the look-ahead after it, and with the noise that its frames have in
+    `AudioDetokenizer.decode`. Of the mel of the look-ahead, `vocoder_context` frames are kept for the next chunk, and
+    `mel_fade` further frames fade into the mel of that chunk. The vocoder therefore sees final mel on both sides of
+    its output, at least as much as the output depends on. The pitch of a frame is predicted once, its source signal
+    continues with exact phase, and the waveforms are cross-faded after a joint (which only matters with smaller
+    contexts). Chunks grow, so that the flow runs over little more than the codes themselves: playing a chunk must
+    last as long as decoding the next one, which is `growth` times longer. The first chunk may take fewer steps of the
+    flow's solver (`first_chunk_steps`), because the listener waits for it.
 
     How close to `decode` this is:
-    - the same number of samples, and for equal codes the same samples however they are pushed;
-    - the waveform is, to 1e-4, what the vocoder makes of the stream's mel as a whole: joints cannot be heard;
-    - the mel is `decode`'s, to rounding, if the utterance ends before the first chunk's look-ahead does. Otherwise
-      it is not: attention and group norms of the flow see a window instead of the whole, and codes are laid under
-      frames by the length known so far (at most one code off, which is most of the difference). With the goldens'
-      random weights and random codes, the hardest case, the root mean square of the difference is 13 % (4 s of
-      speech) to 18 % (10 s) of the mel's deviation, 24 to 25 % within 0.3 s after a joint; on Ming-Tiny's weights and
-      real codes it is 15 % of the deviation of the log-mel spectrogram, in the first 0.16 s as elsewhere. The pitch
-      follows the mel, so that phases drift apart and waveforms cannot be compared sample by sample. Not measured on
-      the released weights.
+    - The number of samples is the same, and equal codes give equal samples however they are pushed.
+    - The waveform equals, to 1e-4, what the vocoder makes of the stream's mel as a whole: joints cannot be heard.
+    - The mel equals that of `decode`, to rounding, if the utterance ends before the look-ahead of the first chunk.
+      Otherwise it differs: attention and group norms of the flow see a window instead of the whole, and codes are
+      assigned to frames by the length known so far (at most one code off, which is most of the difference). With the
+      goldens' random weights and random codes, the hardest case, the root mean square of the difference is 13 % (4 s
+      of speech) to 18 % (10 s) of the standard deviation of the mel, and 24 to 25 % within 0.3 s after a joint; with
+      Ming-Tiny's weights and real codes it is 15 % of the standard deviation of the log-mel spectrogram, in the first
+      0.16 s as elsewhere. The pitch follows the mel, so phases drift apart and waveforms cannot be compared sample by
+      sample. It was not measured with the released weights.
     """
 
-    def __init__(self, detokenizer, speaker, prompt, generators, settings, num_steps):
-        """speaker [1, 192]; prompt: its codes [P] and the mel frames to cut; generators: of flow and of vocoder."""
+    def __init__(
+        self,
+        detokenizer: "AudioDetokenizer",
+        speaker: torch.Tensor,
+        prompt: tuple[torch.Tensor, int],
+        generators: list[torch.Generator],
+        settings: dict[str, Any],
+        num_steps: int | None,
+    ):
+        """Start an utterance.
+
+        Args:
+            detokenizer: the model that decodes.
+            speaker: speaker embedding [1, 192], on the model's device.
+            prompt: its codes int64 [P], and the number of mel frames to cut from the result.
+            generators: one for the noise of the flow and one for the vocoder, on the CPU.
+            settings: all entries of `config.streaming`.
+            num_steps: Euler steps of the flow; None takes the configured number.
+        """
         self.detokenizer = detokenizer
         self.config: AudioDetokenizerConfig = detokenizer.config
         self.speaker = speaker
@@ -50,15 +73,15 @@ class DetokenizerStream:
         self.codes = prompt_codes.to(device)
         self.num_prompt_codes = len(prompt_codes)
         self.chunk_size = settings["first_chunk"]
-        self.chunk_end = len(prompt_codes)  # codes spoken so far, the prompt's included
-        self.frame = self.origin  # the frame where the next chunk starts
+        self.chunk_end = len(prompt_codes)  # codes decoded so far, including those of the prompt
+        self.frame = self.origin  # the frame at which the next chunk starts
 
         mel_width = self.config.flow["output_size"]
         self.flow_noise = FrameNoise(generators[0], mel_width)
         self.phase, self.source_noise = detokenizer.draw_source(generators[1])
         self.phase = self.phase[None].to(device)
         self.cycles = torch.zeros_like(self.phase, dtype=torch.float64)
-        # What the next chunk needs of the last: its last frames and their source, the mel and the waveform after it.
+        # The next chunk needs the last frames of this one with their source, and the mel and waveform that follow.
         self.past_mel = torch.zeros(1, mel_width, 0, device=device)
         self.past_source = torch.zeros(1, 1, 0, device=device)
         self.next_mel = torch.zeros(1, mel_width, 0, device=device)
@@ -66,18 +89,19 @@ class DetokenizerStream:
 
     @torch.no_grad()
     def push(self, codes: torch.Tensor) -> torch.Tensor:
-        """More codes [L], as many as there are -> the waveform [S] that is ready, float32, perhaps empty.
+        """Add codes [L], any number of them -> the waveform [S] that is ready, float32, perhaps empty.
 
         Raises:
             ValueError: codes out of range, or a stream that is finished.
         """
         self._check_open()
-        codes = check_codes(codes, self.config.flow["vocab_size"], "codes")
+        codes = code_row(codes, self.config.flow["vocab_size"], "codes")
         self.codes = torch.cat([self.codes, codes.to(self.codes.device)])
         pieces = [self.next_waveform[:0]]
         while len(self.codes) >= (known := self.chunk_end + self.chunk_size + self.settings["look_ahead"]):
             is_first = self.frame == self.origin
-            num_steps = (is_first and self.settings["first_chunk_steps"]) or self.num_steps
+            first_steps = self.settings["first_chunk_steps"]  # 0: as many as everywhere
+            num_steps = first_steps if is_first and first_steps else self.num_steps
             pieces.append(self._decode_chunk(self.chunk_end + self.chunk_size, known, num_steps))
             self.chunk_end += self.chunk_size
             self.chunk_size = min(int(self.chunk_size * self.settings["growth"]), self.settings["max_chunk"])
@@ -85,7 +109,11 @@ class DetokenizerStream:
 
     @torch.no_grad()
     def finish(self) -> torch.Tensor:
-        """The rest of the waveform [S]; nothing can be pushed after it. Empty if no code was pushed."""
+        """The rest of the waveform [S], empty if no code was pushed. Nothing can be pushed afterwards.
+
+        Raises:
+            ValueError: a stream that is finished.
+        """
         self._check_open()
         self.finished = True
         if len(self.codes) == self.num_prompt_codes:
@@ -97,7 +125,7 @@ class DetokenizerStream:
             raise ValueError("the stream is finished; make a new one with AudioDetokenizer.stream")
 
     def _decode_chunk(self, end: int, known: int, num_steps: int | None) -> torch.Tensor:
-        """Speak up to code `end`, seeing the codes up to `known` -> waveform [S]."""
+        """Decode up to code `end` with the codes up to `known` in view -> waveform [S]."""
         stop, num_frames = self.config.num_frames(end), self.config.num_frames(known)
         if stop <= self.frame:
             return self.next_waveform[:0]
@@ -116,12 +144,12 @@ class DetokenizerStream:
         return waveform
 
     def _decode_mel(self, known: int, num_frames: int, num_steps: int | None) -> torch.Tensor:
-        """Mel [1, M, num_frames - self.frame] from the window of codes before `known`."""
+        """Mel [1, M, num_frames - self.frame] of the window of codes that ends at `known`."""
         start = max(self.frame - self.config.num_frames(self.settings["left_context"]), 0)
         start -= start % self.detokenizer.flow.decoder.estimator.frame_multiple  # lower resolutions keep their grid
         device = self.codes.device
         lengths = torch.tensor([[known], [num_frames]], device=device)
-        (tokens,) = nearest_tokens(*lengths, torch.arange(start, num_frames, device=device))
+        (tokens,) = nearest_tokens(lengths[0], lengths[1], torch.arange(start, num_frames, device=device))
         first = int(tokens[0])
         noise = self.flow_noise(start, num_frames).T[None].to(device)
         mel = self.detokenizer.flow.window(
@@ -132,7 +160,7 @@ class DetokenizerStream:
     def _vocode(self, mel: torch.Tensor, num_new: int) -> torch.Tensor:
         """Mel [1, M, T] from self.frame on, of which `num_new` frames are final -> waveform [T * hop].
 
-        What comes out after the new frames lacks its right context and only serves to fade.
+        The waveform after the new frames lacks its right context and is only used to fade.
         """
         hift, hop = self.detokenizer.hift, self.config.hop_length
         num_past, position = self.past_mel.shape[2], self.frame - self.origin
@@ -156,8 +184,11 @@ class DetokenizerStream:
 
 
 def join(before: torch.Tensor, after: torch.Tensor, hold: int, fade: int) -> torch.Tensor:
-    """Two versions [..., N] and [..., N'] of what follows a joint -> [..., N']: `hold` steps of the first, then over
-    `fade` steps into the second; less where the first is shorter."""
+    """Two versions [..., N] and [..., N'] of the signal after a joint -> [..., N'].
+
+    The result holds the first version for `hold` steps and fades into the second within `fade` steps; less of both
+    where the first version is shorter.
+    """
     length = min(before.shape[-1], after.shape[-1])
     hold = min(hold, length)
     fade = min(fade, length - hold)

@@ -1,1 +1,1 @@
-"""Measurements, as ratios within one run: `python -m benchmarks NAME`."""
+"""Benchmarks, as ratios within one run: `python -m benchmarks NAME`."""

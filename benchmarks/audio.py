@@ -1,7 +1,7 @@
 """The audio encoders against the library's classes of the same widths.
 
-The layers are the library's in all. Whisper's own class reads 30 s whatever was said; ours reads what there is, and
-batches recordings of several lengths without letting them see each other.
+All use the layers of the library. The library's Whisper encoder always reads 30 s; ours reads the length of the
+recording, and recordings of several lengths in a batch do not attend to each other.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from ming.configuration_bailingmm import BailingMMAudioConfig, BailingMMWhisperConfig
 from ming.modeling_encoders import BailingMMSanmEncoder, BailingMMWhisperEncoder
 
-from .report import REFERENCE, Versus, versus, versus_plot, versus_table
+from .report import REFERENCE, Case, Versus, versus, versus_plot, versus_table
 
 RECORDINGS = ((5,), (30,), (5, 10, 30))  # seconds of every recording of a batch
 WHISPER_SECONDS = 30
@@ -25,7 +25,7 @@ SANM_LAYERS, WHISPER_LAYERS = 5, 3  # of 50 and 32
 
 
 def sanm(device: str, dtype: torch.dtype) -> dict[str, Callable]:
-    """Encoders that take features [N, T, 560] and lengths [N]; released widths."""
+    """Encoders of released widths, called with features [N, T, 560] and lengths [N]."""
     config = BailingMMAudioConfig(audio_encoder_config_sanm={"num_blocks": SANM_LAYERS})
     ours = BailingMMSanmEncoder(config).to(device, dtype).eval()
     sizes = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers")
@@ -40,7 +40,7 @@ def sanm(device: str, dtype: torch.dtype) -> dict[str, Callable]:
 
 
 def whisper(device: str, dtype: torch.dtype) -> dict[str, Callable]:
-    """Encoders that take features [N, T, 128] and lengths [N]; released widths."""
+    """Encoders of released widths, called with features [N, T, 128] and lengths [N]."""
     config = BailingMMWhisperConfig(whisper_encoder_config={"n_layer": WHISPER_LAYERS})
     ours = BailingMMWhisperEncoder(config).to(device, dtype).eval()
     library = WhisperEncoder(
@@ -63,7 +63,7 @@ def whisper(device: str, dtype: torch.dtype) -> dict[str, Callable]:
 def measure(device: str = "cpu", dtype: torch.dtype = torch.float32, recordings=RECORDINGS) -> list[Versus]:
     """Time every encoder on recordings of several lengths."""
     torch.manual_seed(0)
-    cases = []
+    cases: list[Case] = []
     for part, encoders, rate, width in (("SANM", sanm, 1000 / 60, 560), ("Whisper", whisper, 100, 128)):
         implementations = encoders(device, dtype)
         for seconds in recordings:

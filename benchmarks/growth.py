@@ -1,12 +1,13 @@
-"""How cost grows with the length of the prompt, pixels, pictures, and seconds heard and spoken.
+"""How the cost grows with prompt length, pixels, images, and seconds of audio input and speech output.
 
-Encoders and decoder of released widths with a few layers and random weights; speech by Ming-Tiny's audio detokenizer.
+Encoders and decoder have released widths, a few layers and random weights; speech uses Ming-Tiny's audio detokenizer.
 Times are divided by the time of the smallest input and by the growth of the input: 1.0 is linear growth, above 1 is
 worse than linear.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,12 +27,15 @@ from .timing import interleaved
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = (224, 448, 672, 896)  # pixels; the released processor stops at 896 x 896
-PICTURES = (1, 2, 4, 8)
-PICTURE_SIDE = 224
+IMAGES = (1, 2, 4, 8)
+IMAGE_SIDE = 224
 SECONDS = (5, 10, 20, 40, 80)
 PROMPTS = (128, 256, 512, 1024, 2048)  # tokens
 SPOKEN = (2, 4, 8, 16)  # seconds
 REPEATS = 5
+
+
+Input = tuple[str, int, Callable[[], object]]  # name, tokens, call
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Cost:
 
 
 def vision_tower() -> BailingMMVisionTransformer:
-    """Released widths, 4 of 32 blocks; one in eight attends to the whole picture as released, here one in four."""
+    """Released widths, 4 of 32 blocks; one in four attends to the whole image, as released one in eight."""
     return BailingMMVisionTransformer(BailingMMVisionConfig(depth=4, fullatt_block_indexes=[3])).eval()
 
 
@@ -60,7 +64,7 @@ def whisper_encoder() -> BailingMMWhisperEncoder:
     return BailingMMWhisperEncoder(BailingMMWhisperConfig(whisper_encoder_config={"n_layer": 3})).eval()
 
 
-def _costs(part: str, inputs: list[tuple[str, int, Callable[[], object]]]) -> Iterator[Cost]:
+def _costs(part: str, inputs: list[Input]) -> Iterator[Cost]:
     times = [1000 * seconds for seconds in interleaved([call for _, _, call in inputs], REPEATS)]
     for (size, tokens, _), milliseconds in zip(inputs, times, strict=True):
         yield Cost(part, size, tokens, milliseconds, milliseconds / times[0] / (tokens / inputs[0][1]))
@@ -72,59 +76,60 @@ def decoder() -> BailingMoeForCausalLM:
     return BailingMoeForCausalLM(BailingMoeConfig(**sizes, eos_token_id=0)).eval()
 
 
-def reading(device: str, dtype: torch.dtype) -> Iterator[Cost]:
-    """Over tokens of a prompt."""
+def prompt_costs(device: str, dtype: torch.dtype) -> Iterator[Cost]:
+    """Over the tokens of a prompt."""
     model = decoder().to(device, dtype)
-    inputs = []
+    inputs: list[Input] = []
     for length in PROMPTS:
         ids = torch.arange(length, device=device)[None] % 1000
-        inputs.append((f"{length} tokens", length, lambda ids=ids: model(ids, logits_to_keep=1)))
+        inputs.append((f"{length} tokens", length, partial(model, ids, logits_to_keep=1)))
     yield from _costs("prompt", inputs)
 
 
-def seeing(device: str, dtype: torch.dtype) -> Iterator[Cost]:
-    """Over pixels of a picture, and over pictures."""
+def image_costs(device: str, dtype: torch.dtype) -> Iterator[Cost]:
+    """Over the pixels of an image, and over the number of images."""
     vision = vision_tower().to(device, dtype)
 
-    def look(side: int, count: int) -> tuple[int, Callable[[], object]]:
+    def images(name: str, side: int, count: int) -> Input:
         patches = side // 14
         pixels = torch.randn(count * patches**2, 1176, device=device, dtype=dtype)
         grid = torch.tensor([[1, patches, patches]] * count, device=device)
-        return len(pixels), lambda: vision(pixels, grid_thw=grid)
+        return name, len(pixels), partial(vision, pixels, grid_thw=grid)
 
-    yield from _costs("vision", [(f"{side} x {side} px", *look(side, 1)) for side in SIDES])
-    yield from _costs("pictures", [(f"{count} pictures", *look(PICTURE_SIDE, count)) for count in PICTURES])
+    yield from _costs("vision", [images(f"{side} x {side} px", side, 1) for side in SIDES])
+    yield from _costs("images", [images(f"{count} images", IMAGE_SIDE, count) for count in IMAGES])
 
 
-def hearing(device: str, dtype: torch.dtype) -> Iterator[Cost]:
-    """Over seconds of a recording."""
+def audio_costs(device: str, dtype: torch.dtype) -> Iterator[Cost]:
+    """Over the seconds of a recording."""
     encoders = (("SANM", sanm_encoder(), 1000 / 60, 560), ("Whisper", whisper_encoder(), 100, 128))
     for part, encoder, rate, width in encoders:
         encoder = encoder.to(device, dtype)
-        inputs = []
+        inputs: list[Input] = []
         for seconds in SECONDS:
             frames = torch.randn(1, int(seconds * rate), width, device=device, dtype=dtype)
             lengths = torch.tensor([frames.shape[1]], device=device)
-            call = lambda f=frames, n=lengths, encoder=encoder: encoder(f, n)  # noqa: E731
-            inputs.append((f"{seconds} s", frames.shape[1], call))
+            inputs.append((f"{seconds} s", frames.shape[1], partial(encoder, frames, lengths)))
         yield from _costs(part, inputs)
 
 
-def speaking(device: str, dtype: torch.dtype) -> Iterator[Cost]:
-    """Over seconds of speech."""
+def speech_costs(device: str, dtype: torch.dtype) -> Iterator[Cost]:
+    """Over the seconds of speech."""
     detokenizer = AudioDetokenizer.from_pretrained(ROOT / "audio_detokenizer", dtype=dtype).to(device).eval()
     flow = detokenizer.config.flow
-    speaker, inputs = torch.randn(1, flow["spk_embed_dim"]), []
+    speaker = torch.randn(1, flow["spk_embed_dim"])
+    inputs: list[Input] = []
     for seconds in SPOKEN:
         codes = torch.randint(flow["vocab_size"], (1, seconds * flow["input_frame_rate"]))
-        inputs.append((f"{seconds} s", codes.shape[1], lambda codes=codes: detokenizer.decode(codes, speaker)))
+        inputs.append((f"{seconds} s", codes.shape[1], partial(detokenizer.decode, codes, speaker)))
     yield from _costs("speech", inputs)
 
 
 def measure(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Cost]:
     """Time every part over growing inputs."""
     torch.manual_seed(0)
-    return [cost for part in (reading, seeing, hearing, speaking) for cost in part(device, dtype)]
+    parts = (prompt_costs, image_costs, audio_costs, speech_costs)
+    return [cost for part in parts for cost in part(device, dtype)]
 
 
 def table(costs: list[Cost]) -> str:
@@ -135,7 +140,7 @@ def table(costs: list[Cost]) -> str:
 
 
 def plot(costs: list[Cost]) -> Plot:
-    """Time over the size of the input, each in the smallest one's."""
+    """Time over input size, both relative to the smallest input."""
     lines: dict[str, tuple[list[float], list[float]]] = {}
     for part in dict.fromkeys(cost.part for cost in costs):
         own = [cost for cost in costs if cost.part == part]

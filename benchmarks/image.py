@@ -1,10 +1,11 @@
 """Drawing by `ImageGen.draw` against the library's `SanaPipeline` with the same transformer, VAE and schedule.
 
-Both read embeddings: the pipeline what its text encoder would give, ours the condition of the language model; ours
-adds its projection, once before the loop. `one by one` draws a batch's pictures in turn.
+The pipeline gets embeddings in place of its text encoder's output; ours gets the condition of the language model and
+adds the projection of it, once before the loop. `one by one` draws the images of a batch one after another.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
@@ -13,7 +14,7 @@ from torch import nn
 from image_gen.configuration_image_gen import ImageGenConfig
 from image_gen.modeling_image_gen import ImageGen
 
-from .report import REFERENCE, Versus, versus, versus_plot, versus_table
+from .report import REFERENCE, Case, Versus, versus, versus_plot, versus_table
 
 STEPS = 4
 BATCHES = (1, 4)
@@ -21,9 +22,11 @@ REPEATS = 3
 
 
 def small_sizes() -> dict:
-    """Half the released width, 2 of 20 layers, pictures of 256 pixels a side; all widths are settings."""
-    stages = {"block_types": ["ResBlock"] * 6, "layers_per_block": [1] * 6}
-    vae = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in stages.items()}
+    """Half the released width, 2 of 20 layers, images of 256 pixels a side; arguments of `ImageGenConfig`."""
+    stages: dict[str, list] = {"block_types": ["ResBlock"] * 6, "layers_per_block": [1] * 6}
+    vae: dict[str, Any] = {
+        f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in stages.items()
+    }
     vae |= {f"{side}_block_out_channels": [8, 16, 32, 64, 64, 128] for side in ("encoder", "decoder")}
     vae |= {"encoder_qkv_multiscales": [[]] * 6, "decoder_qkv_multiscales": [[]] * 6, "latent_channels": 32}
     transformer = {"in_channels": 32, "out_channels": 32, "sample_size": 8, "num_layers": 2, "caption_channels": 1152}
@@ -35,17 +38,16 @@ def small_sizes() -> dict:
     return {**sizes, "connector": connector, "transformer": transformer, "vae": vae}
 
 
-class Library(nn.Module):
-    """The pipeline as a user would call it with embeddings at hand."""
+class Library:
+    """The pipeline as a user with embeddings calls it."""
 
     def __init__(self, image_gen: ImageGen):
-        super().__init__()
         scheduler = FlowMatchEulerDiscreteScheduler(**image_gen.config.scheduler)
         self.pipeline = SanaPipeline(None, None, image_gen.vae, image_gen.transformer, scheduler)
         self.pipeline.set_progress_bar_config(disable=True)
         self.side, self.scale = image_gen.config.native_side, image_gen.config.guidance_scale
 
-    def forward(self, captions: torch.Tensor, generators: list[torch.Generator]):
+    def __call__(self, captions: torch.Tensor, generators: list[torch.Generator]):
         mask = torch.ones(captions.shape[:2], device=captions.device)
         return self.pipeline(
             negative_prompt=None,
@@ -63,26 +65,26 @@ class Library(nn.Module):
 
 
 def measure(device: str = "cpu", dtype: torch.dtype = torch.float32, **sizes) -> list[Versus]:
-    """Time both on batches of several sizes; `sizes` override those of `small_sizes`."""
+    """Time both on batches of several sizes; `sizes` replace those of `small_sizes`."""
     torch.manual_seed(0)
     image_gen = ImageGen(ImageGenConfig(**{**small_sizes(), **sizes})).to(device, dtype).eval()
     library = Library(image_gen)
-    cases = []
+    cases: list[Case] = []
     for batch in BATCHES:
         condition = torch.randn(batch, image_gen.config.scales[-1] ** 2, image_gen.config.hidden_size)
         condition = nn.functional.normalize(condition, dim=-1).to(device, dtype)
         captions = image_gen.mlp(condition).detach()
         generators = [torch.Generator().manual_seed(row) for row in range(batch)]
         ours = partial(image_gen.draw, num_inference_steps=STEPS)
-        name = "1 picture" if batch == 1 else f"{batch} pictures"
+        name = "1 image" if batch == 1 else f"{batch} images"
         cases.append((name, REFERENCE, partial(library, captions, generators)))
         cases.append((name, "ours", partial(ours, condition, generator=generators)))
         if batch > 1:
-            cases.append((name, "ours, one by one", partial(_in_turn, ours, condition, generators)))
+            cases.append((name, "ours, one by one", partial(_one_by_one, ours, condition, generators)))
     return versus(cases, REPEATS)
 
 
-def _in_turn(draw, condition: torch.Tensor, generators: list[torch.Generator]) -> None:
+def _one_by_one(draw, condition: torch.Tensor, generators: list[torch.Generator]) -> None:
     for row, generator in zip(condition, generators, strict=True):
         draw(row[None], generator=[generator])
 

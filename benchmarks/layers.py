@@ -1,13 +1,14 @@
-"""Four decoder layers of released width, reading a prompt and writing a token, against the machine's limits.
+"""Four decoder layers of released width, for a prompt and for a generated token, against the limits of the machine.
 
-Everything of the layers is in it: routers, routed and shared experts, attention over what was read before, norms. A
-token that is written reads every weight that it touches once, so its limit is the speed at which weights are read; a
-prompt is bound by multiplication. Both limits are measured in the same run, as in `moe`. Attention's own products and
-reading the cache are not counted as work. The library's Qwen3-MoE has the same experts, in the same memory, but none
-that are shared: it is compared by the share of the limit that it reaches of its own work. Takes 10 GB.
+The layers are complete: routers, routed and shared experts, attention over a cache, norms. A generated token reads
+every weight it uses once, so its limit is the speed at which weights are read; a prompt is limited by multiplication.
+Both limits are measured in the same run, as in `moe`. The products of attention and the reads of the cache do not
+count as work. The library's Qwen3-MoE has the same experts, in the same memory, but no shared ones; it is compared by
+the share of the limit that it reaches for its own work. The benchmark needs 10 GB.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +22,19 @@ from .moe import LIMIT_WEIGHTS, Cost, plot, table
 from .timing import interleaved
 
 UNLIKE_RELEASED = {"num_hidden_layers": 4, "vocab_size": 1024, "pad_token_id": 0}
-READ_BEFORE = 128  # tokens in the cache when one is written
+CACHED = 128  # tokens in the cache when one is generated
 PROMPT = 512
 REPEATS = 7
 IMPLEMENTATIONS = ("eager", "grouped_mm")
-UNTOUCHED = ("embed", "image_gate", "audio_gate")  # by text behind the embedding
+UNUSED = ("embed", "image_gate", "audio_gate")  # not multiplied with a text token
 
 
 def models(config: BailingMoeConfig, dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
     """Ours, and the library's with the same experts; random weights."""
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    names = (*names, "head_dim", "moe_intermediate_size", "num_experts", "num_experts_per_tok")
+    names = (
+        *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+        *("head_dim", "moe_intermediate_size", "num_experts", "num_experts_per_tok"),
+    )
     qwen = Qwen3MoeConfig(**{name: getattr(config, name) for name in names}, norm_topk_prob=True)
     torch.manual_seed(0)
     usual = torch.get_default_dtype()
@@ -47,31 +50,31 @@ def models(config: BailingMoeConfig, dtype: torch.dtype, device: str) -> dict[st
     return {"ours": ours, "library, Qwen3-MoE": library}
 
 
-def touched(model: nn.Module) -> float:
-    """How many weights a text token is multiplied with."""
+def used_weights(model: nn.Module) -> float:
+    """The number of weights that a text token is multiplied with."""
     share = model.config.num_experts_per_tok / model.config.num_experts
     return sum(
         weight.numel() * (share if ".experts." in name else 1)
         for name, weight in model.named_parameters()
-        if not any(part in name for part in UNTOUCHED)
+        if not any(part in name for part in UNUSED)
     )
 
 
 @torch.no_grad()
 def measure(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, **sizes) -> list[Cost]:
-    """Time both models; `sizes` override the released ones."""
+    """Time both models; `sizes` replace the released ones."""
     config = BailingMoeConfig(**{**UNLIKE_RELEASED, **sizes})
-    states = torch.randn(1, READ_BEFORE + PROMPT, config.hidden_size, device=device, dtype=dtype)
+    states = torch.randn(1, CACHED + PROMPT, config.hidden_size, device=device, dtype=dtype)
     limit = torch.randn(LIMIT_WEIGHTS, config.hidden_size, device=device, dtype=dtype)
-    everyone = models(config, dtype, device)
+    compared = models(config, dtype, device)
     calls: dict[tuple[str, int], Callable[[], object]] = {}
-    for tokens, read_before in ((1, READ_BEFORE), (PROMPT, 0)):
-        calls["limit", tokens] = lambda tokens=tokens: F.linear(states[:, :tokens], limit)
-        for name, model in everyone.items():
+    for tokens, cached in ((1, CACHED), (PROMPT, 0)):
+        calls["limit", tokens] = partial(F.linear, states[:, :tokens], limit)
+        for name, model in compared.items():
             for kind in IMPLEMENTATIONS:
-                calls[f"{name}, {kind}", tokens] = _call(model, kind, states, tokens, read_before)
+                calls[f"{name}, {kind}", tokens] = _call(model, kind, states, tokens, cached)
     seconds = dict(zip(calls, interleaved(list(calls.values()), REPEATS), strict=True))
-    work = {f"{name}, {kind}": touched(model) for name, model in everyone.items() for kind in IMPLEMENTATIONS}
+    work = {f"{name}, {kind}": used_weights(model) for name, model in compared.items() for kind in IMPLEMENTATIONS}
     return [
         Cost(name, tokens, 1000 * value, work[name] / limit.numel() * seconds["limit", tokens] / value)
         for (name, tokens), value in seconds.items()
@@ -79,26 +82,26 @@ def measure(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, **sizes) -
     ]
 
 
-def _call(model: nn.Module, kind: str, states: torch.Tensor, tokens: int, read_before: int) -> Callable[[], object]:
-    """Reading `tokens` after others that lie in the cache, again and again."""
+def _call(model: nn.Module, kind: str, states: torch.Tensor, tokens: int, cached: int) -> Callable[[], object]:
+    """A call that reads `tokens` after `cached` others; it can be repeated."""
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        if read_before:
-            model(inputs_embeds=states[:, :read_before], past_key_values=cache)
+        if cached:
+            model(inputs_embeds=states[:, :cached], past_key_values=cache)
 
     def call():
         model.config._experts_implementation = kind
-        model(inputs_embeds=states[:, read_before : read_before + tokens], past_key_values=cache)
+        model(inputs_embeds=states[:, cached : cached + tokens], past_key_values=cache)
         cache.crop(-tokens)
 
     return call
 
 
 def hot(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Callable[[], object]:
-    """What is profiled: writing a token."""
+    """The call for the profiler: generating a token."""
     config = BailingMoeConfig(**UNLIKE_RELEASED)
-    states = torch.randn(1, READ_BEFORE + 1, config.hidden_size, device=device, dtype=dtype)
-    return _call(models(config, dtype, device)["ours"], "grouped_mm", states, 1, READ_BEFORE)
+    states = torch.randn(1, CACHED + 1, config.hidden_size, device=device, dtype=dtype)
+    return _call(models(config, dtype, device)["ours"], "grouped_mm", states, 1, CACHED)
 
 
 __all__ = ["hot", "measure", "plot", "table"]

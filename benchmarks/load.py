@@ -1,7 +1,7 @@
 """Time and peak memory of loading a checkpoint, against reading and casting the same files.
 
-Writes a random checkpoint, then reads and loads it in turn, each time in a fresh process: memory that a process has
-used before costs less time than new memory.
+It writes a random checkpoint, then reads and loads it alternately, each time in a fresh process: memory that a process
+has used before costs less time than new memory.
 """
 
 import json
@@ -20,8 +20,8 @@ from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from .report import Plot
 
 ROOT = Path(__file__).resolve().parents[1]
-# Anonymous memory is what a process holds; mapped pages of the checkpoint file can be dropped at any time. Both ways
-# import the same, and keep what they read.
+# Only anonymous memory counts: mapped pages of the checkpoint file can be dropped at any time. Both ways import the
+# same modules and keep what they read.
 PROBE = """
 import json, sys, threading, time
 from pathlib import Path
@@ -78,7 +78,7 @@ def random_checkpoint(directory: Path, layers: int) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """One number."""
+    """One measured number."""
 
     name: str
     value: float
@@ -87,7 +87,7 @@ class Cost:
 def measure(
     device: str = "cpu", dtype: torch.dtype = torch.bfloat16, layers: int = 28, repeats: int = 3
 ) -> list[Cost]:
-    """Ratios of loading to reading and casting, and of peak memory to the loaded size; medians."""
+    """Medians of the ratio of loading to reading and casting, and of peak memory to the loaded size."""
     results: dict[str, list[dict[str, float]]] = {"read": [], "load": []}
     with tempfile.TemporaryDirectory() as folder:
         random_checkpoint(Path(folder), layers)

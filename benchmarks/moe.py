@@ -1,13 +1,14 @@
-"""One mixture-of-experts layer of released width, against the library's own and against the machine.
+"""One mixture-of-experts layer of released width, against the library's layer and against the limit of the machine.
 
 Decoding reads the experts of one token, so its limit is the speed at which weights are read (measured by one large
-matrix times one vector); reading a prompt is bound by multiplication (one large matrix product). Each row runs an
-implementation of the experts, interleaved with all others; `share` is the part of that limit it reaches. `products
-alone` multiplies what every expert gets, and does nothing else: no implementation on the same products is quicker.
+matrix times one vector). A prompt is limited by multiplication (measured by one large matrix product). Each row runs
+an implementation of the experts, interleaved with all others; `share` is the part of the limit that it reaches.
+`products alone` runs only the matrix products of all experts: no implementation with the same products is faster.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from ming.configuration_bailingmm import BailingMoeConfig
-from ming.modeling_bailing_moe import BailingMoeExpertList, BailingMoeExperts
+from ming.modeling_bailing_moe import BailingMoeExperts, BailingMoeSeparateExperts
 
 from .report import Plot
 from .timing import interleaved
@@ -25,7 +26,7 @@ TOKENS = (1, 8, 64, 512)
 REPEATS = 7
 BATCHED_UP_TO = 8  # tokens; gathering the experts of more costs minutes on a CPU
 PRODUCTS = "products alone"
-LIMIT_WEIGHTS = 8192  # rows of the matrix that the limits are measured with
+LIMIT_WEIGHTS = 8192  # rows of the matrix for measuring the limits
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Cost:
 
 
 def implementations(config: BailingMoeConfig, dtype: torch.dtype, device: str) -> dict[str, nn.Module]:
-    """Experts by name; all hold the same weights."""
+    """Experts by name; all have the same weights."""
     torch.manual_seed(0)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -56,7 +57,7 @@ def implementations(config: BailingMoeConfig, dtype: torch.dtype, device: str) -
                 )
             )
             with torch.device("meta"):
-                apart = BailingMoeExpertList(config)
+                apart = BailingMoeSeparateExperts(config)
     finally:
         torch.set_default_dtype(usual)
     library.gate_up_proj, library.down_proj = stacked.gate_up_proj, stacked.down_proj
@@ -78,7 +79,7 @@ def routes(tokens: int, config: BailingMoeConfig, device: str) -> tuple[torch.Te
 
 @torch.no_grad()
 def measure(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, **sizes) -> list[Cost]:
-    """Time every implementation; `sizes` override the released ones."""
+    """Time every implementation; `sizes` replace the released ones."""
     config = BailingMoeConfig(**sizes)
     modules = implementations(config, dtype, device)
     calls: list[tuple[str, int, Callable[[], object]]] = []
@@ -86,7 +87,7 @@ def measure(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, **sizes) -
     for tokens in TOKENS:
         states = torch.randn(tokens, config.hidden_size, device=device, dtype=dtype)
         index, weights = routes(tokens, config, device)
-        calls.append(("limit", tokens, lambda states=states: F.linear(states, limit)))
+        calls.append(("limit", tokens, partial(F.linear, states, limit)))
         for name, module in modules.items():
             kinds = ("eager", "grouped_mm", "batched_mm") if name != "modules (as quantised)" else ("eager",)
             for kind in kinds:
@@ -102,7 +103,7 @@ def measure(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, **sizes) -
     for (name, tokens), value in seconds.items():
         if name == "limit":
             continue
-        # One token reads each of its experts once; many multiply as often as they have experts.
+        # Weights per token over those of the limit: both are read once for one token, and multiplied once per token.
         work = per_expert * config.num_experts_per_tok * tokens / (LIMIT_WEIGHTS * config.hidden_size * tokens)
         costs.append(Cost(name, tokens, 1000 * value, work * seconds["limit", tokens] / value))
     return costs
@@ -118,7 +119,7 @@ def _call(module: nn.Module, kind: str, *inputs: torch.Tensor) -> Callable[[], o
 
 
 def _products(module: BailingMoeExperts, states: torch.Tensor, index: torch.Tensor) -> Callable[[], object]:
-    """The matrix products of every expert that is hit, on rows that lie ready."""
+    """The matrix products of every selected expert, without gathering its rows."""
     hit = [(expert, count) for expert, count in enumerate(index.flatten().bincount().tolist()) if count]
     rows = states[:1].expand(max(count for _, count in hit), -1).contiguous()
     inner = rows[:, :1].expand(-1, module.down_proj.shape[2]).contiguous()
@@ -132,7 +133,7 @@ def _products(module: BailingMoeExperts, states: torch.Tensor, index: torch.Tens
 
 
 def hot(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Callable[[], object]:
-    """What is profiled: a prompt's tokens, which miss the share that we aim at."""
+    """The call for the profiler: the tokens of a prompt, which miss the target share."""
     config = BailingMoeConfig()
     module = implementations(config, dtype, device)["ours"]
     states = torch.randn(TOKENS[-1], config.hidden_size, device=device, dtype=dtype)
@@ -140,7 +141,7 @@ def hot(device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Callable[[]
 
 
 def table(costs: list[Cost]) -> str:
-    """Markdown table, per number of tokens the quickest first."""
+    """Markdown table, the fastest first for every number of tokens."""
     lines = ["| tokens | implementation | ms | share of the limit |", "|---|---|---|---|"]
     for tokens in dict.fromkeys(cost.tokens for cost in costs):
         rows = sorted((cost for cost in costs if cost.tokens == tokens), key=lambda cost: cost.milliseconds)

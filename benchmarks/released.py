@@ -1,8 +1,8 @@
-"""The released sizes on one card, with random weights: memory against `ming.cli.memory`, speed of reading and writing.
+"""The released sizes on one GPU, with random weights: memory against `ming memory`, and the speed of generation.
 
-Writes a random checkpoint of decoder, encoders and talker (38 GB; `--folder` names a disk with as much room, or main
-memory), loads it in bfloat16 and in 4 bit as users do, and measures. What the weights say does not matter for memory,
-and for speed only through routing, which is spread evenly here.
+The benchmark writes a random checkpoint of decoder, encoders and talker (38 GB; `--folder` names a directory with as
+much space, possibly in main memory), loads it in bfloat16 and in 4 bit as users do, and measures. The values of the
+weights do not matter for memory; they affect speed only through routing, which is even here.
 """
 
 import shutil
@@ -27,7 +27,7 @@ WAYS = {"bfloat16": None, "8 bit": "8bit", "4 bit": "4bit"}
 
 @dataclass(frozen=True)
 class Cost:
-    """One number of one way to load."""
+    """One measured number of one way to load."""
 
     way: str
     name: str
@@ -35,7 +35,7 @@ class Cost:
 
 
 def random_checkpoint(folder: Path, device: str, config: BailingMMConfig) -> None:
-    """Random bfloat16 weights."""
+    """Write a checkpoint with random bfloat16 weights."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -58,17 +58,19 @@ def _timed(call: Callable[[], object]) -> float:
 
 @torch.no_grad()
 def costs_of(way: str, folder: Path, device: str) -> list[Cost]:
-    """Load one way, and measure."""
+    """Load in one way, and measure."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before, holder = torch.cuda.memory_allocated(), []
-    options = {"dtype": torch.bfloat16, "device_map": device, "quantization_config": QUANTIZATION.get(WAYS[way])}
+    quantization = WAYS[way]
+    config = QUANTIZATION[quantization] if quantization else None
+    options = {"dtype": torch.bfloat16, "device_map": device, "quantization_config": config}
     load = BailingMMNativeForConditionalGeneration.from_pretrained
     seconds = _timed(lambda: holder.append(load(folder, **options).eval()))
     (model,) = holder
     weights, loading = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
     work = Workload(context=PROMPT + NEW_TOKENS, images=0, seconds=0)
-    computed = estimate(str(folder), quantization=WAYS[way], work=work)
+    computed = estimate(str(folder), quantization=quantization, work=work)
     ids = torch.randint(1000, 2000, (1, PROMPT), device=device)
     read = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     model(**read, logits_to_keep=1)
@@ -100,15 +102,15 @@ def measure(
     """Memory and speed of the ways to load.
 
     Args:
-        folder: where the checkpoint is written for a while; None is the temporary folder.
+        folder: directory for the temporary checkpoint; None is the temporary folder.
         config: other sizes than the released ones.
 
     Raises:
-        RuntimeError: there is no card.
+        RuntimeError: there is no CUDA GPU.
     """
     if not torch.cuda.is_available():
         raise RuntimeError(
-            "the released sizes are measured on a card; what they need is told by python -m ming.cli.memory released"
+            "this benchmark needs a CUDA GPU; ming memory released estimates the memory of the released sizes"
         )
     directory = Path(tempfile.mkdtemp(dir=folder))
     try:

@@ -1,4 +1,4 @@
-"""What the benchmarks share in showing what they measured: comparisons, plots, and files beside them."""
+"""Comparisons, plots and result files of the benchmarks."""
 
 import json
 import platform
@@ -14,6 +14,7 @@ from .timing import interleaved
 
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = "library"  # the implementation that others are compared with
+Case = tuple[str, str, Callable[[], object]]  # input, implementation, call
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Plot:
     """Lines over numbers, or bars over names.
 
     Args:
-        y: what is measured; x: over what.
-        lines: by label, places and values; all places are numbers, or all are names.
-        level: a value to be reached, drawn across.
-        logarithmic: both axes, of lines.
+        y, x: labels of the axes.
+        lines: label -> (x values, y values); all x values are numbers, or all are names.
+        level: a target value, drawn as a horizontal line.
+        logarithmic: whether both axes of lines are logarithmic.
     """
 
     y: str
@@ -43,14 +44,14 @@ class Plot:
     logarithmic: bool = False
 
 
-def versus(cases: list[tuple[str, str, Callable[[], object]]], repeats: int) -> list[Versus]:
-    """Time (input, implementation, call) in turns."""
+def versus(cases: list[Case], repeats: int) -> list[Versus]:
+    """Time all cases; their repeats take turns."""
     times = interleaved([call for _, _, call in cases], repeats)
     return [Versus(name, kind, 1000 * time) for (name, kind, _), time in zip(cases, times, strict=True)]
 
 
 def versus_table(costs: list[Versus], reference: str = REFERENCE) -> str:
-    """Markdown table; ratios are the reference's time on the same input over each one's, above 1 is quicker."""
+    """Markdown table; a ratio is the time of the reference on the same input over the own time, above 1 is faster."""
     times = {(cost.input, cost.implementation): cost.milliseconds for cost in costs}
     lines = [f"| input | implementation | ms | {reference} / it |", "|---|---|---|---|"]
     for (name, implementation), value in times.items():
@@ -71,18 +72,18 @@ def versus_plot(costs: list[Versus], reference: str = REFERENCE) -> Plot:
 
 
 def draw(plot: Plot, path: Path) -> None:
-    """The plot as a PNG file."""
+    """Write a plot as a PNG file."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    names = list(dict.fromkeys(place for places, _ in plot.lines.values() for place in places))
+    names = list(dict.fromkeys(str(x) for places, _ in plot.lines.values() for x in places if isinstance(x, str)))
     for index, (label, (places, values)) in enumerate(plot.lines.items()):
-        if isinstance(names[0], str):
+        if names:
             width = 0.8 / len(plot.lines)
-            left = [names.index(place) + (index + 0.5) * width - 0.4 for place in places]
+            left = [names.index(str(place)) + (index + 0.5) * width - 0.4 for place in places]
             axes.bar(left, values, width, label=label)
         else:
             axes.plot(places, values, marker="o", label=label)
-    if isinstance(names[0], str):
+    if names:
         axes.set_xticks(range(len(names)), names, rotation=20 if max(map(len, names)) > 8 else 0)
     elif plot.logarithmic:
         axes.set_xscale("log", base=2)
@@ -102,11 +103,11 @@ def save(directory: Path, name: str, costs: list[Any], plot: Plot, options: dict
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     record = {"options": options, "machine": machine, "costs": [asdict(cost) for cost in costs]}
     (directory / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw(plot, directory / f"{name}.png")
 
 
-__all__ = ["REFERENCE", "RESULTS", "Plot", "Versus", "draw", "save", "versus", "versus_plot", "versus_table"]
+__all__ = ["REFERENCE", "RESULTS", "Case", "Plot", "Versus", "draw", "save", "versus", "versus_plot", "versus_table"]

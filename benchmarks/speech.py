@@ -1,4 +1,4 @@
-"""Streamed speech against the same speech made in one go: time to the first sound, total cost, real-time factor."""
+"""Streamed against offline speech: time to the first audio, total time, real-time factor."""
 
 import statistics
 import time
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ming.events import AudioChunk
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from ming.speech import AudioChunk
 
 from .report import Plot
 
@@ -25,10 +25,16 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Cost:
-    """One reply: seconds of sound, and the medians of what it took, in seconds."""
+    """One reply: seconds of audio, and the median seconds of each way.
+
+    Args:
+        seconds: of audio.
+        offline: time of the whole reply by `speak`.
+        first_chunk, streamed: times of the first audio and of the whole reply by `speak_stream`.
+    """
 
     text: str
-    sound: float
+    seconds: float
     offline: float
     first_chunk: float
     streamed: float
@@ -37,10 +43,10 @@ class Cost:
 def measure(
     model: str | Path = ROOT, device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 3
 ) -> list[Cost]:
-    """Speak every text both ways in turn, after a warm-up.
+    """Speak every text both ways alternately, after a warm-up.
 
     Args:
-        model: a repository whose model speaks.
+        model: a repository with a model that speaks.
 
     Raises:
         ValueError: it has no talker.
@@ -54,36 +60,36 @@ def measure(
             started = time.perf_counter()
             output = speaker.speak(text, seed=SEED, attempts=1)
             offline.append(time.perf_counter() - started)
-            started, heard = time.perf_counter(), None
+            started, first_audio = time.perf_counter(), None
             for event in speaker.speak_stream(text, seed=SEED, attempts=1):
-                if heard is None and isinstance(event, AudioChunk):
-                    heard = time.perf_counter() - started
+                if first_audio is None and isinstance(event, AudioChunk):
+                    first_audio = time.perf_counter() - started
             streamed.append(time.perf_counter() - started)
-            first.append(streamed[-1] if heard is None else heard)
-        sound = len(output.waveforms[0]) / output.sampling_rate
-        costs.append(Cost(text, sound, *(statistics.median(times) for times in (offline, first, streamed))))
+            first.append(streamed[-1] if first_audio is None else first_audio)
+        seconds = len(output.waveforms[0]) / output.sampling_rate
+        costs.append(Cost(text, seconds, *(statistics.median(times) for times in (offline, first, streamed))))
     return costs
 
 
 def table(costs: list[Cost]) -> str:
     """Markdown table of ratios."""
     lines = [
-        "| letters | sound (s) | first chunk / offline | streamed / offline | real-time factor, streamed |",
+        "| letters | audio (s) | first chunk / offline | streamed / offline | real-time factor, streamed |",
         "|---|---|---|---|---|",
     ]
     for cost in costs:
         lines.append(
-            f"| {len(cost.text)} | {cost.sound:.1f} | {cost.first_chunk / cost.offline:.2f} | "
-            f"{cost.streamed / cost.offline:.2f} | {cost.streamed / max(cost.sound, 1e-9):.2f} |"
+            f"| {len(cost.text)} | {cost.seconds:.1f} | {cost.first_chunk / cost.offline:.2f} | "
+            f"{cost.streamed / cost.offline:.2f} | {cost.streamed / max(cost.seconds, 1e-9):.2f} |"
         )
     return "\n".join(lines)
 
 
 def plot(costs: list[Cost]) -> Plot:
-    """Both ratios over the seconds of sound."""
-    seconds = [cost.sound for cost in costs]
+    """Both ratios over the seconds of audio."""
+    seconds = [cost.seconds for cost in costs]
     lines = {
         "first chunk / offline": (seconds, [cost.first_chunk / cost.offline for cost in costs]),
         "streamed / offline": (seconds, [cost.streamed / cost.offline for cost in costs]),
     }
-    return Plot("time / offline", "seconds of sound", lines, level=1.0)
+    return Plot("time / offline", "seconds of audio", lines, level=1.0)

@@ -1,8 +1,8 @@
 """Decoding at Ming-Tiny's sizes against the library's own mixtures of experts of the same sizes.
 
-At these sizes time is overhead: Python, kernel launches, the loop of `generate`. All models run under the library's
-`generate`, greedily, from random weights; repeats take turns. Aria's text model has shared experts as ours, Qwen3's
-has none. `compiled` is a static cache and `torch.compile(fullgraph=True)`, at a batch of one.
+At these sizes most time is overhead: Python, kernel launches, the loop of `generate`. All models have random weights
+and decode greedily with the library's `generate`; repeats take turns. Aria's text model has shared experts like ours,
+Qwen3's has none. `compiled` means a static cache and `torch.compile(fullgraph=True)`, at a batch size of one.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from .timing import interleaved
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT, NEW = 32, 64  # tokens
-# The end is an id that no model writes: all write equally much, and no logits processor has to forbid the end.
+# No model generates the end token: all generate the same number, and no logits processor has to forbid the end.
 OPTIONS = {"max_new_tokens": NEW, "eos_token_id": 1 << 20, "do_sample": False}
 BATCHES = (1, 8)
 REPEATS = 5
@@ -36,7 +36,7 @@ OURS, LIBRARY = "ours", "library, Aria"
 
 @dataclass(frozen=True)
 class Cost:
-    """Tokens per second of all rows together."""
+    """Tokens per second, summed over all rows."""
 
     model: str
     batch: int
@@ -44,7 +44,7 @@ class Cost:
 
 
 def models(device: str, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
-    """Ours and the library's, of the bundled checkpoint's sizes."""
+    """Our model and the library's, with the sizes of the bundled checkpoint."""
     config = BailingMMConfig.from_pretrained(ROOT).llm_config
     torch.manual_seed(0)
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -63,16 +63,16 @@ def models(device: str, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
         moe_topk=config.num_experts_per_tok,
         moe_num_shared_experts=config.num_shared_experts,
     )
-    everyone = {
+    compared = {
         OURS: BailingMoeForCausalLM(config),
         LIBRARY: AriaTextForCausalLM(aria),
         "library, Qwen3-MoE": Qwen3MoeForCausalLM(qwen),
     }
-    return {name: model.to(device, dtype).eval() for name, model in everyone.items()}
+    return {name: model.to(device, dtype).eval() for name, model in compared.items()}
 
 
 def compiled() -> dict:
-    """Options of `generate`."""
+    """Options of `generate` for a compiled model."""
     config = CompileConfig(fullgraph=True, dynamic=False, mode=None)
     config._compile_all_devices = True  # the library compiles on accelerators only
     return {"cache_implementation": "static", "compile_config": config}
@@ -95,13 +95,13 @@ def measure(
 
 
 def hot(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Callable[[], object]:
-    """What is profiled: a batch of one, which misses the speed that we aim at."""
+    """The call for the profiler: a batch of one, which misses the target speed."""
     prompt = torch.arange(PROMPT, device=device)[None] % 700
     return partial(models(device, dtype)[OURS].generate, prompt, **OPTIONS)
 
 
 def table(costs: list[Cost]) -> str:
-    """Markdown table; ratios are to the library's model with shared experts and to a batch of one."""
+    """Markdown table; the ratios are relative to the library's model with shared experts and to a batch of one."""
     speeds = {(cost.model, cost.batch): cost.tokens_per_second for cost in costs}
     lines = [f"| model | batch | tokens/s | / {LIBRARY} | / batch of 1 |", "|---|---|---|---|---|"]
     for (name, batch), speed in speeds.items():
@@ -111,7 +111,7 @@ def table(costs: list[Cost]) -> str:
 
 
 def plot(costs: list[Cost]) -> Plot:
-    """Bars of the speed in the library's."""
+    """Bars of the speed relative to the library's."""
     speeds = {(cost.model, cost.batch): cost.tokens_per_second for cost in costs}
     lines: dict[str, tuple[list[str], list[float]]] = {}
     for (name, batch), speed in speeds.items():

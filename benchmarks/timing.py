@@ -1,4 +1,4 @@
-"""Timing that all tables share."""
+"""Timing and profiling."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ OUTSIDE = "outside operators (Python)"
 
 @torch.no_grad()
 def interleaved(calls: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of each call; the repeats of all calls take turns, a first round warms up."""
+    """Median seconds of each call; the repeats of all calls take turns, after a warm-up round."""
     times: list[list[float]] = [[] for _ in calls]
     for repeat in range(repeats + 1):
         for call, record in zip(calls, times, strict=True):
@@ -28,7 +28,7 @@ def interleaved(calls: list[Callable[[], object]], repeats: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Share:
-    """What an operator takes of the time of a call, and how often it is called."""
+    """The share of an operator in the time of a call, and how often it is called."""
 
     operator: str
     share: float
@@ -37,9 +37,9 @@ class Share:
 
 @torch.no_grad()
 def profiled(call: Callable[[], object], rows: int = 8) -> list[Share]:
-    """The operators that take most of a call's time on the CPU, after a warm-up, and what is spent outside of them.
+    """The operators with the largest shares of a call's CPU time, after a warm-up, and the time outside operators.
 
-    The profiler's own cost counts as time outside operators.
+    The cost of the profiler counts as time outside operators.
     """
     call()
     with profile(activities=[ProfilerActivity.CPU]) as record:

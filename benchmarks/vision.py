@@ -1,8 +1,8 @@
 """The vision tower against the library's class of the same widths and weights.
 
-The layers are the library's in both; ours runs all windows of one length as one batch, the library one after another
-(its flash attention, which needs a card, does as we do). `quadratic` attends over the whole picture in every block,
-what a tower without windows costs.
+Both use the layers of the library. Ours runs all windows of one length as one batch, the library one after another
+(its flash attention, which needs a GPU, does the same as ours). `quadratic` attends over the whole image in every
+block, the cost of a tower without windows.
 """
 
 from functools import partial
@@ -14,14 +14,14 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from ming.configuration_bailingmm import BailingMMVisionConfig
 from ming.modeling_encoders import BailingMMVisionTransformer
 
-from .report import REFERENCE, Versus, versus, versus_plot, versus_table
+from .report import REFERENCE, Case, Versus, versus, versus_plot, versus_table
 
-SIDES = ((224, 1), (448, 1), (672, 1), (224, 8))  # pixels a side, pictures
+SIDES = ((224, 1), (448, 1), (672, 1), (224, 8))  # pixels per side, number of images
 REPEATS = 3
 
 
 def towers(device: str, dtype: torch.dtype, **sizes) -> dict[str, torch.nn.Module]:
-    """Released widths, 4 of 32 blocks of which one sees the whole picture; the same weights in all."""
+    """Released widths, 4 of 32 blocks, one of which attends to the whole image; all have the same weights."""
     torch.manual_seed(0)
     sizes = {"depth": 4, "fullatt_block_indexes": [3], **sizes}
     everywhere = {"fullatt_block_indexes": list(range(sizes["depth"]))}
@@ -37,8 +37,9 @@ def towers(device: str, dtype: torch.dtype, **sizes) -> dict[str, torch.nn.Modul
 
 
 def measure(device: str = "cpu", dtype: torch.dtype = torch.float32, sides=SIDES, **sizes) -> list[Versus]:
-    """Time every tower on pictures of several sizes."""
-    cases, implementations = [], towers(device, dtype, **sizes)
+    """Time every tower on images of several sizes."""
+    cases: list[Case] = []
+    implementations = towers(device, dtype, **sizes)
     for side, count in sides:
         patches = side // 14
         pixels = torch.randn(count * patches**2, 1176, device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Ask the bundled Ming-Tiny about a picture, a recording, a clip and files of your own; it speaks and draws, too.
+"""Ask the bundled Ming-Tiny about an image, a recording, a video and files of your own; it speaks and draws, too.
 
 python -m demo [--image FILE] [--audio FILE] [--video FILE] [--question TEXT] [--model DIRECTORY_OR_ID]
 """
@@ -9,14 +9,16 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForMultimodalLM, AutoProcessor, TextStreamer
+from transformers import TextStreamer
+
+from ming.loading import load_model
+from ming.processing_bailingmm import BailingMMProcessor
+from ming.prompts import TRANSCRIPTION_PROMPT
 
 HERE = Path(__file__).parent
-TRANSCRIBE = "Please recognize the language of this speech and transcribe it. Format: oral."
 QUESTIONS = {
     "image": ("Describe the picture.", "How many shapes are there?", "What colour is the background?"),
-    "audio": (TRANSCRIBE,),
+    "audio": (TRANSCRIPTION_PROMPT,),
     "video": ("Which way does it move?", "Describe the video."),
 }
 DRAW, EDIT = "Draw a large green star in the center, on a white background.", "Make the star blue."
@@ -43,7 +45,7 @@ def ask(model, processor, medium: str, path: str, question: str, whisper: bool =
     """Print question and streamed answer; return the answer."""
     item = {"type": medium, medium: path}
     text = {"type": "text", "text": question}
-    # As in the released examples: what to do with a recording stands before it, questions about pictures after them.
+    # As in the released examples: instructions stand before recordings, and questions after images and videos.
     content = [text, item] if medium == "audio" else [item, text]
     say(f"  {question}{' (Whisper encoder)' if whisper else ''}\n    -> ", end="")
     inputs = prepare(model, processor, content, whisper)
@@ -52,25 +54,25 @@ def ask(model, processor, medium: str, path: str, question: str, whisper: bool =
     return processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
 
 
-def talk(model, processor, picture: str, question: str, output: Path) -> dict:
-    """A spoken question about a picture, answered aloud; the model then writes down what it hears of its answer."""
-    content = [{"type": "image", "image": picture}, {"type": "audio", "audio": question}]
+def talk(model, processor, image: str, question: str, output: Path) -> dict:
+    """Answer a spoken question about an image aloud; the model then transcribes its own answer."""
+    content = [{"type": "image", "image": image}, {"type": "audio", "audio": question}]
     reply = model.generate(**prepare(model, processor, content), generation_mode="audio", seed=0, max_new_tokens=64)
     reply.save(output)
     seconds = len(reply.waveforms[0]) / reply.sampling_rate
-    say(f"  {picture} and {question}, answered aloud\n    -> {reply.text[0]}\n    -> {output} ({seconds:.1f} s)")
-    heard = ask(model, processor, "audio", str(output), TRANSCRIBE)
+    say(f"  {image} and {question}, answered aloud\n    -> {reply.text[0]}\n    -> {output} ({seconds:.1f} s)")
+    heard = ask(model, processor, "audio", str(output), TRANSCRIPTION_PROMPT)
     return {"file": question, "spoken": output.name, "answer": reply.text[0], "heard": heard}
 
 
-def draw(model, processor, request: str, output: Path, picture: str | None = None) -> dict:
-    """Draw what is asked for, or change a picture."""
-    say(f"  {f'{picture}: ' if picture else ''}{request}\n    -> ", end="")
-    content = [{"type": "image", "image": picture}] if picture else []
+def draw(model, processor, request: str, output: Path, image: str | None = None) -> dict:
+    """Draw an image from a text, or change an image."""
+    say(f"  {f'{image}: ' if image else ''}{request}\n    -> ", end="")
+    content = [{"type": "image", "image": image}] if image else []
     inputs = prepare(model, processor, [*content, {"type": "text", "text": request}])
     model.generate(**inputs, generation_mode="image", seed=0).images[0].save(output)
     say(str(output))
-    return {"file": picture, "question": request, "drawn": output.name}
+    return {"file": image, "question": request, "drawn": output.name}
 
 
 def main() -> None:
@@ -79,17 +81,17 @@ def main() -> None:
     parser.add_argument(
         "--model", default=str(HERE.parent), help="directory or Hub id; default: the bundled Ming-Tiny"
     )
-    parser.add_argument("--image", help="a picture of yours")
+    parser.add_argument("--image", help="an image of yours")
     parser.add_argument("--audio", help="a recording of yours")
-    parser.add_argument("--video", help="a clip of yours")
-    parser.add_argument("--question", help="what to ask about your files instead of the usual questions")
-    parser.add_argument("--output", type=Path, default=HERE, help="folder for answers.json, reply.wav and pictures")
+    parser.add_argument("--video", help="a video of yours")
+    parser.add_argument("--question", help="question about your files instead of the usual ones")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder for answers.json, reply.wav and images")
     args = parser.parse_args()
 
     started = time.monotonic()
     say(f"Loading {args.model} ...")
-    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
-    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32).eval()
+    processor = BailingMMProcessor.from_pretrained(args.model)
+    model = load_model(args.model, device="cpu")  # the answers in expected.json are those of a CPU
     say(f"{model.num_parameters() / 1e6:.1f} M parameters on {model.device}, {time.monotonic() - started:.1f} s\n")
 
     bundled = {"image": "picture.jpg", "audio": "recording.wav", "video": "clip.mp4"}
@@ -106,8 +108,8 @@ def main() -> None:
                 answers.append({"file": path, "question": question, "whisper": whisper, "answer": reply})
     args.output.mkdir(parents=True, exist_ok=True)
     say(f"[{len(files) + 1}/{len(files) + 2}] speech")
-    picture, question = str(HERE / "picture.jpg"), str(HERE / "question.wav")
-    answers.append(talk(model, processor, picture, question, args.output / "reply.wav"))
+    image, question = str(HERE / "picture.jpg"), str(HERE / "question.wav")
+    answers.append(talk(model, processor, image, question, args.output / "reply.wav"))
     say(f"[{len(files) + 2}/{len(files) + 2}] drawing")
     drawing = args.output / "drawing.png"
     answers.append(draw(model, processor, DRAW, drawing))

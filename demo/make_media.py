@@ -1,6 +1,6 @@
-"""Make the demo's picture, recordings and clip from the test split of Ming-Tiny's world (needs espeak-ng).
+"""Make the image, recordings and video of the demo from the test split of Ming-Tiny's world (needs espeak-ng).
 
-The files are part of the repository; run this only to make others: `python -m demo.make_media --seed 22`.
+The files are part of the repository; this command makes other ones: `python -m demo.make_media --seed 22`.
 """
 
 import argparse
@@ -23,14 +23,14 @@ FRAMES_PER_SECOND = 8
 
 
 def write_picture(scene: Scene, rng: np.random.Generator, path: Path) -> None:
-    """A picture as a camera would see it: slight blur, sensor noise, JPEG."""
+    """Write an image with the flaws of a camera: slight blur, sensor noise, JPEG."""
     image = render(scene, 220, 180, rng).filter(ImageFilter.GaussianBlur(0.6))
     noisy = np.asarray(image, dtype=np.float32) + rng.normal(0.0, 4.0, (180, 220, 1))
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=88)
 
 
 def write_clip(clip: Clip, rng: np.random.Generator, path: Path) -> None:
-    """The clip as H.264."""
+    """Write a video as H.264."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
@@ -40,8 +40,8 @@ def write_clip(clip: Clip, rng: np.random.Generator, path: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Write the files."""
+    parser = argparse.ArgumentParser(prog="python -m demo.make_media", description=__doc__)
     parser.add_argument("--seed", type=int, default=22)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
@@ -52,6 +52,8 @@ def main() -> None:
     write_clip(clip, rng, HERE / "clip.mp4")
     soundfile.write(HERE / "recording.wav", augment(utterance.waveform, rng), SAMPLE_RATE)
     question = speaker.question(rng, spoken_forms(Fact("describe", describe_scene(scene))))
+    if question is None:
+        raise RuntimeError("no spoken form of the question belongs to the test split; add wordings")
     soundfile.write(HERE / "question.wav", augment(question.waveform, rng), SAMPLE_RATE)
     request = speaker.command(rng)
     soundfile.write(HERE / "request.wav", augment(request.waveform, rng), SAMPLE_RATE)

@@ -1,18 +1,18 @@
-"""Configuration of image generation; the defaults are the released sizes."""
+"""Configuration of the image head; the defaults are the released sizes."""
 
-import json
 import math
 import os
 import shutil
+from dataclasses import field
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
 from transformers.configuration_utils import PreTrainedConfig
 
 FOLDER = "image_gen"
 AUTO_MAP = {"AutoConfig": "configuration_image_gen.ImageGenConfig", "AutoModel": "modeling_image_gen.ImageGen"}
 
-RELEASED_CONNECTOR = {
+RELEASED_CONNECTOR: dict[str, Any] = {
     "hidden_size": 2048,
     "intermediate_size": 11008,
     "num_hidden_layers": 36,
@@ -22,7 +22,7 @@ RELEASED_CONNECTOR = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1_000_000.0,
 }
-RELEASED_TRANSFORMER = {
+RELEASED_TRANSFORMER: dict[str, Any] = {
     "in_channels": 32,
     "out_channels": 32,
     "num_layers": 20,
@@ -40,8 +40,8 @@ RELEASED_TRANSFORMER = {
     "interpolation_scale": None,
 }
 _STAGES = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
-_MULTISCALES = [[], [], [], [5], [5], [5]]
-RELEASED_VAE = {
+_MULTISCALES: list[list[int]] = [[], [], [], [5], [5], [5]]
+RELEASED_VAE: dict[str, Any] = {
     "latent_channels": 32,
     "attention_head_dim": 32,
     "encoder_block_types": _STAGES,
@@ -58,30 +58,28 @@ RELEASED_VAE = {
     "decoder_act_fns": "silu",
     "scaling_factor": 0.41407,
 }
-# The released scheduler file describes another class, whose `flow_shift` this one does not read: the images were made,
-# and the weights are used, without a shift.
-RELEASED_SCHEDULER = {"num_train_timesteps": 1000, "shift": 1.0}
-MIN_SIDE, MAX_SIDE = 64, 2048  # pixels of a picture that may be asked for
+# v1.0 samples without a shift: its code reads its scheduler file with a class that ignores the `flow_shift` there.
+RELEASED_SCHEDULER: dict[str, Any] = {"num_train_timesteps": 1000, "shift": 1.0}
+MIN_SIDE, MAX_SIDE = 64, 2048  # pixels of an image that may be asked for
 RATIO_SIDE = 512  # of the library's table of native sizes
-CONNECTOR_FIELDS = tuple(RELEASED_CONNECTOR)
 
 
 class ImageGenConfig(PreTrainedConfig):
-    """Sizes of image generation.
+    """Sizes of the image head.
 
     Args:
-        hidden_size: width of the language model, whose states condition the picture.
-        scales: sides of the grids of learnable queries, coarse to fine; the last one conditions the picture.
+        hidden_size: width of the language model, whose states condition the image.
+        scales: sides of the grids of learnable queries, coarse to fine; the last one conditions the image.
         mlp_hidden_size: inner width of the projection from condition to transformer.
         connector: sizes of the bidirectional Qwen2 between language model and transformer.
         transformer: arguments of `SanaTransformer2DModel`.
         vae: arguments of `AutoencoderDC`.
         scheduler: arguments of `FlowMatchEulerDiscreteScheduler`.
-        native_side: side in pixels of the square picture the transformer was trained at; other shapes have about the
-            same area.
-        num_inference_steps, guidance_scale: defaults of a call.
+        native_side: side in pixels of the square images that the transformer was trained on; other shapes have about
+            the same area.
+        num_inference_steps, guidance_scale: defaults of `ImageGen.draw`.
 
-    What is left out of a dictionary keeps its released value.
+    A setting that is left out of a dictionary keeps its released value.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -90,22 +88,21 @@ class ImageGenConfig(PreTrainedConfig):
     model_type = "bailingmm_image_gen"
 
     hidden_size: int = 2048
-    scales: list | None = None
+    scales: list = field(default_factory=lambda: [4, 8, 16])
     mlp_hidden_size: int = 2048
-    connector: dict | None = None
-    transformer: dict | None = None
-    vae: dict | None = None
-    scheduler: dict | None = None
+    connector: dict = field(default_factory=dict)
+    transformer: dict = field(default_factory=dict)
+    vae: dict = field(default_factory=dict)
+    scheduler: dict = field(default_factory=dict)
     native_side: int = 512
     num_inference_steps: int = 30
     guidance_scale: float = 3.5
 
     def __post_init__(self, **kwargs):
-        self.scales = list(self.scales or (4, 8, 16))
-        self.connector = RELEASED_CONNECTOR | (self.connector or {})
-        self.transformer = RELEASED_TRANSFORMER | (self.transformer or {})
-        self.vae = RELEASED_VAE | (self.vae or {})
-        self.scheduler = RELEASED_SCHEDULER | (self.scheduler or {})
+        self.connector = RELEASED_CONNECTOR | self.connector
+        self.transformer = RELEASED_TRANSFORMER | self.transformer
+        self.vae = RELEASED_VAE | self.vae
+        self.scheduler = RELEASED_SCHEDULER | self.scheduler
         latents = (self.vae["latent_channels"], self.transformer["in_channels"], self.transformer["out_channels"])
         if len(set(latents)) > 1:
             raise ValueError(
@@ -118,12 +115,12 @@ class ImageGenConfig(PreTrainedConfig):
 
     @property
     def size_multiple(self) -> int:
-        """Native sides are multiples of this many pixels: a latent, or 32 as the library's pipeline demands."""
+        """Native sides are multiples of this many pixels: a latent's side, or 32, which the pipeline needs."""
         return math.lcm(32, 2 ** (len(self.vae["encoder_block_out_channels"]) - 1))
 
     @property
     def num_queries(self) -> int:
-        """Query tokens of all scales."""
+        """Number of query tokens of all scales."""
         return sum(side * side for side in self.scales)
 
     @property
@@ -140,41 +137,21 @@ class ImageGenConfig(PreTrainedConfig):
         return {ratio: (scaled(height), scaled(width)) for ratio, (height, width) in ASPECT_RATIO_512_BIN.items()}
 
     def native_size(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) that a picture of the wanted shape is made at: the nearest ratio of the table.
+        """The (height, width) in pixels at which an image of the given size is made: the nearest ratio of the table.
 
         Raises:
             ValueError: a side outside 64 to 2048 pixels.
         """
         for name, side in (("height", height), ("width", width)):
             if not isinstance(side, int) or not MIN_SIDE <= side <= MAX_SIDE:
-                raise ValueError(f"{name}={side!r}: pictures have whole sides of {MIN_SIDE} to {MAX_SIDE} pixels")
+                raise ValueError(f"{name}={side!r}: images have whole sides of {MIN_SIDE} to {MAX_SIDE} pixels")
         return min(self.native_sizes.items(), key=lambda item: abs(float(item[0]) - height / width))[1]
-
-    @classmethod
-    def from_released(cls, directory: str | os.PathLike) -> "ImageGenConfig":
-        """From the configs of the released folders `connector/`, `transformer/`, `vae/`, and the tensors of `mlp/`.
-
-        Raises:
-            FileNotFoundError: a config is missing.
-        """
-        files = {name: Path(directory) / name / "config.json" for name in ("connector", "transformer", "vae")}
-        found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items()}
-        sections = {
-            name: {key: value for key, value in section.items() if not key.startswith("_")}
-            for name, section in found.items()
-        }
-        sections["connector"] = {key: sections["connector"][key] for key in CONNECTOR_FIELDS}
-        with safe_open(Path(directory) / "mlp" / "model.safetensors", "pt") as file:
-            mlp_hidden_size, hidden_size = file.get_slice("mlp.fc1.weight").get_shape()
-            grids = [name.split(".")[-1] for name in list(file.keys()) if name.startswith("query_tokens_dict.")]
-        scales = sorted(int(grid.split("x")[0]) for grid in grids)
-        return cls(hidden_size=hidden_size, mlp_hidden_size=mlp_hidden_size, scales=scales, **sections)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """Save `config.json` and the component's code, so that the directory loads with `trust_remote_code=True`.
 
-        The code is copied here because a model takes the time stamps of the directory, saves its config, and then
-        uploads what is newer.
+        The model cannot copy the code itself: its `save_pretrained` saves the configuration and then uploads the files
+        that are newer than its start.
         """
         super().save_pretrained(save_directory, **kwargs)
         source, destination = Path(__file__).resolve().parent, Path(save_directory)
@@ -183,10 +160,10 @@ class ImageGenConfig(PreTrainedConfig):
                 shutil.copyfile(path, destination / path.name)
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
-        """As the library's, with an auto_map that names this folder when the file lies in one of its name.
+        """Write the file as the library does, with an `auto_map` that names the folder `FOLDER` if the file is in it.
 
-        A component is loaded by `subfolder=`, which looks code up from the root of the repository; the library
-        would write names without the folder.
+        With `subfolder=` the library looks up the code of a component from the root of the repository, but it would
+        write names without the folder.
         """
         prefix = f"{FOLDER}/" if Path(json_file_path).resolve().parent.name == FOLDER else ""
         self.auto_map = {auto_class: prefix + reference for auto_class, reference in AUTO_MAP.items()}

@@ -1,21 +1,20 @@
-"""Pictures from the states of a language model (Ming-Lite-Uni, arXiv 2505.02471, sections 2 and 3).
+"""Images from the states of a language model (Ming-Lite-Uni, arXiv 2505.02471, sections 2 and 3).
 
-    queries -> language model -> states of the finest scale -> connector -> condition -> Sana -> DC-AE -> picture
+    queries -> language model -> states of the finest scale -> connector -> condition -> Sana -> DC-AE -> image
 
     image_gen = AutoModel.from_pretrained(repository, subfolder="image_gen", trust_remote_code=True)
     image_gen.draw(image_gen.condition(states)).images[0].save("drawing.png")
 
-Transformer, autoencoder, schedule and sampling loop are diffusers'; state-dict names are the released ones below the
-names of the released folders (those of `mlp/` have no prefix).
+Transformer, autoencoder, schedule and sampling loop are those of diffusers. State-dict names are the released ones
+below the names of the released folders (those of `mlp/` have no prefix).
 
-Shape letters: B conditions, I pictures, N query tokens of the finest scale, H width of the language model, C channels.
+Shape letters: B conditions, I images, N query tokens of the finest scale, H width of the language model, C channels.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +23,14 @@ from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransf
 from diffusers.image_processor import PixArtImageProcessor
 from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 from PIL import Image
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
 from transformers import initialization as init
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from .configuration_image_gen import ImageGenConfig
 
 NAMES_SHOWN = 8
-# Called after every denoising step with (step, number of steps, latents [I, C, h, w]); returning False cancels.
+# Called after every denoising step with (step, number of steps, latents [I, C, h, w]); it cancels by returning False.
 StepCallback = Callable[[int, int, torch.Tensor], bool | None]
 
 
@@ -54,11 +51,11 @@ class ConditionProjection(nn.Module):
 
 @dataclass
 class Drawing:
-    """Pictures, in the order of the conditions (all pictures of the first one first).
+    """Images, in the order of the conditions (all images of the first condition first).
 
     Args:
         images: RGB.
-        native_size: (height, width) in pixels they were made at; they are resized where another one was asked for.
+        native_size: (height, width) in pixels at which they were made; they are resized if another size was asked for.
     """
 
     images: list[Image.Image]
@@ -66,6 +63,8 @@ class Drawing:
 
 
 class ImageGen(PreTrainedModel):
+    """The image head: `queries` go into a language model, `condition` takes its states, `draw` makes the images."""
+
     config: ImageGenConfig
     config_class = ImageGenConfig
     base_model_prefix = ""
@@ -83,10 +82,10 @@ class ImageGen(PreTrainedModel):
         self.proj_out = nn.Linear(width, config.hidden_size)
         self.mlp = ConditionProjection(config)
         self.connector = Qwen2Model(Qwen2Config(**config.connector, vocab_size=1, attn_implementation="sdpa"))
-        self.connector.embed_tokens = nn.Identity()  # it reads states; the released table has 311 M weights
+        self.connector.embed_tokens = nn.Identity()  # it gets embeddings; the released table has 311 M weights
         self.transformer = SanaTransformer2DModel.from_config(config.transformer)
         self.vae = AutoencoderDC.from_config(config.vae)
-        self.offload_hook = None
+        self.offload_hook: Any = None  # of the part that `enable_model_cpu_offload` moves last
         self.post_init()
 
     @torch.no_grad()
@@ -119,9 +118,9 @@ class ImageGen(PreTrainedModel):
         return F.normalize(self.proj_out(hidden).float(), dim=-1).to(hidden.dtype)
 
     def enable_model_cpu_offload(self, device: torch.device | str) -> None:
-        """Let connector, transformer and autoencoder take turns on `device`, each waiting on the CPU meanwhile.
+        """Let connector, transformer and autoencoder take turns on `device`; the others wait on the CPU.
 
-        No more than the largest of them is on the device then, beside queries and projections, which are small.
+        At any time the device holds one of them, and the queries and projections, which are small.
         """
         self.to("cpu")
         for part in (self.query_tokens_dict, self.proj_in, self.proj_out, self.mlp):
@@ -143,27 +142,29 @@ class ImageGen(PreTrainedModel):
         progress: bool = False,
         resize: bool = True,
     ) -> Drawing:
-        """Pictures of conditions.
+        """Images of conditions.
 
         Args:
             condition: [B, N, H], see `condition`.
-            height, width: in pixels, 64 to 2048; default the native square. The picture is made at the nearest native
-                size, and resized to fill this one, with what sticks out cut off, unless `resize` is False.
-            num_inference_steps: steps of the flow; guidance_scale: of classifier-free guidance, 1 is none.
-            generator: one per picture, I = B * num_images_per_prompt; None: a fresh draw. Made on the CPU they give
-                the same noise on every device. PyTorch's global generator is never used.
+            height, width: in pixels, 64 to 2048; default the native square. The image is made at the nearest native
+                size. Unless `resize` is False it is then resized to cover the size asked for, and cropped to it.
+            num_inference_steps: steps of the flow.
+            guidance_scale: scale s >= 1 of classifier-free guidance in the form u + s * (c - u); 1 is none.
+            num_images_per_prompt: images per condition.
+            generator: one per image, I = B * num_images_per_prompt; None: a fresh draw. CPU generators give the same
+                noise on every device. PyTorch's global generator is never used.
             callback: see `StepCallback`.
             progress: show a progress bar.
 
         Raises:
             ValueError: sizes, steps, guidance or generators that cannot be used, before any work.
-            concurrent.futures.CancelledError: the callback said so.
+            concurrent.futures.CancelledError: the callback cancelled.
         """
-        options = self.check_options(height, width, num_inference_steps, guidance_scale, num_images_per_prompt)
+        options = self.resolve_options(height, width, num_inference_steps, guidance_scale, num_images_per_prompt)
         size, native, num_steps, scale = options
         count = len(condition) * num_images_per_prompt
         if generator is not None and len(generator) != count:
-            raise ValueError(f"{len(generator)} generators for {count} pictures; give one per picture")
+            raise ValueError(f"{len(generator)} generators for {count} images; pass one per image")
         if generator is None:
             generator = [torch.Generator() for _ in range(count)]
             for own in generator:
@@ -172,7 +173,7 @@ class ImageGen(PreTrainedModel):
         latents = self._denoise(condition, native, num_steps, scale, generator, callback, progress)
         return Drawing(self.decode(latents, size if resize else native), native)
 
-    def check_options(
+    def resolve_options(
         self,
         height: int | None = None,
         width: int | None = None,
@@ -180,10 +181,12 @@ class ImageGen(PreTrainedModel):
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
     ) -> tuple[tuple[int, int], tuple[int, int], int, float]:
-        """Options of `draw` -> wanted and native (height, width), number of steps, guidance scale.
+        """Options of `draw`, defaults filled in -> size asked for, native size, number of steps, guidance scale.
+
+        Sizes are (height, width) in pixels.
 
         Raises:
-            ValueError: sizes, steps, guidance or a number of pictures that cannot be used.
+            ValueError: sizes, steps, guidance or a number of images that cannot be used.
         """
         config = self.config
         size = (config.native_side if height is None else height, config.native_side if width is None else width)
@@ -197,8 +200,20 @@ class ImageGen(PreTrainedModel):
             raise ValueError(f"guidance_scale must be at least 1 (no guidance), got {scale!r}")
         return size, native, num_steps, scale
 
-    def _denoise(self, condition, native, num_steps, scale, generator, callback, progress) -> torch.Tensor:
-        """The library's sampling loop -> latents [I, C, h, w], float32, scaled."""
+    def _denoise(
+        self,
+        condition: torch.Tensor,
+        native: tuple[int, int],
+        num_steps: int,
+        scale: float,
+        generator: list[torch.Generator],
+        callback: StepCallback | None,
+        progress: bool,
+    ) -> torch.Tensor:
+        """The library's sampling loop: condition [I, N, H], arguments as of `draw` -> latents [I, C, h, w] float32.
+
+        The latents are scaled by `vae.scaling_factor`.
+        """
         from diffusers import SanaPipeline
 
         scheduler = FlowMatchEulerDiscreteScheduler(**self.config.scheduler)
@@ -230,7 +245,13 @@ class ImageGen(PreTrainedModel):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, size: tuple[int, int] | None = None) -> list[Image.Image]:
-        """Latents [I, C, h, w], those that a callback gets too -> RGB pictures, of (height, width) `size` if given."""
+        """Latents [I, C, h, w], those of a callback too -> RGB images, resized and cropped to `size` if given.
+
+        Afterwards the autoencoder is moved to the CPU if `enable_model_cpu_offload` was called.
+
+        Args:
+            size: (height, width) in pixels.
+        """
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         pixels = self.vae.decode(scaled, return_dict=False)[0]
         if self.offload_hook is not None:
@@ -258,78 +279,29 @@ class ImageGen(PreTrainedModel):
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        shapes = [f"{name} {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]]
-        report(
-            pretrained_model_name_or_path,
-            info["missing_keys"],
-            info["unexpected_keys"],
-            [] if ignore_mismatched_sizes else shapes,
-        )
+        raise_if_incomplete(pretrained_model_name_or_path, info, ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
 
-    @classmethod
-    def from_released(cls, directory: str | os.PathLike, dtype: torch.dtype = torch.float32) -> "ImageGen":
-        """From the released folders `mlp/`, `connector/`, `transformer/` and `vae/` of a directory, read in place.
 
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: names or shapes of the weights do not fit the configs.
-        """
-        config = ImageGenConfig.from_released(directory)
-        with torch.device("meta"):
-            model = cls(config)
-        # The one part whose tensors are computed, not stored.
-        model.connector.rotary_emb = Qwen2RotaryEmbedding(model.connector.config)
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        for folder in RELEASED_FOLDERS:
-            tensors = {}
-            for path in sorted((Path(directory) / folder).glob("*.safetensors")):
-                for name, tensor in load_file(path).items():
-                    if (own_name := released_name(folder, name)) is not None:
-                        tensors[own_name] = tensor.to(dtype)
-            own = {name for name in wanted if folder_of(name) == folder}
-            common = own & tensors.keys()
-            shapes = [
-                f"{name} {tuple(tensors[name].shape)}, not {wanted[name]}"
-                for name in common
-                if tuple(tensors[name].shape) != wanted[name]
-            ]
-            report(Path(directory) / folder, own - common, tensors.keys() - common, shapes)
-            model.load_state_dict(tensors, strict=False, assign=True)
-        return model.eval()
+# The other component has a copy: each is a folder that loads alone and imports nothing outside of it.
+def raise_if_incomplete(source: Any, info: dict[str, Any], ignore_mismatched_sizes: bool = False) -> None:
+    """Raise a ValueError that names what does not fit between a checkpoint and the model, if anything.
 
-
-RELEASED_FOLDERS = ("mlp", "connector", "transformer", "vae")
-
-
-def folder_of(name: str) -> str:
-    """The released folder that holds a weight of `ImageGen`."""
-    part = name.split(".")[0]
-    return part if part in RELEASED_FOLDERS else "mlp"
-
-
-def released_name(folder: str, name: str) -> str | None:
-    """The name in `ImageGen` of a weight in a released folder; None for what is not used.
-
-    That is the connector's vocabulary, and a projector that an earlier release kept in `mlp/`.
+    `info` is the library's loading info: `missing_keys`, `unexpected_keys`, and `mismatched_keys` as (name, shape in
+    the checkpoint, shape in the model).
     """
-    if folder == "mlp":
-        return None if name.startswith("linear_proj.") else name
-    if folder == "connector":
-        is_vocabulary = name.startswith(("model.embed_tokens.", "lm_head."))
-        return None if is_vocabulary else "connector." + name.removeprefix("model.")
-    return f"{folder}.{name}"
-
-
-def report(source, missing, unexpected, shapes) -> None:
-    """Raise one ValueError that names what does not fit between a checkpoint and the model, if anything."""
-    problems = {"missing keys": missing, "unexpected keys": unexpected, "wrong shapes": shapes}
+    shapes = [f"{name} {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]]
+    problems = {
+        "missing keys": info["missing_keys"],
+        "unexpected keys": info["unexpected_keys"],
+        "wrong shapes": [] if ignore_mismatched_sizes else shapes,
+    }
     for problem, found in problems.items():
         if names := sorted(found):
             more = f", ... ({len(names)} in all)" if len(names) > NAMES_SHOWN else ""
             raise ValueError(
                 f"{source}: {problem}: {', '.join(names[:NAMES_SHOWN])}{more}. "
-                "The weights and their configuration do not belong together."
+                "The checkpoint and its config.json do not belong together."
             )
 
 

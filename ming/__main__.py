@@ -1,4 +1,4 @@
-"""`python -m ming`: see `ming.cli.main`."""
+"""`python -m ming`, which is also the command `ming`."""
 
 import sys
 

@@ -5,15 +5,15 @@ Letters: B rows (prompts), N recordings of a row, T feature frames, L all frames
 
 import functools
 import math
-import re
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import WhisperFeatureExtractor
+from transformers import FunAsrNanoFeatureExtractor, WhisperFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .media import load_audio, require, resample
+from .compat import keeps_auto_map
+from .media import load_audio, resample
 
 INT16_SCALE = 32768.0  # kaldi's filter banks expect samples on the scale of 16-bit integers
 WHISPER_HOP_SECONDS = 0.01
@@ -21,33 +21,9 @@ WHISPER_MIN_SAMPLES = 201  # the spectrogram reflects 200 samples at both ends
 WHISPER_POSITION_FRAMES = 2  # mel frames of 10 ms in one position of the encoder (its second convolution has stride 2)
 
 
-def read_cmvn(path: str) -> tuple[list[float], list[float]]:
-    """Read the shift and scale vectors of a kaldi `am.mvn` text file: `(features + shift) * scale`.
-
-    Returns:
-        Two lists of D floats, for `cmvn_shift` and `cmvn_scale`.
-
-    Raises:
-        ValueError: the file holds no `<AddShift>` and `<Rescale>` vectors of equal length.
-    """
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
-    vectors = []
-    for name in ("AddShift", "Rescale"):
-        match = re.search(rf"<{name}>[^\[]*\[([^\]]*)\]", text)
-        if match is None:
-            raise ValueError(f"{path} has no <{name}> [ ... ] vector; expected is a kaldi am.mvn text file")
-        vectors.append([float(value) for value in match.group(1).split()])
-    if len(vectors[0]) != len(vectors[1]):
-        raise ValueError(f"{path}: {len(vectors[0])} shifts do not match {len(vectors[1])} scales")
-    return vectors[0], vectors[1]
-
-
-def stack_frames(frames: torch.Tensor, window: int, hop: int) -> torch.Tensor:
-    """Low frame rate: [T, D] -> [ceil(T / hop), window * D]; windows are centred, edge frames are repeated."""
-    starts = torch.arange(math.ceil(len(frames) / hop)) * hop - (window - 1) // 2
-    index = (starts[:, None] + torch.arange(window)).clamp_(0, len(frames) - 1)
-    return frames[index].flatten(1)
+@functools.lru_cache(maxsize=4)
+def _sanm_extractor(**settings: Any) -> FunAsrNanoFeatureExtractor:
+    return FunAsrNanoFeatureExtractor(**settings)
 
 
 @functools.lru_cache(maxsize=4)
@@ -55,6 +31,7 @@ def _whisper_extractor(num_mel_bins: int, sampling_rate: int) -> WhisperFeatureE
     return WhisperFeatureExtractor(feature_size=num_mel_bins, sampling_rate=sampling_rate)
 
 
+@keeps_auto_map
 class BailingMMFeatureExtractor(FeatureExtractionMixin):
     """Turns recordings into the input features of one of the two audio encoders.
 
@@ -63,11 +40,14 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         num_mel_bins, frame_length, frame_shift: filter banks of the SANM front end; the last two in ms.
         lfr_m, lfr_n: window and hop, in frames, of its low frame rate stacking.
         cmvn_shift, cmvn_scale: lists of `num_mel_bins * lfr_m` floats, applied as `(x + shift) * scale`; None leaves
-            the features as they are. `read_cmvn` reads them from a released `am.mvn`.
+            the features as they are.
         whisper_num_mel_bins: width of the Whisper features.
         max_seconds: longest recording for the SANM encoder.
         max_whisper_positions: positions (20 ms each) of the Whisper encoder; 15,000 are 300 s.
-        mono: `"mean"` mixes channels down, `"first"` takes the first one as the released code does.
+        mono: `"mean"` mixes channels down, `"first"` takes the first channel as the released code does.
+
+    Raises:
+        ValueError: `cmvn_shift` and `cmvn_scale` of another length, or one without the other.
     """
 
     model_input_names = ["audio_feats", "audio_feats_lengths"]
@@ -124,7 +104,7 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         return resample(waveform, rate, self.sampling_rate)[0]
 
     def fetch_audio(self, audios: Any, sampling_rate: int | None = None) -> np.ndarray | list:
-        """What the library's pipelines call: a recording or a list of them -> float32 [samples], one each."""
+        """Called by the library's pipelines: a recording or a list of recordings -> float32 [samples] each."""
         if is_recording(audios):
             return self.load(audios, sampling_rate).numpy()
         return [self.fetch_audio(audio, sampling_rate) for audio in audios]
@@ -161,26 +141,27 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
 
     @torch.no_grad()
     def sanm_features(self, waveform: torch.Tensor) -> torch.Tensor:
-        """float32 [samples] at `self.sampling_rate` -> normalised, stacked filter banks float32 [T, D]."""
-        frames = require("torchaudio.compliance.kaldi").fbank(
-            waveform[None] * INT16_SCALE,
-            num_mel_bins=self.num_mel_bins,
+        """float32 [samples] at `self.sampling_rate` -> normalised, stacked filter banks float32 [T, D].
+
+        Raises:
+            ImportError: `torchaudio` is not installed.
+        """
+        extractor = _sanm_extractor(
+            feature_size=self.num_mel_bins,
+            sampling_rate=self.sampling_rate,
             frame_length=self.frame_length,
             frame_shift=self.frame_shift,
-            dither=0.0,
-            energy_floor=0.0,
-            window_type="hamming",
-            sample_frequency=self.sampling_rate,
-            snip_edges=True,
+            num_frames_lfr=self.lfr_m,
+            stride_lfr=self.lfr_n,
         )
-        features = stack_frames(frames, self.lfr_m, self.lfr_n)
+        features = extractor((waveform * INT16_SCALE).numpy(), self.sampling_rate)["input_features"][0]
         if self.cmvn_shift is not None:
             features = (features + torch.tensor(self.cmvn_shift)) * torch.tensor(self.cmvn_scale)
         return features
 
     @torch.no_grad()
     def whisper_features(self, waveform: torch.Tensor) -> torch.Tensor:
-        """float32 [samples] at `self.sampling_rate` -> log-mel float32 [T, whisper_num_mel_bins], 10 ms a frame."""
+        """float32 [samples] at `self.sampling_rate` -> log-mel float32 [T, whisper_num_mel_bins], 10 ms per frame."""
         extractor = _whisper_extractor(self.whisper_num_mel_bins, self.sampling_rate)
         features = extractor(
             waveform.numpy(), sampling_rate=self.sampling_rate, padding=False, truncation=False, return_tensors="pt"
@@ -188,7 +169,7 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         return features["input_features"][0].T
 
     def extract(self, waveform: torch.Tensor, use_whisper_encoder: bool = False) -> torch.Tensor:
-        """float32 [samples] at `self.sampling_rate` -> features [T, D]; checks the length first.
+        """float32 [samples] at `self.sampling_rate` -> features [T, D].
 
         Raises:
             ValueError: shorter than one frame, or longer than the encoder takes.
@@ -206,7 +187,7 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         """Features of a batch of recordings.
 
         Args:
-            audios: one recording, a list of recordings (one a row), or a list of rows, each a list of recordings
+            audios: one recording, a list of recordings (one per row), or a list of rows, each a list of recordings
                 (possibly empty). A recording is anything that `load_audio` takes.
             sampling_rate: Hz, of arrays that come without a rate.
             use_whisper_encoder: features for the Whisper encoder instead of the SANM one.
@@ -214,7 +195,7 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
 
         Returns:
             `audio_feats` float32 [B, L, D]: the recordings of a row one after the other, padded with zeros;
-            `audio_feats_lengths` int64 [B, N]: frames of each recording, 0 behind the last one of a row;
+            `audio_feats_lengths` int64 [B, N]: frames of each recording, 0 after the last recording of a row;
             `encoder_feats_lengths` int64 [B, N]: placeholder tokens of each recording.
 
         Raises:
@@ -253,7 +234,7 @@ def is_recording(value: Any) -> bool:
 
 
 def audio_rows(audios: Any) -> list[list[Any]]:
-    """One recording, a list of recordings (one a row) or a list of lists of them -> list of lists.
+    """One recording, a list of recordings (one per row) or a list of lists of them -> list of lists.
 
     Raises:
         ValueError: an empty batch.
@@ -261,5 +242,5 @@ def audio_rows(audios: Any) -> list[list[Any]]:
     if is_recording(audios):
         return [[audios]]
     if len(audios) == 0:
-        raise ValueError("audios is an empty list; leave it out for prompts without sound")
+        raise ValueError("audios is an empty list; leave it out for prompts without audio")
     return [[row] if is_recording(row) else list(row) for row in audios]

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from .generation_arguments import raise_if_too_long
 
-def check_options(options: dict[str, Any]) -> None:
-    """Raise for options of `generate` that a `Chat` cannot take."""
+
+def raise_if_unfit(options: dict[str, Any]) -> None:
+    """Refuse options of `generate` that a `Chat` cannot take."""
     if (mode := options.get("generation_mode")) not in (None, "text"):
         raise ValueError(
-            f"generation_mode={mode!r}: a chat answers in text; use model.generate for speech and pictures"
+            f"generation_mode={mode!r}: a chat answers in text; use model.generate for speech and images"
         )
     own = ("input_ids", "inputs_embeds", "mm_token_type_ids", "past_key_values", "return_dict_in_generate")
     if given := [name for name in own if name in options]:
@@ -39,7 +41,7 @@ class Chat:
     def __init__(self, model, processor, system: str | None = None, **options):
         self.model, self.processor, self.options = model, processor, options
         self.system = system
-        check_options(options)
+        raise_if_unfit(options)
         self.reset()
 
     def reset(self) -> None:
@@ -48,7 +50,7 @@ class Chat:
         if self.system is not None:
             self.messages.append({"role": "system", "content": self.system})
         self.cache = DynamicCache(config=self.model.config.get_text_config())
-        # All tokens so far, and which of them are pictures or sound; the last one may not be in the cache yet.
+        # All tokens so far, and which of them are images or audio; the last one may not be in the cache yet.
         self.ids = torch.zeros(1, 0, dtype=torch.long)
         self.token_types = torch.zeros(1, 0, dtype=torch.long)
 
@@ -61,7 +63,7 @@ class Chat:
             ValueError: the conversation would not fit into the model's context, content that cannot be read, or
                 options as in the constructor.
         """
-        check_options(options)
+        raise_if_unfit(options)
         message = {"role": "user", "content": content}
         seen = self.cache.get_seq_length()
         try:
@@ -91,8 +93,7 @@ class Chat:
         new_types = inputs.pop("mm_token_type_ids", torch.zeros_like(new_ids))
         ids = torch.cat([self.ids.to(device), new_ids], dim=1)
         context = model.config.llm_config.max_position_embeddings
-        if ids.shape[1] >= context:
-            raise ValueError(f"the conversation has {ids.shape[1]} tokens; the model's context is {context}")
+        raise_if_too_long(ids.shape[1], context, "the conversation", room=1)
         token_types = torch.cat([self.token_types.to(device), new_types], dim=1)
         media = {name: inputs[name] for name in model.media_inputs if name in inputs}
         with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Byte-pair encoding of speech codes: 50 codes a second <-> about a third fewer ids for the talker.
+"""Byte-pair encoding of speech codes: 50 codes per second <-> about a third fewer ids for the talker.
 
-Every speech code has one character; a string of them is encoded by a `tokenizers` BPE whose tokens are runs of codes.
+Every speech code has one character. A BPE of `tokenizers`, whose tokens are runs of codes, encodes the string of them.
 
 Letters: T codes, N ids.
 """
@@ -15,7 +15,6 @@ from tokenizers import Tokenizer, models, trainers
 
 TOKENIZER_FILE = "tokenizer.json"
 MAPPING_FILE = "char_mapping.txt"
-RELEASED_FOLDER = "s3_bpe"  # below the folder of the talker's text tokenizer
 FIRST_CHARACTER = 0x4E00  # of trained vocabularies; the CJK block has no spaces, marks or normal forms
 MAX_TRAINED_CODES = 0x9FA6 - FIRST_CHARACTER  # 20,902
 UNKNOWN_MODES = ("error", "drop")
@@ -75,7 +74,7 @@ class CodecBPE:
         if [index for _, index in vocabulary] != list(range(len(vocabulary))):
             raise ValueError(f"the {len(vocabulary)} ids of the speech vocabulary must be 0, 1, 2, ... without a gap")
         special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        self._codes_of_ids = [[] for _ in vocabulary]  # special tokens stand for no code
+        self._codes_of_ids: list[list[int]] = [[] for _ in vocabulary]  # special tokens stand for no code
         for token, index in vocabulary:
             if index in special:
                 continue
@@ -99,7 +98,7 @@ class CodecBPE:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """int64 [vocab_size]: how many codes (20 ms each) an id stands for; 0 for special tokens."""
+        """int64 [vocab_size]: number of codes (20 ms each) that an id stands for; 0 for special tokens."""
         return self._lengths.clone()
 
     @property
@@ -112,8 +111,8 @@ class CodecBPE:
 
         Args:
             codes: integers in 0..num_codes - 1, a list or an integer tensor [T].
-            unknown: what to do with codes that the vocabulary does not hold: `"error"`, or `"drop"` as the released
-                code does silently. Real recordings have a few of them with the released vocabulary.
+            unknown: what to do with codes that the vocabulary does not hold: `"error"` refuses them, `"drop"` leaves
+                them out as the released code does. Real recordings have a few of them with the released vocabulary.
 
         Raises:
             ValueError: no flat sequence of integers, a code without a character, or (`"error"`) without an id.
@@ -151,7 +150,7 @@ class CodecBPE:
         """Read `tokenizer.json` and `char_mapping.txt`.
 
         Args:
-            source: the folder of the two files or the one above its `s3_bpe/`; or the paths of the two, in this order.
+            source: the folder of the two files, or the paths of the two in this order.
 
         Raises:
             FileNotFoundError: a file is not there.
@@ -160,10 +159,7 @@ class CodecBPE:
         if isinstance(source, (tuple, list)):
             tokenizer_file, mapping_file = map(Path, source)
         else:
-            # The folder above holds a tokenizer.json too: the talker's text tokenizer. The mapping tells which one.
-            folders = (Path(source), Path(source) / RELEASED_FOLDER)
-            folder = next((folder for folder in folders if (folder / MAPPING_FILE).is_file()), Path(source))
-            tokenizer_file, mapping_file = folder / TOKENIZER_FILE, folder / MAPPING_FILE
+            tokenizer_file, mapping_file = Path(source) / TOKENIZER_FILE, Path(source) / MAPPING_FILE
         for path in (mapping_file, tokenizer_file):
             if not path.is_file():
                 raise FileNotFoundError(
@@ -187,7 +183,7 @@ class CodecBPE:
 
     @classmethod
     def train(cls, sequences: Iterable[Sequence[int] | torch.Tensor], num_codes: int, vocab_size: int) -> "CodecBPE":
-        """Learn the most frequent runs of codes; equal input gives an equal vocabulary. Id c < num_codes is code c.
+        """Learn the most frequent runs of codes. Id c < num_codes is code c; equal input gives an equal vocabulary.
 
         Args:
             sequences: speech codes [T] of many utterances; no run crosses the end of one.

@@ -5,17 +5,13 @@ The JSON layout is the released one (`llm_config`, `vision_config`, `audio_confi
 """
 
 import os
-import shutil
-from fnmatch import fnmatch
-from pathlib import Path
+from typing import Any
 
-from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, Qwen2Config
-from transformers.configuration_utils import SubConfigSpec
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-from transformers.utils import cached_file, logging
 
-logger = logging.get_logger(__name__)
+from .compat import ignores_experts_implementation, keeps_auto_map, register_for_serving
+from .source import CODE, CheckpointSource, pushed_to_hub
 
 # The code that a repository's config.json names for remote loading.
 AUTO_MAP = {
@@ -25,41 +21,7 @@ AUTO_MAP = {
         "ming/modeling_bailingmm.BailingMMNativeForConditionalGeneration",
     ),
 }
-# Code and components that make a weights directory self-contained; sub-folders stay flat (see `save_pretrained`).
-TRAVELS_WITH_WEIGHTS = (
-    "*.py",
-    "ming/[!_]*.py",
-    "talker/*",
-    "codec_bpe/*",
-    "voices/*",
-    "audio_detokenizer/*",
-    "image_gen/*",
-)
-    "*.py",
-    "ming/[!_]*.py",
-    "talker/*",
-    "codec_bpe/*",
-    "voices/*",
-    "audio_detokenizer/*",
-    "image_gen/*",
-)
-
-
-def register_for_serving() -> None:
-    """Enter the model into the table by which `transformers serve` chooses how to load and to feed an architecture.
-
-    The table is internal to the library, and remote code is served only with an entry in it. Everything else works
-    without, so a version that has no such table gets a remark.
-    """
-    try:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
-    except ImportError as error:
-        logger.warning(f"`transformers serve` will not serve this model: {error}")
-        return
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("bailingmm", AUTO_MAP["AutoModelForMultimodalLM"].split(".")[1])
-
-
-register_for_serving()
+register_for_serving("bailingmm", "BailingMMNativeForConditionalGeneration")
 
 
 class BailingMoeConfig(PreTrainedConfig):
@@ -99,7 +61,7 @@ class BailingMoeConfig(PreTrainedConfig):
     num_hidden_layers: int = 28
     num_attention_heads: int = 16
     num_key_value_heads: int = 4
-    head_dim: int | None = None
+    head_dim: Any = None  # None: hidden_size over num_attention_heads
     hidden_act: str = "silu"
     max_position_embeddings: int = 32768
     initializer_range: float = 0.006
@@ -170,7 +132,7 @@ class BailingMMAudioConfig(PreTrainedConfig):
     model_type = "bailingmm_sanm"
     base_config_key = "audio_config"
 
-    audio_encoder_config_sanm: dict | None = None
+    audio_encoder_config_sanm: Any = None
     ds_kernel_size: int = 1
     ds_stride: int = 1
     norm_query_embeds: bool = True
@@ -242,7 +204,7 @@ class BailingMMWhisperConfig(PreTrainedConfig):
     model_type = "bailingmm_whisper"
     base_config_key = "whisper_config"
 
-    whisper_encoder_config: dict | None = None
+    whisper_encoder_config: Any = None
     ds_kernel_size: int = 3
     ds_stride: int = 2
     mask_padding: bool = True
@@ -313,6 +275,19 @@ TALKER_TOKENS = (
 )
 
 
+# Sizes of the talker's language model where a file does not give them, as released.
+TALKER_SIZES: dict[str, Any] = {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+}
+
+
+@ignores_experts_implementation
 class BailingMMTalkerConfig(PreTrainedConfig):
     """The talker: a Qwen2 language model over one vocabulary of text tokens, then codec BPE ids.
 
@@ -325,28 +300,15 @@ class BailingMMTalkerConfig(PreTrainedConfig):
 
     model_type = "bailingmm_talker"
     base_config_key = "talker_config"
-    sub_configs_defaults = {
-        "llm_config": SubConfigSpec(
-            Qwen2Config,
-            init_kwargs={
-                "hidden_size": 896,
-                "intermediate_size": 4864,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 14,
-                "num_key_value_heads": 2,
-                "max_position_embeddings": 32768,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
-            },
-        )
-    }
-    llm_config: dict | PreTrainedConfig | None = None
+    sub_configs = {"llm_config": Qwen2Config}
+    llm_config: Any = None
     text_vocab_size: int = 151677
     audio_vocab_size: int = 32768
     qa_model_hidden_size: int = 2048
     vp_feature_size: int = 192
     vp_kernel_size: int = 1
     vp_stride: int = 1
-    special_token_ids: dict[str, int] | None = None
+    special_token_ids: Any = None
     sampling_top_k: int = 20
     sampling_temperature: float = 1.0
 
@@ -359,6 +321,8 @@ class BailingMMTalkerConfig(PreTrainedConfig):
                 f"talker_config: vocab_size is {vocab_size}; it must be text_vocab_size + audio_vocab_size = "
                 f"{self.vocab_size}"
             )
+        if not isinstance(self.llm_config, PreTrainedConfig):
+            self.llm_config = Qwen2Config(**{**TALKER_SIZES, **(self.llm_config or {})})
         super().__post_init__(**{name: kwargs[name] for name in known if name in kwargs})
         self.llm_config.vocab_size = self.vocab_size
         if self.vp_stride != 1:
@@ -370,42 +334,39 @@ class BailingMMTalkerConfig(PreTrainedConfig):
             raise ValueError(f"talker_config: special_token_ids lack {sorted(missing)}")
 
     @property
-    def _experts_implementation(self) -> None:
-        """The library hands this option of the decoder to all parts, and Qwen2, which has no experts, refuses it."""
-
-    @_experts_implementation.setter
-    def _experts_implementation(self, value):
-        self._experts_implementation_internal = None
-
-    @property
     def vocab_size(self) -> int:
         """Size of the one vocabulary of both streams."""
         return self.text_vocab_size + self.audio_vocab_size
 
 
+@keeps_auto_map
 class BailingMMConfig(PreTrainedConfig):
     """Ming-Lite-Omni: the thinker with its vision tower and two audio encoders, and the talker.
 
     `load_vision`, `load_audio` (SANM), `load_whisper`, `load_talker` and `load_image_gen` leave a part out: pass them
     to `from_pretrained` to save its memory. `mlp_depth` counts the linear layers of each projector (released: 2).
-    Without a `talker_config` there is no talker.
+    Without a `talker_config` there is no talker. `components_from` tells where the parts beside the main weights are,
+    if not here: name, revision and subfolder of a checkpoint.
+
+    Attributes:
+        source: where the configuration was read from; not saved.
     """
 
     model_type = "bailingmm"
-    sub_configs_defaults = {
+    sub_configs = {
         "llm_config": BailingMoeConfig,
         "vision_config": BailingMMVisionConfig,
         "audio_config": BailingMMAudioConfig,
         "whisper_config": BailingMMWhisperConfig,
-        "talker_config": SubConfigSpec(BailingMMTalkerConfig, optional=True),
+        "talker_config": BailingMMTalkerConfig,
     }
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    llm_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    audio_config: dict | PreTrainedConfig | None = None
-    whisper_config: dict | PreTrainedConfig | None = None
-    talker_config: dict | PreTrainedConfig | None = None
+    llm_config: Any = None
+    vision_config: Any = None
+    audio_config: Any = None
+    whisper_config: Any = None
+    talker_config: Any = None
     mlp_depth: int = 2
     load_vision: bool = True
     load_audio: bool = True
@@ -414,6 +375,33 @@ class BailingMMConfig(PreTrainedConfig):
     load_image_gen: bool = True
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
+    components_from: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        for name, config_class in self.sub_configs.items():
+            given = getattr(self, name)
+            is_absent = given is None and name == "talker_config"
+            if not is_absent and not isinstance(given, PreTrainedConfig):
+                setattr(self, name, config_class(**(given or {})))
+        super().__post_init__(**kwargs)
+        self.source: CheckpointSource | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """Library `from_pretrained`; the source is kept, since saving copies code from it."""
+        source = CheckpointSource.of_call(pretrained_model_name_or_path, kwargs)
+        result = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        config.source = source
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """Library `to_dict`, without the source: it is of this process and may hold a token."""
+        fields = super().to_dict()
+        fields.pop("source", None)
+        if fields.get("components_from") is None:
+            fields.pop("components_from", None)
+        return fields
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """The decoder's configuration: what generation, caches and quantisers ask for."""
@@ -423,45 +411,13 @@ class BailingMMConfig(PreTrainedConfig):
     def image_token_id(self) -> int:
         return self.llm_config.image_patch_token
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
-        """Save `config.json` and the code it names, so that the directory loads with `trust_remote_code=True`.
-
-        The code is copied here and not by the model: `PreTrainedModel.save_pretrained` takes the time stamps of the
-        directory, then saves the config, then uploads what is newer.
-        """
-        super().save_pretrained(save_directory, **kwargs)
-        if self._name_or_path:
-            copy_repository_files(self._name_or_path, save_directory, getattr(self, "_commit_hash", None))
-
-
-def has_component(source: str, folder: str, revision: str | None = None) -> bool:
-    """Whether a directory or Hub repository holds a component, which is a folder with a configuration."""
-    options = {"subfolder": folder, "revision": revision or "main"}
-    return cached_file(source, "config.json", **options, _raise_exceptions_for_missing_entries=False) is not None
-
-
-def copy_repository_files(source: str, destination: str | os.PathLike, revision: str | None = None) -> None:
-    """Copy what `TRAVELS_WITH_WEIGHTS` names from a directory or a Hub id into `destination` (itself: nothing).
-
-    A source that is gone is only a warning: the weights, perhaps days of training, are saved after this.
-    """
-    try:
-        root = Path(
-            source
-            if os.path.isdir(source)
-            else snapshot_download(source, revision=revision, allow_patterns=TRAVELS_WITH_WEIGHTS)
-        )
-    except (OSError, ValueError) as error:
-        logger.warning(f"{destination} is saved without code: {source} cannot be read any more ({error})")
-        return
-    destination = Path(destination)
-    if root.resolve() == destination.resolve():
-        return
-    for path in (path for pattern in TRAVELS_WITH_WEIGHTS for path in root.glob(pattern)):
-        if path.is_file() and not fnmatch(path.name, "*.pyc"):
-            target = destination / path.relative_to(root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target)
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Save `config.json` and the code it names, so that the directory loads with `trust_remote_code=True`."""
+        source = self.source or (CheckpointSource(self.name_or_path) if self.name_or_path else None)
+        with pushed_to_hub(save_directory, push_to_hub, kwargs):
+            super().save_pretrained(save_directory, **kwargs)
+            if source is not None:
+                source.copy(CODE, save_directory, "code")
 
 
 __all__ = [

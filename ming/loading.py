@@ -1,46 +1,85 @@
-"""How weights are read, and where a model computes whose weights wait elsewhere."""
+"""Loading a model in one call, with defaults that suit the machine."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from typing import Any
 
 import torch
+from transformers import BitsAndBytesConfig
+
+from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from .quantization import four_bit
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Parts that can be left out; each is an option `load_<part>` of `from_pretrained`. Text is always there.
+PARTS = ("vision", "audio", "whisper", "talker", "image_gen")
+QUANTIZATIONS = ("4bit", "8bit")
 
 
-@contextmanager
-def sequential_loading() -> Iterator[None]:
-    """Read weights one after another unless the user decided about `HF_DEACTIVATE_ASYNC_LOAD`.
+def default_device() -> torch.device:
+    """The first CUDA GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    The library's loading threads run ahead of the fusing of experts and hold up to half a checkpoint on top of the
-    model (`python -m benchmarks load`).
+
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """float32 on a CPU, bfloat16 on every other device."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+
+
+def load_model(
+    source: str | os.PathLike,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    parts: Iterable[str] | None = None,
+    quantization: Any = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> BailingMMNativeForConditionalGeneration:
+    """A model in eval mode, with all weights on one device.
+
+    Args:
+        source: directory or Hub id of a checkpoint.
+        device: default: `default_device()`.
+        dtype: of the weights that are not quantised; default: `default_dtype(device)`.
+        parts: those of `PARTS` to load; None loads all that the checkpoint has.
+        quantization: "4bit", "8bit", or a configuration as `from_pretrained` takes it.
+        trust_remote_code: whether code in the checkpoint may run; without it, only the code of this package runs.
+        options: further options of `from_pretrained`, such as `revision`, `token` or `cache_dir`.
+
+    Raises:
+        OSError: there is no such checkpoint.
+        ValueError: an unknown part or quantisation, or the weights do not fit the configuration.
     """
-    if "HF_DEACTIVATE_ASYNC_LOAD" in os.environ:
-        yield
-        return
-    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["HF_DEACTIVATE_ASYNC_LOAD"]
+    device = torch.device(device) if device is not None else default_device()
+    dtype = dtype or default_dtype(device)
+    if quantization is not None:
+        options["quantization_config"] = _quantization_config(quantization, dtype)
+    return BailingMMNativeForConditionalGeneration.from_pretrained(
+        source,
+        dtype=dtype,
+        device_map={"": device},
+        trust_remote_code=trust_remote_code,
+        **_part_options(parts),
+        **options,
+    ).eval()
 
 
-class ExecutionDevice:
-    """Gives a `PreTrainedModel` a `device` to which inputs may be moved when its weights are offloaded.
-
-    Offloaded weights are meta tensors until accelerate's hooks fetch them; the library's `device` would be theirs.
-    """
-
-    @property
-    def device(self) -> torch.device:
-        device = super().device
-        if device.type != "meta":
-            return device
-        for module in self.modules():
-            hook = getattr(module, "_hf_hook", None)
-            for one in getattr(hook, "hooks", (hook,)):
-                if (execution_device := getattr(one, "execution_device", None)) is not None:
-                    return torch.device(execution_device)
-        return device
+def _part_options(parts: Iterable[str] | None) -> dict[str, bool]:
+    if parts is None:
+        return {}
+    wanted = set(parts)
+    if unknown := sorted(wanted - set(PARTS)):
+        raise ValueError(f"unknown parts {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    return {f"load_{part}": part in wanted for part in PARTS}
 
 
-__all__ = ["ExecutionDevice", "sequential_loading"]
+def _quantization_config(quantization: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(quantization, str):
+        return quantization
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"unknown quantization {quantization!r}; give one of {', '.join(QUANTIZATIONS)}")
+    return four_bit(dtype) if quantization == "4bit" else BitsAndBytesConfig(load_in_8bit=True)
+
+
+__all__ = ["DTYPES", "PARTS", "QUANTIZATIONS", "default_device", "default_dtype", "load_model"]

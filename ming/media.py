@@ -1,8 +1,8 @@
-"""Loading of pictures and sound at the boundary of the package (videos: video_bailingmm.py).
+"""Loading of images and audio at the boundary of the package (`video` loads videos).
 
-Everything a user may hand over (path, URL, data URL, bytes, array, tensor, ...) becomes one of two plain forms here:
-a picture is an RGB `PIL.Image.Image`, sound a float32 tensor `[1, samples]` with its rate in Hz. Whatever cannot be
-read ends in one `ValueError` that names the source and what is accepted.
+Everything a user may pass (path, URL, data URL, bytes, array, tensor, ...) becomes one of two plain forms here: an
+image is an RGB `PIL.Image.Image`, audio is a float32 tensor `[1, samples]` with its rate in Hz. Input that cannot be
+read raises one `ValueError`, which names the source and what is accepted.
 
 Letters: C channels, H height, W width (pixels).
 """
@@ -10,7 +10,6 @@ Letters: C channels, H height, W width (pixels).
 import base64
 import binascii
 import functools
-import http.client
 import importlib
 import io
 import math
@@ -18,6 +17,7 @@ import os
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any
 
@@ -36,7 +36,7 @@ DOWNLOAD_BYTES = {"image": 64 << 20, "audio": 256 << 20, "video": 1 << 30}
 RESAMPLING_KERNEL_VALUES = 50_000_000  # 200 MB: rates without a small common ratio would need gigabytes
 DEFAULT_SAMPLING_RATE = 16_000  # Hz, of waveforms that come without a rate
 MONO_MODES = ("mean", "first")
-LOUDEST_PEAK = 16.0  # noise overshoots 1, lossy formats a little; integers that were cast to floats reach thousands
+LOUDEST_PEAK = 16.0  # noise overshoots 1 and lossy formats do a little; integers cast to floats reach thousands
 
 FILE_SOURCES = "path, file://, http(s):// or data: URL, bytes"
 ACCEPTED = {
@@ -71,38 +71,60 @@ def describe(source: Any) -> str:
 
 
 def unreadable(kind: str, source: Any, reason: object) -> ValueError:
+    """The error to raise for a source of `kind` (`"image"`, `"audio"` or `"video"`) that cannot be read."""
     return ValueError(f"cannot read {kind} {describe(source)}: {reason}; accepted is {ACCEPTED[kind]}")
 
 
-def _download(url: str, kind: str) -> bytes:
-    limit, deadline, chunks, size = DOWNLOAD_BYTES[kind], time.monotonic() + DOWNLOAD_SECONDS, [], 0
-    try:
-        request = urllib.request.Request(_ascii(url), headers={"User-Agent": "bailingmm"})
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as response:
-            while chunk := response.read(1 << 16):
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > limit:
-                    raise unreadable(kind, url, f"more than {limit >> 20} MiB")
-                if time.monotonic() > deadline:
-                    raise unreadable(kind, url, f"not complete after {DOWNLOAD_SECONDS:.0f} s")
-    except (OSError, http.client.HTTPException, UnicodeError) as error:
-        raise unreadable(kind, url, error) from error
-    return b"".join(chunks)
+def decode_base64(text: str, what: str) -> bytes:
+    """The bytes of base64 text; `what` names it in the error, for instance `"this image item"`.
 
-
-def _ascii(url: str) -> str:
-    """A URL as it goes over the wire: host names by IDNA, everything else in percent signs."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
-    return urllib.parse.quote(parts._replace(netloc=host).geturl(), safe="%/:=&?~#+!$,;'@()*[]")
-
-
-def _decode_base64(text: str, kind: str, source: str) -> bytes:
+    Raises:
+        ValueError: the text is not base64.
+    """
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise unreadable(kind, source, f"bad base64 ({error})") from error
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise ValueError(f"the base64 data of {what} cannot be decoded: {error}") from error
+
+
+def split_data_url(url: str) -> tuple[str, bytes]:
+    """Split `data:<type>;base64,<data>` into the type (`"image/png"`, or "" where none is given) and the bytes.
+
+    Raises:
+        ValueError: the URL has another form, or its data are not base64.
+    """
+    header, comma, payload = url.partition(",")
+    scheme, _, kind = header.partition(":")
+    if not comma or scheme.lower() != "data" or not kind.endswith(";base64"):
+        raise ValueError("a data URL must look like data:<type>;base64,<data>")
+    return kind.removesuffix(";base64"), decode_base64(payload, "the data URL")
+
+
+def _download(url: str, kind: str) -> bytes:
+    httpx = require("httpx")
+    deadline = time.monotonic() + DOWNLOAD_SECONDS
+    # Without compression, so that the limit counts the bytes that are kept.
+    headers = {"user-agent": "bailingmm", "accept-encoding": "identity"}
+    try:
+        with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=DOWNLOAD_SECONDS) as response:
+            if not response.is_success:
+                raise unreadable(kind, url, f"HTTP Error {response.status_code}: {response.reason_phrase}")
+            return _read_body(response.iter_raw(), url, kind, deadline)
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
+        raise unreadable(kind, url, error) from error
+
+
+def _read_body(chunks: Iterator[bytes], url: str, kind: str, deadline: float) -> bytes:
+    """All chunks of a download, up to the limit of its kind and the deadline (of `time.monotonic`)."""
+    limit, data = DOWNLOAD_BYTES[kind], bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > limit:
+            raise unreadable(kind, url, f"more than {limit >> 20} MiB")
+        # The timeout of httpx holds for each read alone; a server that sends drop by drop never exceeds it.
+        if time.monotonic() > deadline:
+            raise unreadable(kind, url, f"not complete after {DOWNLOAD_SECONDS:.0f} s")
+    return bytes(data)
 
 
 def open_source(source: Any, kind: str) -> str | io.BytesIO:
@@ -113,13 +135,14 @@ def open_source(source: Any, kind: str) -> str | io.BytesIO:
         kind: `"image"`, `"audio"` or `"video"`; sets the download limit and the wording of errors.
 
     Raises:
-        ValueError: nothing there, download too large or too slow, bad data URL, or a type that is not accepted.
+        ValueError: no such file, a download that fails or is too large or too slow, a bad data URL, or a type that
+            is not accepted.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(bytes(source))
     if hasattr(source, "read"):
         if getattr(source, "seekable", lambda: False)():
-            source.seek(0)  # a recording is read again for a voice, a video for its sound
+            source.seek(0)  # a recording is read again for a voice, a video for its audio
         return io.BytesIO(source.read())
     if not isinstance(source, (str, os.PathLike)):
         raise unreadable(kind, source, f"{type(source).__name__} is no media source")
@@ -127,10 +150,10 @@ def open_source(source: Any, kind: str) -> str | io.BytesIO:
     if text.startswith(("http://", "https://")):
         return io.BytesIO(_download(text, kind))
     if text.startswith("data:"):
-        header, comma, payload = text.partition(",")
-        if not comma or not header.endswith(";base64"):
-            raise unreadable(kind, text, "a data URL must look like data:<type>;base64,<data>")
-        return io.BytesIO(_decode_base64(payload, kind, text))
+        try:
+            return io.BytesIO(split_data_url(text)[1])
+        except ValueError as error:
+            raise unreadable(kind, text, error) from error
     if text.startswith("file://"):
         text = urllib.request.url2pathname(urllib.parse.urlparse(text).path)
     if not os.path.exists(text):
@@ -142,31 +165,34 @@ def smart_resize(
     height: int,
     width: int,
     factor: int = SIZE_FACTOR,
-    min_pixels: int = IMAGE_MIN_PIXELS,
-    max_pixels: int = IMAGE_MAX_PIXELS,
+    min_pixels: float = IMAGE_MIN_PIXELS,
+    max_pixels: float = IMAGE_MAX_PIXELS,
 ) -> tuple[int, int]:
-    """The size (height, width) nearest to the given one, in multiples of `factor`, within the pixel limits.
+    """The size (height, width) in pixels nearest to the given one: multiples of `factor`, within the pixel limits.
+
+    Not transformers' own `smart_resize`: that one rounds a side of up to `factor / 2` pixels to 0, which gives thin
+    images another size (87 of 20,000 random ones). The released code counts such a side as one `factor`; so does this.
 
     Raises:
-        ValueError: an empty picture, sides in a ratio above 200, or limits below 1.
+        ValueError: an empty image, sides in a ratio above 200, or limits below 1.
     """
     if min(min_pixels, max_pixels) < 1:
         raise ValueError(f"min_pixels={min_pixels} and max_pixels={max_pixels} must be at least 1")
     if min(height, width) < 1:
-        raise ValueError(f"a picture of {height} x {width} pixels is empty; both sides must be at least 1")
+        raise ValueError(f"an image of {height} x {width} pixels is empty; both sides must be at least 1")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(
-            f"a picture of {height} x {width} pixels (height x width) is thinner than 1:{MAX_ASPECT_RATIO}; "
+            f"an image of {height} x {width} pixels (height x width) is thinner than 1:{MAX_ASPECT_RATIO}; "
             "crop or pad it"
         )
     # Python's round is half to even; the released sizes depend on it.
     new_height, new_width = (max(factor, round(side / factor) * factor) for side in (height, width))
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        return tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-    if new_height * new_width < min_pixels:
+        new_height, new_width = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif new_height * new_width < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        return tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
+        new_height, new_width = (math.ceil(side * grow / factor) * factor for side in (height, width))
     return new_height, new_width
 
 
@@ -192,12 +218,15 @@ def _array_of(source: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def pixels_channels_last(source: np.ndarray | torch.Tensor, kind: str) -> np.ndarray:
-    """[..., C, H, W] or [..., H, W, C] -> uint8 [..., H, W, 3]; tensors try the first first, arrays the second."""
+    """[..., C, H, W] or [..., H, W, C] (C is 1, 3 or 4) -> uint8 [..., H, W, 3].
+
+    Where both axes could be the channels, a tensor is read as [..., C, H, W] and an array as [..., H, W, C].
+    """
     array = _array_of(source)
-    first, last = array.shape[-3] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
-    if not first and not last:
+    channels_first, channels_last = array.shape[-3] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
+    if not channels_first and not channels_last:
         raise unreadable(kind, source, "no axis of 1, 3 or 4 channels")
-    if first and (isinstance(source, torch.Tensor) or not last):
+    if channels_first and (isinstance(source, torch.Tensor) or not channels_last):
         array = np.moveaxis(array, -3, -1)
     array = _to_uint8(array, kind, source)
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array[..., :3]
@@ -226,7 +255,7 @@ def _open_image(source: Any) -> Image.Image:
 
 
 def load_image(source: Any) -> Image.Image:
-    """Read one picture; returns it in RGB, upright (EXIF orientation applied), alpha dropped, first frame of a GIF.
+    """Read one image; returns it in RGB, upright (EXIF orientation applied), without alpha, first frame of a GIF.
 
     Args:
         source: path, `file://`, `http(s)://` or `data:` URL, bytes, PIL image, or array/tensor `[H, W]`, `[H, W, C]`
@@ -255,7 +284,7 @@ def resize_image(
     resized_height: int | None = None,
     resized_width: int | None = None,
 ) -> Image.Image:
-    """Bicubic resize of an RGB picture to multiples of 28 pixels, within the limits or near the size asked for."""
+    """Bicubic resize of an RGB image to multiples of 28 pixels, within the limits or near the wanted size."""
     if resized_height is not None and resized_width is not None:
         height, width = smart_resize(resized_height, resized_width)
     else:
@@ -267,6 +296,36 @@ def _integers_to_float(waveform: torch.Tensor) -> torch.Tensor:
     if waveform.dtype == torch.uint8:  # unsigned PCM is centred on 128
         return (waveform.float() - 128.0) / 128.0
     return waveform.to(torch.float64).div(2.0 ** (torch.iinfo(waveform.dtype).bits - 1)).float()
+
+
+def raise_if_unusable(
+    waveform: torch.Tensor,
+    name: str = "the recording",
+    rate: int = DEFAULT_SAMPLING_RATE,
+    min_seconds: float = 0.0,
+    use: str = "this model",
+) -> None:
+    """Refuse a recording from which nothing can be learned: too short, with NaN samples, or on the scale of integers.
+
+    Args:
+        waveform: floats [samples] or [channels, samples], meant to be in -1..1.
+        name: what the errors call it.
+        rate: Hz of the waveform.
+        min_seconds: shortest length that is accepted.
+        use: what needs that length, for the error.
+
+    Raises:
+        ValueError: shorter than `min_seconds`, NaN or infinite samples, or samples above `LOUDEST_PEAK`.
+    """
+    seconds = waveform.shape[-1] / rate
+    if seconds < min_seconds:
+        raise ValueError(f"{name} lasts {seconds:.2f} s; {use} needs at least {min_seconds:g} s, record more")
+    if not torch.isfinite(waveform).all():
+        bad = int((~torch.isfinite(waveform)).sum())
+        raise ValueError(f"{name} has {bad} NaN or infinite samples; remove or replace them first")
+    peak = float(waveform.abs().max()) if waveform.numel() else 0.0
+    if peak > LOUDEST_PEAK:
+        raise ValueError(f"{name} has samples up to {peak:g}; floats must be in -1..1, divide by full scale")
 
 
 def _waveform(source: Any, mono: str) -> torch.Tensor:
@@ -282,25 +341,19 @@ def _waveform(source: Any, mono: str) -> torch.Tensor:
     if waveform.shape[0] > waveform.shape[1]:  # the longer axis is time
         waveform = waveform.T
     waveform = waveform.float() if waveform.is_floating_point() else _integers_to_float(waveform)
-    if not torch.isfinite(waveform).all():
-        bad = int((~torch.isfinite(waveform)).sum())
-        raise ValueError(f"audio {describe(source)} has {bad} NaN or infinite samples; remove or replace them first")
-    if (peak := waveform.abs().max().item()) > LOUDEST_PEAK:
-        raise ValueError(
-            f"audio {describe(source)} has samples up to {peak:g}; floats must be in -1..1, divide by full scale"
-        )
+    raise_if_unusable(waveform, f"audio {describe(source)}")
     return waveform.mean(0, keepdim=True) if mono == "mean" and len(waveform) > 1 else waveform[:1]
 
 
 def _decode_audio(opened: str | io.BytesIO, source: Any, kind: str = "audio") -> tuple[np.ndarray, int]:
-    """Decode the first sound track of any container -> (float32 [channels, samples], rate in Hz)."""
+    """Decode the first audio track of any container -> (float32 [channels, samples], rate in Hz)."""
     av = require("av")
     if isinstance(opened, io.BytesIO):
         opened.seek(0)
     try:
         with av.open(opened) as container:
             if not container.streams.audio:
-                raise unreadable(kind, source, "no sound track")
+                raise unreadable(kind, source, "no audio track")
             stream = container.streams.audio[0]
             planar = av.AudioResampler(format="fltp")
             chunks = [part.to_ndarray() for frame in container.decode(stream) for part in planar.resample(frame)]
@@ -319,7 +372,7 @@ def _load_audio_file(source: Any) -> tuple[np.ndarray, int]:
     soundfile = require("soundfile")
     try:
         samples, rate = soundfile.read(opened, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError:  # not one of libsndfile's formats: a container for FFmpeg, or no sound at all
+    except soundfile.LibsndfileError:  # not a format of libsndfile: a container for FFmpeg, or no audio at all
         return _decode_audio(opened, source)
     return samples.T, rate
 
@@ -328,7 +381,7 @@ def load_audio(source: Any, sampling_rate: int | None = None, mono: str = "mean"
     """Read one recording; returns (float32 [1, samples] in about -1..1, rate in Hz), not resampled.
 
     Args:
-        source: a sound file (path, URL, data URL, bytes), an array/tensor `[samples]` or `[channels, samples]` (the
+        source: an audio file (path, URL, data URL, bytes), an array/tensor `[samples]` or `[channels, samples]` (the
             longer axis is time), a pair (array, rate), or a dict with `array`, `path` or `bytes` and `sampling_rate`.
             Integers are divided by their full scale.
         sampling_rate: Hz, of arrays that come without a rate; default 16,000.
@@ -351,22 +404,27 @@ def load_audio(source: Any, sampling_rate: int | None = None, mono: str = "mean"
         samples, rate = source, DEFAULT_SAMPLING_RATE if sampling_rate is None else sampling_rate
     else:
         samples, rate = _load_audio_file(source)
-    if isinstance(rate, bool) or not isinstance(rate, Real) or int(rate) != rate or rate <= 0:
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not float(rate).is_integer() or rate <= 0:
         raise ValueError(f"sampling rate {rate!r} of audio {describe(samples)} must be a positive whole number of Hz")
-    return _waveform(samples, mono), int(rate)
+    return _waveform(samples, mono), int(float(rate))
 
 
-def load_video_sound(
+def load_video_audio(
     source: Any, video_start: float | None = None, video_end: float | None = None, mono: str = "mean"
 ) -> tuple[torch.Tensor, int]:
-    """Read the sound track of a video file; returns (float32 [1, samples], rate in Hz).
+    """Read the audio track of a video file; returns (float32 [1, samples], rate in Hz).
+
+    Args:
+        source: a video file (path, URL, data URL, bytes).
+        video_start, video_end: seconds; the part to read.
+        mono: as in `load_audio`.
 
     Raises:
-        ValueError: there is none, or frames were given instead of a file.
+        ValueError: the video has no audio track, or frames were given instead of a file.
     """
     no_file = isinstance(source, (np.ndarray, torch.Tensor, list, tuple))
     if no_file or (isinstance(source, (str, os.PathLike)) and os.path.isdir(source)):
-        raise ValueError(f"video {describe(source)} is frames without a sound track; pass a video file or audio")
+        raise ValueError(f"video {describe(source)} is frames without an audio track; pass a video file or audio")
     samples, rate = _decode_audio(open_source(source, "video"), source, "video")
     begin = 0 if video_start is None else int(video_start * rate)
     end = samples.shape[1] if video_end is None else int(video_end * rate)

@@ -1,18 +1,18 @@
-"""Conversations: their checking, the media in them, and literal special tokens in their text.
+"""Messages: parsing of conversations, the media in them, and literal special tokens in their text.
 
-A checked conversation is a list of `Message`s whose content is a list of `TextItem`s and `MediaItem`s. Control tokens
-written in a message are text: each gets one private-use character behind its first character (`mark_literals`), so it
-is no control token in the rendered prompt, and loses it again when the text is encoded (`unmark_literals`).
+A parsed conversation is a list of `Message`s whose content is a tuple of `TextItem`s and `MediaItem`s. Control tokens
+that a user writes in a message are text: `mark_literals` puts one private-use character behind the first character of
+each, so that it is no control token in the rendered prompt, and `unmark_literals` removes it when the text is encoded.
 """
 
-import base64
-import binascii
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from .media import decode_base64
 
 LITERAL_MARK = "\ue000"
 
@@ -47,11 +47,20 @@ class TextItem:
 
 @dataclass(frozen=True)
 class MediaItem:
-    """Media of one content item: `sources` are several for a list-valued item, `item` is what the user wrote."""
+    """Media of one content item.
+
+    Attributes:
+        modality: `"image"`, `"video"` or `"audio"`.
+        sources: what to load; several where the item holds a list, none where it stands for a video's audio track.
+        item: the item as the user wrote it, with its options.
+    """
 
     modality: str
     sources: tuple
     item: Mapping
+
+
+Item = TextItem | MediaItem
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Message:
     """One turn; `role` is HUMAN, ASSISTANT or SYSTEM."""
 
     role: str
-    content: tuple
+    content: tuple[Item, ...]
 
 
 def literal_pattern(tokens: Iterable[str]) -> re.Pattern:
@@ -69,20 +78,13 @@ def literal_pattern(tokens: Iterable[str]) -> re.Pattern:
 
 
 def mark_literals(text: str, pattern: re.Pattern) -> str:
-    """Add one mark to every literal token. One more than is there already, so that every text survives."""
+    """Add one mark to every literal token, also where marks are there already, so that every text survives."""
     return pattern.sub(lambda match: match[0][0] + LITERAL_MARK + match[0][1:], text)
 
 
 def unmark_literals(text: str, pattern: re.Pattern) -> str:
-    """Take one mark from every marked token: the inverse of `mark_literals`."""
+    """Remove one mark from every marked token: the inverse of `mark_literals`."""
     return pattern.sub(lambda match: match[0].replace(LITERAL_MARK, "", 1), text)
-
-
-def _decode_base64(value: str, kind: str) -> bytes:
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise ValueError(f"the base64 data of this {kind} item cannot be decoded: {error}") from error
 
 
 def _media_source(item: Mapping, kind: str, modality: str) -> Any:
@@ -92,10 +94,10 @@ def _media_source(item: Mapping, kind: str, modality: str) -> Any:
         if value is None:
             continue
         if isinstance(value, Mapping) and "data" in value:  # {"data": base64, "format": ...}
-            return _decode_base64(value["data"], kind)
+            return decode_base64(value["data"], f"this {kind} item")
         if isinstance(value, Mapping) and "url" in value:  # {"url": ..., "detail": ...}
             value = value["url"]
-        value = _decode_base64(value, kind) if key == "base64" else value
+        value = decode_base64(value, f"this {kind} item") if key == "base64" else value
         rate = next((item[key] for key in RATE_KEYS if item.get(key) is not None), None)
         plain = rate is None or isinstance(value, (list, tuple, Mapping))
         return value if plain else {"array": value, "sampling_rate": rate}
@@ -109,11 +111,11 @@ def _is_listed(value: Any, modality: str) -> bool:
     return not all(isinstance(part, (int, float, np.number)) for part in value) or not value
 
 
-def _check_media(item: Mapping, kind: str, follows_video: bool) -> MediaItem:
+def _parse_media_item(item: Mapping, kind: str, follows_video: bool) -> MediaItem:
     modality = CONTENT_TYPES[kind]
     value = _media_source(item, kind, modality)
     if value is None:
-        if modality == "audio" and follows_video:  # stands for the sound track of the video before it
+        if modality == "audio" and follows_video:  # stands for the audio track of the video before it
             return MediaItem(modality, (), item)
         keys = dict.fromkeys((kind, modality, *COMMON_KEYS))
         raise ValueError(f"content item of type {kind!r} has no {modality}; give one under {', '.join(keys)}")
@@ -134,7 +136,7 @@ def _is_item(value: Any) -> bool:
     return isinstance(value, Mapping) and any(key in value for key in (*CONTENT_TYPES, "url"))
 
 
-def _text_item(text: str, role: str) -> TextItem:
+def _parse_text(text: str, role: str) -> TextItem:
     """Text that can be encoded: half of a surrogate pair, which broken JSON escapes leave behind, cannot."""
     try:
         text.encode()
@@ -146,33 +148,36 @@ def _text_item(text: str, role: str) -> TextItem:
     return TextItem(text)
 
 
-def _check_content(content: Any, role: str) -> list:
+def _parse_content(content: Any, role: str) -> list[Item]:
     if content is None:
         return []
     if isinstance(content, str):
-        return [_text_item(content, role)]
+        return [_parse_text(content, role)]
     if not isinstance(content, (list, tuple)):
         raise ValueError(
             f"content of a {role} message is a {type(content).__name__}; give a string or a list of items"
         )
-    checked = []
+    items: list[Item] = []
     for item in content:
-        kind = item.get("type") if isinstance(item, Mapping) else None
-        if kind not in CONTENT_TYPES:
-            raise ValueError(
-                f"content type {kind!r} of an item {_shorten(item)} is unknown; accepted types are "
-                f"{', '.join(CONTENT_TYPES)}"
-            )
-        if kind == "text":
-            if not isinstance(item.get("text"), str):
-                raise ValueError(f"content item of type 'text' holds {_shorten(item.get('text'))}, not a string")
-            checked.append(_text_item(item["text"], role))
-        elif role != "HUMAN":
-            raise ValueError(f"a message of role {role} holds an item of type {kind!r}; only 'text' is accepted there")
-        else:
-            follows_video = bool(checked) and isinstance(checked[-1], MediaItem) and checked[-1].modality == "video"
-            checked.append(_check_media(item, kind, follows_video))
-    return checked
+        items.append(_parse_item(item, role, items[-1] if items else None))
+    return items
+
+
+def _parse_item(item: Any, role: str, previous: Item | None) -> Item:
+    """One content item; `previous` is the one before it in the message."""
+    kind = item.get("type") if isinstance(item, Mapping) else None
+    if kind not in CONTENT_TYPES:
+        raise ValueError(
+            f"content type {kind!r} of an item {_shorten(item)} is unknown; accepted types are "
+            f"{', '.join(CONTENT_TYPES)}"
+        )
+    if kind == "text":
+        if not isinstance(item.get("text"), str):
+            raise ValueError(f"content item of type 'text' holds {_shorten(item.get('text'))}, not a string")
+        return _parse_text(item["text"], role)
+    if role != "HUMAN":
+        raise ValueError(f"a message of role {role} holds an item of type {kind!r}; only 'text' is accepted there")
+    return _parse_media_item(item, kind, isinstance(previous, MediaItem) and previous.modality == "video")
 
 
 def _shorten(value: Any) -> str:
@@ -182,38 +187,42 @@ def _shorten(value: Any) -> str:
     return text[:80]
 
 
-def _join_texts(content: list) -> tuple:
-    """Neighbouring texts become one, so that no control token can be put together from two of them."""
-    joined: list = []
+def _join_texts(content: list[Item]) -> tuple[Item, ...]:
+    """Join neighbouring texts, so that two of them cannot form a control token in the prompt."""
+    joined: list[Item] = []
     for item in content:
-        if joined and isinstance(item, TextItem) and isinstance(joined[-1], TextItem):
-            joined[-1] = TextItem(joined[-1].text + item.text)
+        previous = joined[-1] if joined else None
+        if isinstance(item, TextItem) and isinstance(previous, TextItem):
+            joined[-1] = TextItem(previous.text + item.text)
         else:
             joined.append(item)
     return tuple(joined)
 
 
-def check_conversation(messages: Any) -> list[Message]:
-    """Check one conversation; neighbouring human messages run together, as they do in the prompt.
+def parse_conversation(messages: Any) -> list[Message]:
+    """Parse one conversation; neighbouring human messages become one, as they do in the prompt.
+
+    Nothing is loaded: the sources of media items are what the user gave (base64 as bytes).
 
     Args:
         messages: list of dicts with `role` (HUMAN, ASSISTANT, SYSTEM, user, assistant, system) and `content` (string
             or list of items with a `type`).
 
     Raises:
-        ValueError: naming the unknown role or content type, or the item without its medium.
+        ValueError: an unknown role or content type, an item without its medium, bad base64, or text that cannot be
+            encoded; the message names it.
     """
-    checked: list[Message] = []
+    parsed: list[Message] = []
     for message in messages:
         if not isinstance(message, Mapping) or message.get("role") not in ROLES:
             found = message.get("role") if isinstance(message, Mapping) else message
             raise ValueError(f"role {_shorten(found)} is unknown; accepted roles are {', '.join(ROLES)}")
         role = ROLES[message["role"]]
-        content = _check_content(message.get("content"), message["role"] if role != "HUMAN" else role)
-        if role == "HUMAN" and checked and checked[-1].role == role:
-            content = [*checked.pop().content, *content]
-        checked.append(Message(role, _join_texts(content)))
-    return checked
+        content = _parse_content(message.get("content"), message["role"] if role != "HUMAN" else role)
+        if role == "HUMAN" and parsed and parsed[-1].role == role:
+            content = [*parsed.pop().content, *content]
+        parsed.append(Message(role, _join_texts(content)))
+    return parsed
 
 
 def split_batch(conversation: Any) -> tuple[list, bool]:
@@ -225,11 +234,11 @@ def split_batch(conversation: Any) -> tuple[list, bool]:
     return (list(conversation), True) if batched else ([conversation], False)
 
 
-def add_sound_tracks(messages: list[Message]) -> list[Message]:
-    """Let every video be followed by an audio item without sources, which stands for its sound track."""
+def add_audio_tracks(messages: list[Message]) -> list[Message]:
+    """Put an audio item without sources, which stands for the audio track, behind every video that has none yet."""
     result = []
     for message in messages:
-        content: list = []
+        content: list[Item] = []
         for item, after in zip(message.content, [*message.content[1:], None], strict=True):
             content.append(item)
             stated = isinstance(after, MediaItem) and after.modality == "audio" and not after.sources
@@ -240,7 +249,7 @@ def add_sound_tracks(messages: list[Message]) -> list[Message]:
 
 
 def template_messages(messages: list[Message], pattern: re.Pattern) -> list[dict]:
-    """Checked messages in the form that the chat template takes: marked text, and the number of media of an item."""
+    """Parsed messages in the form that the chat template takes: marked text, and the number of media of an item."""
     rendered = []
     for message in messages:
         content = [

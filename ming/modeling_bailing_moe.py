@@ -24,7 +24,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
     eager_attention_forward,
@@ -35,11 +35,11 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .compat import is_split, slice_logits_to_keep
 from .configuration_bailingmm import BailingMoeConfig
 from .quantization import is_quantized
+from .token_types import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
 
-# Values of `mm_token_type_ids`, transformers' own convention.
-TEXT_TYPE, IMAGE_TYPE, VIDEO_TYPE, AUDIO_TYPE = 0, 1, 2, 3
 # Order of the entries in every per-router tensor.
 ROUTERS = ("text", "image", "audio")
 
@@ -150,7 +150,7 @@ class BailingMoeGate(nn.Module):
 
 
 @use_experts_implementation
-class BailingMoeStackedExperts(nn.Module):
+class BailingMoeFusedExperts(nn.Module):
     """The routed experts of one layer; the decorator swaps `forward` for the chosen experts implementation."""
 
     def __init__(self, config: BailingMoeConfig):
@@ -183,21 +183,20 @@ class BailingMoeStackedExperts(nn.Module):
         return output.to(hidden_states.dtype)
 
 
-class BailingMoeExperts(BailingMoeStackedExperts):
-    """The same, but a single token, the case of decoding, goes its own way, whatever implementation is chosen.
+class BailingMoeExperts(BailingMoeFusedExperts):
+    """The same experts, with a shortcut for a single token, which is what decoding sends through them.
 
-    On a CPU it reads its experts where they lie; a card gathers them for one batched product, which takes half as long
-    there as products in groups (`python -m benchmarks moe --device cuda`).
+    On a CPU the shortcut multiplies by the chosen experts in place. On a GPU it gathers them for one batched product,
+    which takes half as long as the grouped product (`python -m benchmarks moe --device cuda`).
     """
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """As `BailingMoeStackedExperts`."""
-        # What is split over processes (DTensor), or compiled for a CPU, keeps to the library's way.
-        is_split = self._is_expert_parallel or hasattr(self.gate_up_proj, "placements")
+        """As `BailingMoeFusedExperts`."""
+        # Experts that are split over processes, and compiled code on a CPU, keep to the library's implementation.
         on_cpu = hidden_states.device.type == "cpu"
-        if len(hidden_states) != 1 or is_split or (on_cpu and torch.compiler.is_compiling()):
+        if len(hidden_states) != 1 or is_split(self, self.gate_up_proj) or (on_cpu and torch.compiler.is_compiling()):
             return super().forward(hidden_states, top_k_index, top_k_weights)
         if not on_cpu:
             return ALL_EXPERTS_FUNCTIONS["batched_mm"](self, hidden_states, top_k_index, top_k_weights)
@@ -208,7 +207,7 @@ class BailingMoeExperts(BailingMoeStackedExperts):
         return (top_k_weights @ torch.cat(outputs).to(top_k_weights.dtype)).to(hidden_states.dtype)
 
 
-class BailingMoeExpertList(nn.ModuleList):
+class BailingMoeSeparateExperts(nn.ModuleList):
     """The same experts as modules of linear layers, which quantisers know; slower than stacks in full precision."""
 
     def __init__(self, config: BailingMoeConfig):
@@ -238,10 +237,9 @@ class BailingMoeSparseMoeBlock(nn.Module):
             self.image_gate = BailingMoeGate(config)
             self.audio_gate = BailingMoeGate(config)
         self.experts = experts_class(config)
+        self.shared_experts: BailingMoeMLP | None = None
         if config.num_shared_experts > 0:
             self.shared_experts = BailingMoeMLP(config, config.moe_intermediate_size * config.num_shared_experts)
-        else:
-            self.shared_experts = None
 
     def route(self, hidden_states: torch.Tensor, mm_token_type_ids: torch.Tensor | None) -> torch.Tensor:
         """hidden_states [T, H], mm_token_type_ids [T] (None: all text) -> router logits [T, E]."""
@@ -403,9 +401,12 @@ class BailingMoeModel(BailingMoePreTrainedModel):
 
 
 class BailingMoeSeparateModel(BailingMoeModel):
-    """The decoder for quantisation. A class of its own, as the library knows by its name whether to fuse experts."""
+    """The decoder for quantisation: every expert is a module of its own.
 
-    experts_class = BailingMoeExpertList
+    It has a class of its own since the library decides by the name of the class whether to fuse experts on loading.
+    """
+
+    experts_class = BailingMoeSeparateExperts
 
 
 class BailingMoeForCausalLM(BailingMoePreTrainedModel, GenerationMixin):

@@ -1,4 +1,4 @@
-"""Ming-Lite-Omni (Ming-Omni, arXiv 2506.09344): text, images, video and audio in; text, speech and pictures out.
+"""Ming-Lite-Omni (Ming-Omni, arXiv 2506.09344): text, images, video and audio in; text, speech and images out.
 
     pixels -> vision tower -> projector ---+
     audio  -> SANM | Whisper -> projector --+-> scattered into the word embeddings by token type -> Ling decoder
@@ -9,42 +9,50 @@ tokens are text.
 Shape letters: B batch, L tokens, N images, videos or audio segments, P patches, T frames, H decoder hidden size.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
+from .background import BackgroundWork, StopWhenSet
 from .chat import Chat
+from .compat import execution_device, keeps_auto_map, sequential_loading, takes_experts_implementation
+from .components import Components, is_trainer_checkpoint
 from .configuration_bailingmm import BailingMMConfig
-from .drawing import DrawingMixin
-from .generation_arguments import Call, check_ids_alone, sort_call
-from .loading import ExecutionDevice, sequential_loading
-from .modeling_bailing_moe import (
-    AUDIO_TYPE,
-    IMAGE_TYPE,
-    VIDEO_TYPE,
-    BailingMoeForCausalLM,
-    BailingMoeOutputWithPast,
+from .drawing import Painter
+from .events import Done, StreamEvent, TextDelta
+from .generation_arguments import (
+    GenerationArguments,
+    raise_if_media_missing,
+    raise_if_too_long,
+    sort_arguments,
 )
+from .modeling_bailing_moe import BailingMoeForCausalLM, BailingMoeOutputWithPast
 from .modeling_encoders import (
     BailingMMSanmEncoder,
     BailingMMVisionTransformer,
     BailingMMWhisperEncoder,
     audio_projector,
+    projected_lengths,
     split_audio_segments,
     vision_projector,
 )
 from .modeling_talker import BailingMMTalker
 from .quantization import is_quantized, quantization_of_call
-from .speech import Done, SpeechMixin, SpeechOutput, StreamEvent
+from .source import CheckpointSource, pushed_to_hub
+from .speech import PromptStates, Speaker, SpeechOutput, SpeechSettings
+from .token_types import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
+from .weights import raise_if_incomplete
 
 # What the processor hands over beside token ids; consumed once, before the first decoding step.
 MEDIA_INPUTS = (
@@ -61,10 +69,10 @@ MEDIA_INPUTS = (
 
 @dataclass
 class OmniOutput(SpeechOutput):
-    """A reply of several kinds: of speech what `SpeechOutput` holds, and pictures.
+    """A reply of several kinds: of speech what `SpeechOutput` holds, and images.
 
     Args:
-        images: RGB, all pictures of the first chat first.
+        images: RGB, all images of the first chat first.
         native_size: (height, width) in pixels they were made at.
     """
 
@@ -72,7 +80,8 @@ class OmniOutput(SpeechOutput):
     native_size: tuple[int, int] | None = None
 
 
-class BailingMMPreTrainedModel(ExecutionDevice, PreTrainedModel):
+@takes_experts_implementation
+class BailingMMPreTrainedModel(PreTrainedModel):
     config: BailingMMConfig
     config_class = BailingMMConfig
     base_model_prefix = ""
@@ -93,14 +102,21 @@ class BailingMMPreTrainedModel(ExecutionDevice, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        # The library looks for its decorator in the text of this file; the experts live in the decoder's.
-        return True
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong, also when the weights are offloaded."""
+        return execution_device(self, super().device)
 
 
-class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMixin, DrawingMixin, GenerationMixin):
-    """The whole model under the released weight names."""
+@keeps_auto_map
+class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, GenerationMixin):
+    """The whole model under the released weight names.
+
+    Attributes:
+        components: what lives beside the main weights, and how the model was loaded.
+        audio_detokenizer, image_gen: handles of two of them, which are read when they are first used.
+        speech, drawing: the `Speaker` and the `Painter` of this model.
+    """
 
     media_inputs = MEDIA_INPUTS
 
@@ -134,6 +150,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
         else:
             absent += ["talker"]
         self._keys_to_ignore_on_load_unexpected = [rf"^{name}\." for name in absent]
+        self.components = Components(self)
+        self.audio_detokenizer, self.image_gen = self.components.audio_detokenizer, self.components.image_gen
+        self.speech, self.drawing = Speaker(self), Painter(self)
         self.post_init()
 
     @classmethod
@@ -155,25 +174,16 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
                 `ignore_mismatched_sizes`), or the checkpoint holds weights that the model does not know; or
                 `quantization_config` lists layers to skip and misses one that cannot be quantised.
         """
+        source = CheckpointSource.of_call(pretrained_model_name_or_path, kwargs)
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantization_of_call(cls, pretrained_model_name_or_path, kwargs)
         with sequential_loading():
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
-        shapes = [f"{name} {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info["mismatched_keys"]]
-        problems = {
-            "missing keys": info["missing_keys"],
-            "unexpected keys": info["unexpected_keys"],
-            "wrong shapes": [] if ignore_mismatched_sizes else shapes,
-        }
-        for problem, found in problems.items():
-            if keys := sorted(found):
-                shown = ", ".join(keys[:8]) + (f", ... ({len(keys)} in all)" if len(keys) > 8 else "")
-                raise ValueError(
-                    f"{pretrained_model_name_or_path}: {problem}: {shown}. "
-                    "The checkpoint and its config.json do not belong together."
-                )
+        raise_if_incomplete(pretrained_model_name_or_path, info, ignore_mismatched_sizes)
+        model.config.source = source
+        model.components.source = source.of_components(model.config.components_from)
         generation_config, text_config = model.generation_config, model.config.llm_config
         if generation_config.eos_token_id is None:
             generation_config.eos_token_id = text_config.eos_token_id
@@ -181,12 +191,28 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
             generation_config.pad_token_id = text_config.pad_token_id
         return (model, info) if output_loading_info else model
 
-    def __setattr__(self, name: str, value):
-        # Components beside the main weights are no sub-modules, which `nn.Module` would make of them.
-        if isinstance(getattr(type(self), name, None), property):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        """Library `save_pretrained` of a whole repository: code and the parts beside the main weights are copied.
+
+        A checkpoint that `transformers.Trainer` writes during training (`checkpoint-500`) holds no copies of the
+        parts: they are not trained, and its config.json tells where they are (`components_from`).
+        """
+        copies = not is_trainer_checkpoint(save_directory)
+        source = self.components.source
+        self.config.components_from = None if copies or source is None else source.reference()
+        try:
+            with pushed_to_hub(save_directory, push_to_hub and is_main_process, kwargs):
+                super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+                if copies and is_main_process and not getattr(self, "peft_config", None):
+                    self.components.save(save_directory)
+        finally:
+            self.config.components_from = None
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.get_input_embeddings()
@@ -251,12 +277,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
         encoded = encoder(segments.to(encoder.dtype), lengths).last_hidden_state
         projected = projector(encoded.transpose(1, 2))
         encoded_lengths = encoder.output_lengths(lengths) if use_whisper else lengths
-        output_lengths = (
-            encoded_lengths - config.ds_kernel_size + 2 * (config.ds_kernel_size // 2)
-        ) // config.ds_stride
-        output_lengths = output_lengths + 1
+        output_lengths = projected_lengths(encoded_lengths, config.ds_kernel_size, config.ds_stride)
         features = torch.cat([row[:length] for row, length in zip(projected, output_lengths.tolist(), strict=True)])
-        if self.config.audio_config.norm_query_embeds:
+        if self.config.audio_config.norm_query_embeds:  # one setting for both encoders, as released
             features = F.normalize(features, dim=-1)
         return features, output_lengths
 
@@ -374,6 +397,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        prompt_states: PromptStates | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BailingMoeOutputWithPast:
         """One pass over prompt or new tokens.
@@ -386,6 +410,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
             audio_feats, audio_feats_lengths: see `get_audio_features`.
             audio_placeholder_loc_lens: [B, N, 2], only read when mm_token_type_ids is missing.
             labels: [B, L] token standing at each position, -100 where not trained.
+            prompt_states: gets the states that the talker is told, while the prompt is read.
         Returns:
             logits [B, L, vocab] float32, loss and router losses as in `BailingMoeForCausalLM`.
         """
@@ -393,18 +418,18 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
             raise ValueError("inputs_embeds already hold the media: pass either them or input_ids with media")
         if inputs_embeds is None:
             inputs_embeds, mm_token_type_ids = self.embed(
-                input_ids,
-                mm_token_type_ids,
-                pixel_values,
-                image_grid_thw,
-                pixel_values_videos,
-                video_grid_thw,
-                audio_feats,
-                audio_feats_lengths,
-                audio_placeholder_loc_lens,
-                use_whisper_encoder,
+                input_ids=input_ids,
+                mm_token_type_ids=mm_token_type_ids,
+                pixel_values=pixel_values,
+                image_grid_thw=image_grid_thw,
+                pixel_values_videos=pixel_values_videos,
+                video_grid_thw=video_grid_thw,
+                audio_feats=audio_feats,
+                audio_feats_lengths=audio_feats_lengths,
+                audio_placeholder_loc_lens=audio_placeholder_loc_lens,
+                use_whisper_encoder=use_whisper_encoder,
             )
-        return self.model(
+        outputs = self.model(
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -416,6 +441,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
+        if prompt_states is not None:
+            prompt_states.add(inputs_embeds, outputs.last_hidden_state)
+        return outputs
 
     @torch.no_grad()
     def generate(
@@ -436,35 +464,75 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
                 `Drawing` of what the chat asks for; several of them in a list, an `OmniOutput`.
             speaker, prompt_audio, prompt_text, seed, generator: of the audio mode, see `speak`.
             height, width, num_inference_steps, guidance_scale, num_images_per_prompt, callback, progress, resize,
-                seed, generator: of the image mode, see `ImageGen.draw`. One seed draws the first picture of every
+                seed, generator: of the image mode, see `ImageGen.draw`. One seed draws the first image of every
                 chat, the numbers after it its further ones. `image_gen=True` with `image_gen_seed` and so on, as
-                released, returns the picture itself.
+                released, returns the image itself.
             talker_kwargs: further options of `speak`; `top_k`, `temperature` and so on outside are the thinker's.
 
         Raises:
             ValueError: an output mode this model does not have, or a prompt longer than its context.
         """
         call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
-        generate_text = partial(self._generate_text, super().generate, *args)
-        if "image" not in call.modes:
-            return self._reply(generate_text, call)
-        self._check_drawing(call.kwargs, call.drawing)
-        if call.only_draws:
-            drawing = self._draw(call.kwargs, call.drawing)
-            return drawing.images[0] if call.released else drawing
-        reply = self._reply(generate_text, call)
-        drawing = self._draw(call.kwargs, call.drawing)
-        said = reply if "audio" in call.modes else {"sequences": getattr(reply, "sequences", reply)}
-        return OmniOutput(**said, images=drawing.images, native_size=drawing.native_size)
+        speech = self.speech.resolve(call.num_rows, **call.speech) if "audio" in call.modes else None
+        drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
+        if call.modes == ("image",):
+            drawn = self.drawing.draw(call.text, drawing)
+            return drawn.images[0] if call.released else drawn
+        states = self._prompt_states(call) if speech is not None else None
+        reply = self._generate_text(*args, **call.text, **({"prompt_states": states} if speech is not None else {}))
+        sequences = reply if isinstance(reply, torch.Tensor) else reply.sequences
+        said = {"sequences": sequences}
+        if speech is not None and states is not None:
+            new_ids = sequences[:, call.text["input_ids"].shape[1] :]
+            texts = self.components.tokenizer().batch_decode(new_ids, skip_special_tokens=True)
+            spoken = self.speech.say(texts, speech, states.of_replies(len(texts)))
+            spoken.sequences = sequences
+            reply, said = spoken, dict(spoken)
+        if drawing is None:
+            return reply
+        drawn = self.drawing.draw(call.text, drawing)
+        return OmniOutput(**said, images=drawn.images, native_size=drawn.native_size)
 
     def chat(self, processor, system: str | None = None, **options) -> Chat:
         """A conversation that reads every turn once; see `Chat`."""
         return Chat(self, processor, system, **options)
 
-    def _reply(self, generate_text, call: Call) -> torch.Tensor | ModelOutput:
-        if "audio" in call.modes:
-            return self._generate_speech(generate_text, call.kwargs, call.speech)
-        return generate_text(**call.kwargs)
+    @torch.no_grad()
+    def speak(
+        self,
+        text: str | list[str],
+        speaker=None,
+        prompt_audio=None,
+        prompt_text: str | None = None,
+        seed: int | list[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        thinker_states: list[torch.Tensor] | None = None,
+        **talker_options,
+    ) -> SpeechOutput:
+        """Read text aloud.
+
+        Args:
+            text: one text or several, any length, Chinese and English.
+            speaker: a preset voice by name or a `Voice`; None takes the first preset one.
+            prompt_audio, prompt_text: clone the voice of a recording of at most 30 s, and what is said in it.
+            seed, generator: see `row_generators`; the same seed gives the same waveform, alone or in a batch.
+            thinker_states: [n, D] per text, what the thinker made of the chat that is answered.
+            talker_options: `top_k`, `temperature`, `rules`, `attempts`, `cache_implementation` of
+                `BailingMMTalker.generate`.
+
+        Raises:
+            ValueError: no talker, unknown speaker, unusable recording, or an argument that does not fit the others.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        voice = {"speaker": speaker, "prompt_audio": prompt_audio, "prompt_text": prompt_text}
+        settings = self.speech.resolve(len(texts), seed, generator, **voice, **talker_options)
+        return self.speech.say(texts, settings, thinker_states)
+
+    def speak_stream(
+        self, text: str, thinker_states: list[torch.Tensor] | None = None, **speech
+    ) -> Iterator[StreamEvent]:
+        """`speak` for one text, as `AudioChunk`s while it is being spoken, then `Done`. Arguments as in `speak`."""
+        return self.speech.stream(text, self.speech.resolve(1, **speech), (thinker_states or [None])[0])
 
     def stream(
         self,
@@ -482,31 +550,63 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
             ValueError: as in `generate`, or a batch of several chats.
         """
         call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
-        if (rows := len(call.kwargs.get("input_ids", ()))) != 1:
+        if (rows := len(call.text.get("input_ids", ()))) != 1:
             raise ValueError(f"stream answers one chat at a time, got a batch of {rows}; use generate for batches")
-        if "image" in call.modes:
-            self._check_drawing(call.kwargs, call.drawing)
-        if "audio" in call.modes:
-            call.speech = self._check_speech(call.speech, 1)
-        return self._events(partial(self._generate_text, super().generate), call)
+        drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
+        speech = self.speech.resolve(1, **call.speech) if "audio" in call.modes else None
+        tokenizer = None if call.modes == ("image",) else self.components.tokenizer()
 
-    def _events(self, generate_text, call: Call) -> Iterator[StreamEvent]:
-        done = Done("")
-        if "audio" in call.modes:
-            done = yield from self._stream_speech(generate_text, call.kwargs, call.speech)
-        elif "text" in call.modes:
-            done = yield from self._stream_text(generate_text, call.kwargs)
-        if "image" in call.modes:
-            yield from self._stream_drawing(call.kwargs, call.drawing)
-        yield done
+        def events() -> Iterator[StreamEvent]:
+            done = Done("")
+            if tokenizer is not None:
+                done = yield from self._stream_reply(call, tokenizer, speech)
+            if drawing is not None:
+                yield from self.drawing.stream(call.text, drawing)
+            yield done
 
-    def _sort(self, inputs, generation_mode, talker_kwargs, kwargs) -> Call:
-        context = self.config.llm_config.max_position_embeddings
-        call = sort_call(self.output_modalities, context, inputs, generation_mode, talker_kwargs, kwargs)
+        return events()
+
+    def _stream_reply(self, call: GenerationArguments, tokenizer, speech: SpeechSettings | None):
+        """The text and audio modes of `stream`: a thread decodes the text; returns the last event."""
+        states = self._prompt_states(call) if speech is not None else None
+
+        def work(own: BackgroundWork) -> None:
+            streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+            streamer.text_queue, streamer.stop_signal = own.items, ""  # `BackgroundWork` tells the end itself
+            criteria = [*(call.text.get("stopping_criteria") or []), StopWhenSet(own.cancelled)]
+            kwargs = {**call.text, "streamer": streamer, "stopping_criteria": StoppingCriteriaList(criteria)}
+            self._generate_text(**kwargs, **({"prompt_states": states} if speech is not None else {}))
+
+        background = BackgroundWork(work)
+        try:
+            if speech is not None and states is not None:
+                return (yield from self.speech.stream_reply(background, speech, states))
+            text = ""
+            for delta in background:
+                text += delta
+                if delta:
+                    yield TextDelta(delta)
+            return Done(text)
+        finally:
+            background.close()
+
+    def _prompt_states(self, call: GenerationArguments) -> PromptStates:
+        return PromptStates(call.text["input_ids"].shape[1], call.text.get("attention_mask"))
+
+    def _sort(self, inputs, generation_mode, talker_kwargs, kwargs: dict[str, Any]) -> GenerationArguments:
+        """The sorted arguments of a call whose prompt fits and comes with its media.
+
+        Raises:
+            ValueError: see `generate`.
+        """
+        call = sort_arguments(self.output_modalities, inputs, generation_mode, talker_kwargs, kwargs)
+        input_ids = call.text.get("input_ids")
+        if input_ids is not None:
+            raise_if_too_long(input_ids.shape[1], self.config.llm_config.max_position_embeddings)
         read_before = ("mm_token_type_ids", "inputs_embeds", "past_key_values", *MEDIA_INPUTS)
-        only_guesses = getattr(call.kwargs.get("generation_config"), "is_assistant", False)
-        if not only_guesses and all(call.kwargs.get(name) is None for name in read_before):
-            check_ids_alone(call.kwargs.get("input_ids"), self.config.image_token_id)
+        only_guesses = getattr(call.text.get("generation_config"), "is_assistant", False)
+        if not only_guesses and all(call.text.get(name) is None for name in read_before):
+            raise_if_media_missing(input_ids, self.config.image_token_id)
         return call
 
     def generate_batch(self, inputs: list[list[int]], *args, **kwargs):
@@ -516,11 +616,11 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
             ValueError: a prompt has image tokens; the library's engine takes no media.
         """
         for ids in inputs:
-            check_ids_alone(torch.tensor(ids), self.config.image_token_id)
+            raise_if_media_missing(torch.tensor(ids), self.config.image_token_id)
         return super().generate_batch(inputs, *args, **kwargs)
 
     @torch.no_grad()
-    def _generate_text(self, generate_text, *args, input_ids: torch.Tensor | None = None, **kwargs):
+    def _generate_text(self, *args, input_ids: torch.Tensor | None = None, **kwargs):
         """The library's `generate` with the media put into the prompt's embeddings."""
         if input_ids is not None:
             kwargs["input_ids"] = input_ids
@@ -530,7 +630,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
                 if token_types is not None or any(value is not None for value in media.values()):
                     embeds, token_types = self.embed(input_ids, token_types, **media)
                     kwargs.update(inputs_embeds=embeds, mm_token_type_ids=token_types)
-        return generate_text(None, *args, **kwargs)
+        return super().generate(None, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -564,6 +664,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, SpeechMi
         if not is_first_iteration:
             # New tokens are text: without types the decoder skips the image and audio routers.
             model_inputs.pop("mm_token_type_ids", None)
+            model_inputs.pop("prompt_states", None)
         return model_inputs
 
 

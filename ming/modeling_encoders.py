@@ -1,7 +1,7 @@
 """Vision tower, SANM and Whisper encoders, and the projectors into the decoder.
 
-The layers are transformers' own; the classes here give them the released module names, variable lengths and batches
-without leakage between segments.
+The layers are those of transformers; the classes here give them the released module names, variable lengths, and
+batches without leakage between segments.
 
 Shape letters: N images or segments, P patches, T frames, D encoder width, H decoder hidden size.
 """
@@ -28,7 +28,22 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 from transformers.utils.generic import is_flash_attention_requested
 
+from .compat import takes_experts_implementation
 from .configuration_bailingmm import BailingMMAudioConfig, BailingMMVisionConfig, BailingMMWhisperConfig
+
+
+class SeparateChunk(Chunk):
+    """`Chunk` whose results have their own memory.
+
+    The library's are views of one tensor: `safetensors.torch.save_model` refuses a model with them, and
+    `Accelerator.save_model` leaves all but one of them out of the file.
+    """
+
+    @torch.no_grad()
+    def convert(self, *args, **kwargs) -> dict[str, torch.Tensor]:
+        """The chunks of one tensor by name, as in `Chunk`."""
+        return {name: chunk.clone() for name, chunk in super().convert(*args, **kwargs).items()}
+
 
 register_checkpoint_conversion_mapping(
     "BailingMMSanmEncoder",
@@ -36,7 +51,7 @@ register_checkpoint_conversion_mapping(
         WeightConverter(
             rf"self_attn.linear_q_k_v.{kind}",
             [rf"self_attn.{projection}_proj.{kind}" for projection in "qkv"],
-            [Chunk(dim=0)],
+            [SeparateChunk(dim=0)],
         )
         for kind in ("weight", "bias")
     ]
@@ -69,7 +84,8 @@ register_checkpoint_conversion_mapping(
 def sinusoids(positions: torch.Tensor, width: int) -> torch.Tensor:
     """positions [T] -> [T, width] float32: sines in the first half, cosines in the second, wavelengths 2 pi to 2e4 pi.
 
-    Both audio encoders use this table (Whisper counts from 0, SANM from 1).
+    Both audio encoders use this table (Whisper counts from 0, SANM from 1). The function of the same name in the
+    library's Whisper follows torch's default dtype; while a model is built in bfloat16 its table is wrong by up to 2.
     """
     increment = math.log(10000) / (width // 2 - 1)
     frequencies = torch.exp(-increment * torch.arange(width // 2, device=positions.device, dtype=torch.float32))
@@ -78,12 +94,12 @@ def sinusoids(positions: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def length_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
-    """lengths [N] -> bool [N, max_length], True for frames that exist."""
+    """lengths [N] -> bool [N, max_length], True for frames that are not padding."""
     return torch.arange(max_length, device=lengths.device) < lengths[:, None]
 
 
 class BailingMMVisionAttention(Qwen2_5_VLVisionAttention):
-    """Library attention that runs all windows of one length as one batch instead of one call per window."""
+    """Library attention that runs all windows of equal length as one batch instead of one call per window."""
 
     def forward(
         self,
@@ -96,6 +112,7 @@ class BailingMMVisionAttention(Qwen2_5_VLVisionAttention):
         """hidden_states [P, D], cu_seqlens [windows + 1] -> [P, D]."""
         if is_flash_attention_requested(self.config):
             return super().forward(hidden_states, cu_seqlens, position_embeddings, max_seqlen, **kwargs)
+        assert position_embeddings is not None, "the vision tower computes them once for all of its layers"
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -121,6 +138,7 @@ class BailingMMVisionAttention(Qwen2_5_VLVisionAttention):
         return self.proj(output.reshape(hidden_states.shape[0], -1))
 
 
+@takes_experts_implementation
 class BailingMMVisionTransformer(Qwen2_5_VisionTransformerPretrainedModel):
     """Qwen2.5-VL's vision tower: pixel patches [P, 3 * 2 * 14 * 14], grid_thw [N, 3] -> `pooler_output` [P / 4, D]."""
 
@@ -133,13 +151,11 @@ class BailingMMVisionTransformer(Qwen2_5_VisionTransformerPretrainedModel):
             block.attn = BailingMMVisionAttention(config)
         self.post_init()
 
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        # The whole model's choice is handed to every part; one without experts has nothing against it.
-        return True
 
-
+@takes_experts_implementation
 class BailingMMAudioPreTrainedModel(PreTrainedModel):
+    """What the two audio encoders have in common for the library."""
+
     main_input_name = "input_features"
     input_modalities = ("audio",)
     supports_gradient_checkpointing = True
@@ -148,14 +164,9 @@ class BailingMMAudioPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
 
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        # The whole model's choice is handed to every part; one without experts has nothing against it.
-        return True
-
 
 class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
-    """SenseVoice's encoder of self-attention with a memory block (SAN-M, arXiv 2006.01713).
+    """SenseVoice's encoder: self-attention with a memory block (SAN-M, arXiv 2006.01713).
 
     The first layer widens 560 to the encoder width and has no attention residual.
     """
@@ -171,7 +182,7 @@ class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
         self.post_init()
 
     def forward(self, input_features: torch.Tensor, lengths: torch.Tensor, **kwargs) -> BaseModelOutput:
-        """input_features [N, T, 560], lengths [N] -> `last_hidden_state` [N, T, D]; frames past a length are junk."""
+        """input_features [N, T, 560], lengths [N] -> `last_hidden_state` [N, T, D], undefined past a length."""
         positions = sinusoids(
             torch.arange(1, input_features.shape[1] + 1, device=lengths.device), self.config.input_size
         )
@@ -186,7 +197,7 @@ class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
 
 
 class BailingMMWhisperEncoder(BailingMMAudioPreTrainedModel):
-    """Whisper's encoder (arXiv 2212.04356) for any length up to the position table, at 20 ms a frame."""
+    """Whisper's encoder (arXiv 2212.04356) for any length up to its position table, at 20 ms per frame."""
 
     config: BailingMMWhisperConfig
     config_class = BailingMMWhisperConfig
@@ -195,7 +206,7 @@ class BailingMMWhisperEncoder(BailingMMAudioPreTrainedModel):
         super().__init__(config)
         self.conv1 = nn.Conv1d(config.num_mel_bins, config.d_model, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, kernel_size=3, stride=2, padding=1)
-        # A persistent buffer because released checkpoints store it.
+        # A persistent buffer, because released checkpoints contain it.
         self.positional_embedding = nn.Buffer(
             sinusoids(torch.arange(config.max_source_positions), config.d_model), persistent=True
         )
@@ -218,11 +229,14 @@ class BailingMMWhisperEncoder(BailingMMAudioPreTrainedModel):
     def forward(self, input_features: torch.Tensor, lengths: torch.Tensor, **kwargs) -> BaseModelOutput:
         """input_features [N, T, mels], lengths [N] -> `last_hidden_state` [N, (T - 1) // 2 + 1, D].
 
-        With `config.mask_padding` frames past a length are zero and were seen by no other frame.
+        With `config.mask_padding` frames past a length are zero, and no other frame depends on them.
+
+        Raises:
+            ValueError: a segment longer than the position table.
         """
         hidden_states = F.gelu(self.conv1(input_features.transpose(1, 2)))
         if self.config.mask_padding:
-            # What the second convolution would read beyond the end of a lone segment is its zero padding.
+            # Beyond the end of a segment alone, the second convolution reads zero padding.
             hidden_states = hidden_states * length_mask(lengths, hidden_states.shape[-1])[:, None]
         hidden_states = F.gelu(self.conv2(hidden_states)).transpose(1, 2)
 
@@ -262,25 +276,33 @@ def vision_projector(in_features: int, hidden_size: int, depth: int) -> nn.Seque
     return nn.Sequential(*layers)
 
 
-def split_audio_segments(
-    audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, L1 + ... + LN, D] and lengths [B, N] -> segments [S, max length, D] padded with 0, lengths [S].
-
-    Rows are padded behind by the processor and in front by the library's pipelines, which treat every input as a
-    prompt; zeros in front and none behind tell the second.
-    """
-    shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (audio_feats, audio_feats_lengths)]
-    if None in shapes or [len(shape) for shape in shapes] != [3, 2] or shapes[0][0] != shapes[1][0]:
-        raise ValueError(
-            f"audio_feats must be [B, frames, width] and audio_feats_lengths [B, N], got {shapes[0]} and {shapes[1]}"
-        )
+def raise_if_no_audio_batch(audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor) -> None:
+    """Refuse tensors that are not floats [B, frames, D] and counts of frames [B, N], at least one of them above 0."""
+    given = (audio_feats, audio_feats_lengths)
+    shapes = [tuple(tensor.shape) for tensor in given if tensor is not None]
+    if [len(shape) for shape in shapes] != [3, 2] or shapes[0][0] != shapes[1][0]:
+        found = " and ".join("None" if tensor is None else str(tuple(tensor.shape)) for tensor in given)
+        raise ValueError(f"audio_feats must be [B, frames, width] and audio_feats_lengths [B, N], got {found}")
     if not audio_feats.is_floating_point():
         raise ValueError(f"audio_feats must be floats, got {audio_feats.dtype}")
     if audio_feats_lengths.is_floating_point() or (audio_feats_lengths < 0).any():
         raise ValueError(f"audio_feats_lengths must be counts of frames, got {audio_feats_lengths.tolist()}")
     if not audio_feats_lengths.any():
         raise ValueError("audio_feats was given but every length in audio_feats_lengths is 0")
+
+
+def split_audio_segments(
+    audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[B, L1 + ... + LN, D] and lengths [B, N] -> segments [S, max length, D] padded with 0, lengths [S].
+
+    The processor pads rows at the end. The library's pipelines treat every input as a prompt and pad it at the start:
+    rows with zeros at the start and none at the end.
+
+    Raises:
+        ValueError: other shapes or dtypes, lengths that are all 0, or lengths that exceed the frames.
+    """
+    raise_if_no_audio_batch(audio_feats, audio_feats_lengths)
     segments = []
     for row, lengths in zip(audio_feats, audio_feats_lengths.tolist(), strict=True):
         padding = row.shape[0] - sum(lengths)
@@ -294,7 +316,10 @@ def split_audio_segments(
 
 
 def audio_projector(in_features: int, hidden_size: int, depth: int, kernel_size: int, stride: int) -> nn.Sequential:
-    """[N, in_features, T] -> [N, T', hidden_size]; the released indexes are 0 (convolution) and 3 (linear)."""
+    """[N, in_features, T] -> [N, T', hidden_size], see `projected_lengths`.
+
+    The released indexes in the state dict are 0 (convolution) and 3 (linear).
+    """
     layers: list[nn.Module] = [
         nn.Conv1d(in_features, hidden_size, kernel_size, stride=stride, padding=kernel_size // 2),
         Transpose(),
@@ -304,10 +329,16 @@ def audio_projector(in_features: int, hidden_size: int, depth: int, kernel_size:
     return nn.Sequential(*layers)
 
 
+def projected_lengths(lengths: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
+    """Frames into an audio projector -> tokens out of it, for lengths [N] of segments."""
+    return (lengths - kernel_size + 2 * (kernel_size // 2)) // stride + 1
+
+
 __all__ = [
     "BailingMMSanmEncoder",
     "BailingMMVisionTransformer",
     "BailingMMWhisperEncoder",
     "audio_projector",
+    "projected_lengths",
     "vision_projector",
 ]

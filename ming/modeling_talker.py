@@ -21,19 +21,20 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import DynamicCache, Qwen2ForCausalLM, StaticCache
+from transformers import DynamicCache, Qwen2ForCausalLM, StaticCache, TopKLogitsWarper
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
+from .compat import execution_device
 from .configuration_bailingmm import BailingMMTalkerConfig
-from .loading import ExecutionDevice
 
 NO_ID = -1  # in a step's ids: this row has ended
 RELEASED_EOS_MARGIN = 10
 RELEASED_MAX_STEPS = 1000
-# A piece of text that takes longer than this is a runaway: ids stand for 20 ms or more, text tokens take 80 to 400 ms.
-RUNAWAY_BASE, RUNAWAY_PER_TEXT_TOKEN = 60, 40
+# More ids than these for a piece of text mean that it does not stop: an id stands for 20 ms or more, and a text token
+# takes 80 to 400 ms.
+LIMIT_BASE, LIMIT_PER_TEXT_TOKEN = 60, 40
 
 # Probabilities [A, V] of the rows (indices) that go on -> ids [A].
 Draw = Callable[[torch.Tensor, list[int]], torch.Tensor]
@@ -60,8 +61,8 @@ class TalkerPrompt:
 class StopRules:
     """When a piece ends.
 
-    The end token is barred for the first `min_new_ids` ids of every piece. `max_new_ids` ends a piece as a runaway;
-    None allows 60 ids and 40 more per text token.
+    The end token is barred for the first `min_new_ids` ids of every piece. `max_new_ids` ends a piece that does not
+    stop; None allows 60 ids and 40 more per text token.
 
     `released`: the release's own rules, for comparison. The end token is barred by absolute position (below the number
     of prompt ids + 10), positions run on from piece to piece, the end token may be drawn while the prompt is being
@@ -78,15 +79,28 @@ class StopRules:
             return self.max_new_ids
         if self.released:
             return RELEASED_MAX_STEPS - len(prompt.prompt_ids)
-        return RUNAWAY_BASE + RUNAWAY_PER_TEXT_TOKEN * len(prompt.text_ids)
+        return LIMIT_BASE + LIMIT_PER_TEXT_TOKEN * len(prompt.text_ids)
 
 
 @dataclass(frozen=True)
 class TalkerPiece:
-    """What came of a piece: codec ids int64 [n] and why it ended, "stop", "length" (runaway) or "empty"."""
+    """What came of a piece: codec ids int64 [n] and why it ended, "stop", "length" (it did not stop) or "empty"."""
 
     codec_ids: torch.Tensor
     finish_reason: str
+
+
+@dataclass(frozen=True)
+class TalkerStep:
+    """A step of decoding.
+
+    Args:
+        codec_ids: int64 [B], `NO_ID` in rows that have ended.
+        finish_reasons: per row why it ended, see `TalkerPiece`; None while it goes on.
+    """
+
+    codec_ids: torch.Tensor
+    finish_reasons: list[str | None]
 
 
 @dataclass
@@ -105,6 +119,11 @@ class _Row:
     def first_position(self) -> int:
         return self.prefix_length - 1
 
+    @property
+    def reason(self) -> str | None:
+        """Why the row ended, for users; None while it goes on."""
+        return "empty" if self.finish_reason is not None and self.num_new == 0 else self.finish_reason
+
 
 def filter_logits(
     logits: torch.Tensor, top_k: int, eos_token_id: int, eos_allowed: torch.Tensor, first_allowed: int = 0
@@ -118,9 +137,7 @@ def filter_logits(
     eos = logits[:, eos_token_id].clone()
     logits[:, :first_allowed] = -math.inf
     logits[:, eos_token_id] = eos
-    if top_k < logits.shape[-1]:
-        smallest = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -math.inf)
+    logits = TopKLogitsWarper(top_k)(None, logits)
     logits[~eos_allowed, eos_token_id] = -math.inf
     return logits
 
@@ -140,7 +157,7 @@ def multinomial_draw(generators: list[torch.Generator] | None) -> Draw:
     return draw
 
 
-class BailingMMTalker(ExecutionDevice, PreTrainedModel):
+class BailingMMTalker(PreTrainedModel):
     """Text and a voice -> codec ids. Knows no tokenizer and no files; see `TalkerPrompt` for what it is given."""
 
     config: BailingMMTalkerConfig
@@ -152,6 +169,7 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["Qwen2DecoderLayer"]
+    ATTEMPTS = 3  # draws of a piece that stays empty or does not stop
 
     def __init__(self, config: BailingMMTalkerConfig):
         super().__init__(config)
@@ -160,6 +178,11 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
         self.thinker_to_talker_proj = nn.Linear(config.qa_model_hidden_size, hidden_size)
         self.vp_head = nn.Conv1d(config.vp_feature_size, hidden_size, kernel_size, padding=kernel_size // 2)
         self.post_init()
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong, also when the weights are offloaded."""
+        return execution_device(self, super().device)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.get_input_embeddings()
@@ -187,10 +210,12 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
         embeds = table(audio_ids) + table(text_ids)
         position = torch.arange(embeds.shape[1], device=embeds.device)
         if speaker_embedding is not None:
+            assert speaker_position is not None, "speaker_position says where the speaker_embedding goes"
             voice = self.vp_head(speaker_embedding.to(self.vp_head.weight.dtype)[..., None])[..., 0]
             at_speaker = position == speaker_position[:, None]
             embeds = torch.where(at_speaker[..., None], voice[:, None].to(embeds.dtype), embeds)
         if thinker_states is not None and thinker_states.shape[1]:
+            assert thinker_start is not None and thinker_length is not None, "they say where thinker_states go"
             projected = self.thinker_to_talker_proj(thinker_states.to(self.thinker_to_talker_proj.weight.dtype))
             offset = position - thinker_start[:, None]
             at_thinker = (offset >= 0) & (offset < thinker_length[:, None])
@@ -247,10 +272,10 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
         prompts: list[TalkerPrompt],
         generators: list[torch.Generator] | None = None,
         rules: StopRules | None = None,
-        attempts: int = 3,
+        attempts: int = ATTEMPTS,
         **options,
     ) -> list[TalkerPiece]:
-        """Say several pieces at once; a piece that stays empty or runs away is drawn again.
+        """Say several pieces at once; a piece that stays empty or does not stop is drawn again.
 
         Args:
             prompts: one per piece.
@@ -258,27 +283,22 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
             attempts: draws per piece at most. The last one is returned whatever it is; see its `finish_reason`.
             options: `top_k`, `temperature`, `cache_implementation` and `draw` of `stream`.
         """
-        self.check_options(attempts=attempts)
+        self.resolve_options(attempts=attempts)
         rules = rules or StopRules()
-        pieces: list[TalkerPiece | None] = [None] * len(prompts)
+        pieces: dict[int, TalkerPiece] = {}
         waiting = list(range(len(prompts)))
         for _ in range(attempts if generators is not None and not rules.released else 1):
             if not waiting:
                 break
-            ids: list[list[int]] = [[] for _ in waiting]
+            ids: dict[int, list[int]] = {index: [] for index in waiting}
             chosen = None if generators is None else [generators[index] for index in waiting]
-            steps = self.stream([prompts[index] for index in waiting], chosen, rules, **options)
-            reasons = None
-            while reasons is None:
-                try:
-                    for row, step_id in zip(ids, next(steps).tolist(), strict=True):
-                        row += [step_id] if step_id != NO_ID else []
-                except StopIteration as stop:
-                    reasons = stop.value
-            for index, row, reason in zip(waiting, ids, reasons, strict=True):
-                pieces[index] = TalkerPiece(torch.tensor(row, dtype=torch.long), reason)
+            for step in self.stream([prompts[index] for index in waiting], chosen, rules, **options):
+                for index, step_id in zip(waiting, step.codec_ids.tolist(), strict=True):
+                    ids[index] += [step_id] if step_id != NO_ID else []
+            for index, reason in zip(waiting, step.finish_reasons, strict=True):
+                pieces[index] = TalkerPiece(torch.tensor(ids[index], dtype=torch.long), str(reason))
             waiting = [index for index in waiting if pieces[index].finish_reason != "stop"]
-        return pieces
+        return [pieces[index] for index in range(len(prompts))]
 
     def stream(
         self,
@@ -290,8 +310,8 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
         cache_implementation: str = "dynamic",
         draw: Draw | None = None,
         start_position: int = 0,
-    ) -> Iterator[torch.Tensor]:
-        """Say pieces step by step: yields codec ids [B] per step, `NO_ID` in rows that have ended.
+    ) -> Iterator[TalkerStep]:
+        """Say pieces step by step. All rows have a finish reason in the last step, and in no step before it.
 
         The voice's prompt is read in one pass, not step by step. Only codec ids and the end token can be drawn.
 
@@ -301,15 +321,13 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
             cache_implementation: "dynamic" or "static" (one allocation, for `torch.compile`).
             draw: takes the place of `generators`, see `Draw`.
             start_position: added to all positions; the released rules run on from piece to piece.
-        Returns:
-            (as the value of StopIteration) the finish reason of every row.
 
         Raises:
             ValueError: naming the argument or the field of a prompt that cannot be used.
         """
         rules = rules or StopRules()
-        top_k, temperature = self.check_options(top_k, temperature, cache_implementation)
-        self._check(prompts, generators)
+        top_k, temperature = self.resolve_options(top_k, temperature, cache_implementation)
+        self._raise_if_unusable(prompts, generators)
         sampler = _Sampler(self.config, rules, top_k, temperature, draw or multinomial_draw(generators))
         if rules.released and len(prompts) > 1:
             raise ValueError(f"released stop rules say one piece at a time, got {len(prompts)}")
@@ -319,7 +337,7 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
     @torch.no_grad()
     def _decode(
         self, rows: list[_Row], sampler: "_Sampler", cache_implementation: str, start_position: int
-    ) -> Iterator[torch.Tensor]:
+    ) -> Iterator[TalkerStep]:
         inputs = self._prefill_inputs(rows, start_position)
         attention_mask, width = inputs["attention_mask"], inputs["audio_ids"].shape[1]
         config = self.model.config
@@ -332,16 +350,14 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
         position = inputs["position_ids"][:, -1]
         if sampler.rules.released:
             sampler.draw_while_reading(logits, rows, position)
-        while any(row.finish_reason is None for row in rows):
+        while True:
             ids = sampler(logits[:, -1], rows, position)
-            if (ids == NO_ID).all():
-                break
-            yield ids
             for row in rows:
                 if row.finish_reason is None and row.num_new >= row.limit:
                     row.finish_reason = "length"
+            yield TalkerStep(ids, [row.reason for row in rows])
             if all(row.finish_reason is not None for row in rows):
-                break
+                return
             position = position + 1
             attention_mask = F.pad(attention_mask, (0, 1), value=1)
             logits = self(
@@ -351,15 +367,14 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
                 past_key_values=cache,
                 use_cache=True,
             ).logits
-        return ["empty" if row.num_new == 0 else row.finish_reason for row in rows]
 
-    def check_options(
+    def resolve_options(
         self,
         top_k: int | None = None,
         temperature: float | None = None,
         cache_implementation: str = "dynamic",
         rules: StopRules | None = None,
-        attempts: int = 3,
+        attempts: int = ATTEMPTS,
     ) -> tuple[int, float]:
         """Options of `generate` -> `top_k` and `temperature` as given or as configured.
 
@@ -376,7 +391,7 @@ class BailingMMTalker(ExecutionDevice, PreTrainedModel):
             raise ValueError(f"attempts={attempts}: a piece is drawn at least once")
         return top_k, temperature
 
-    def _check(self, prompts, generators) -> None:
+    def _raise_if_unusable(self, prompts: list[TalkerPrompt], generators: list[torch.Generator] | None) -> None:
         """Raise ValueError for arguments that cannot be used, before any work."""
         if not prompts:
             raise ValueError("prompts is empty; give at least one TalkerPrompt")
@@ -486,8 +501,8 @@ class _Sampler:
     def __call__(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> torch.Tensor:
         """Codec ids [B], `NO_ID` in rows that have ended."""
         going = [index for index, row in enumerate(rows) if row.finish_reason is None]
-        drawn = self.draw(self.probabilities(logits, rows, position)[going], going).tolist()
         ids = [NO_ID] * len(rows)
+        drawn = self.draw(self.probabilities(logits, rows, position)[going], going).tolist() if going else []
         for index, audio_id in zip(going, drawn, strict=True):
             if audio_id == self.eos:
                 rows[index].finish_reason = "stop"
@@ -511,6 +526,7 @@ __all__ = [
     "StopRules",
     "TalkerPiece",
     "TalkerPrompt",
+    "TalkerStep",
     "filter_logits",
     "multinomial_draw",
 ]

@@ -1,12 +1,13 @@
-"""Processor: conversations, pictures, videos and sound -> the tensors that the model takes.
+"""Processor: conversations, images, videos and audio -> the tensors that the model takes.
 
 Letters: B prompts, L tokens (padded), N recordings of a prompt, P patches of 14 x 14 pixels, T frames.
 """
 
 import functools
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,27 +20,49 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .audio_features import BailingMMFeatureExtractor, is_recording
-from .media import load_audio, load_image, load_video_sound, resize_image, smart_resize
+from .compat import keeps_auto_map, resolve_chat_template
+from .media import load_audio, load_image, load_video_audio, resize_image, smart_resize
 from .messages import (
     MediaItem,
     Message,
-    add_sound_tracks,
-    check_conversation,
+    add_audio_tracks,
     literal_pattern,
+    parse_conversation,
     split_batch,
     template_messages,
     unmark_literals,
 )
-from .video import VideoOptions, frame_size, is_video, load_video
+from .source import CODE, CheckpointSource, pushed_to_hub
+from .token_types import AUDIO_TYPE, IMAGE_TYPE, TEXT_TYPE, VIDEO_TYPE
+from .video import (
+    VIDEO_MAX_PIXELS,
+    VIDEO_MIN_PIXELS,
+    VIDEO_TOTAL_PIXELS,
+    VideoOptions,
+    frame_size,
+    is_video,
+    load_video,
+)
 
-TEXT_TYPE, IMAGE_TYPE, VIDEO_TYPE, AUDIO_TYPE = range(4)  # values of mm_token_type_ids
 IMAGE_PATCH, AUDIO_PATCH = "<imagePatch>", "<audioPatch>"
-# Placeholder of a medium in a prompt: (patch token, end token, text behind it, token type).
+# Placeholder of a medium in a prompt -> (patch token, end token, text behind it, token type).
 PLACEHOLDERS = {
     "<image>": (IMAGE_PATCH, "</image>", "\n", IMAGE_TYPE),
     "<video>": (IMAGE_PATCH, "</video>", "\n", VIDEO_TYPE),
     "<audio>": (AUDIO_PATCH, "</audio>", "", AUDIO_TYPE),
 }
+MODEL_INPUT_NAMES = (
+    "input_ids",
+    "attention_mask",
+    "mm_token_type_ids",
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_values_videos",
+    "video_grid_thw",
+    "audio_feats",
+    "audio_feats_lengths",
+    "audio_placeholder_loc_lens",
+)
 IMAGE_ITEM_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 OUTPUT_FIELDS = {"text": "sequences", "audio": "waveforms", "image": "images"}
 
@@ -48,18 +71,23 @@ OUTPUT_FIELDS = {"text": "sequences", "audio": "waveforms", "image": "images"}
 class CallOptions:
     """Options of `BailingMMProcessor.__call__`; unknown ones are errors.
 
+    Not transformers' `ProcessingKwargs`, which lets unknown options pass with a warning, so that a misspelt option
+    would go unnoticed.
+
     Attributes:
         return_tensors: `"pt"`, `"np"`, or None for lists.
         padding: True or `"longest"`, `"max_length"`, or False.
         padding_side: `"left"` (what generation needs) or `"right"`.
         pad_to_multiple_of: round the padded length up.
-        max_length: longest prompt in tokens; default is the tokenizer's `model_max_length`. Longer ones are errors.
+        max_length: longest prompt in tokens; the default is the tokenizer's `model_max_length`. A longer prompt is an
+            error.
         truncation: only False; cutting a prompt would cut media.
         use_whisper_encoder: audio features for the Whisper encoder instead of the SANM one.
         sampling_rate: Hz, of audio arrays that come without a rate.
-        min_pixels, max_pixels: limits of a picture instead of the image processor's.
+        min_pixels, max_pixels: limits of an image instead of the image processor's.
         return_assistant_tokens_mask: adds `assistant_masks` [B, L], 1 on the tokens of replies.
-        videos_kwargs: default `VideoOptions` of video files; num_frames is the library's name of its `max_frames`.
+        videos_kwargs: default `VideoOptions` of videos.
+        num_frames: the library's name of `videos_kwargs["max_frames"]`, which takes precedence.
     """
 
     return_tensors: str | None = "pt"
@@ -78,7 +106,12 @@ class CallOptions:
 
     @classmethod
     def merge(cls, kwargs: dict) -> "CallOptions":
-        """Flat keywords and the nested `text_kwargs`, `images_kwargs`, `audio_kwargs`, `common_kwargs`."""
+        """Options from flat keywords and the nested `text_kwargs`, `images_kwargs`, `audio_kwargs`, `common_kwargs`.
+
+        Raises:
+            TypeError: an unknown option.
+            ValueError: a value that is not accepted.
+        """
         merged = dict(kwargs)
         for group in ("common_kwargs", "text_kwargs", "images_kwargs", "audio_kwargs"):
             merged.update(merged.pop(group, None) or {})
@@ -117,6 +150,7 @@ class PromptRow:
         self.reply_mask += [int(reply)] * len(ids)
 
 
+@keeps_auto_map
 class BailingMMProcessor(ProcessorMixin):
     """Chat template, media loading, placeholders, batching and decoding.
 
@@ -130,7 +164,7 @@ class BailingMMProcessor(ProcessorMixin):
         feature_extractor: a `BailingMMFeatureExtractor`.
         tokenizer: a tokenizer with the released special tokens.
         chat_template: jinja source, normally from `chat_template.jinja`.
-        resize_on_fetch: True resizes pictures and frames of messages before the image processor does it again, as the
+        resize_on_fetch: True resizes images and frames of messages before the image processor does it again, as the
             released code does; False leaves the one resize of the image processor.
         video_min_pixels, video_max_pixels: limits of a video frame.
         video_total_pixels: limit of all frame pairs of a video together.
@@ -143,11 +177,12 @@ class BailingMMProcessor(ProcessorMixin):
         tokenizer=None,
         chat_template: str | None = None,
         resize_on_fetch: bool = True,
-        video_min_pixels: int = 100_352,
-        video_max_pixels: int = 602_112,
-        video_total_pixels: int = 7_225_344,
+        video_min_pixels: int = VIDEO_MIN_PIXELS,
+        video_max_pixels: int = VIDEO_MAX_PIXELS,
+        video_total_pixels: int = VIDEO_TOTAL_PIXELS,
     ):
         super().__init__(image_processor, feature_extractor, tokenizer, chat_template=chat_template)
+        self.source: CheckpointSource | None = None
         self.resize_on_fetch = resize_on_fetch
         self.video_min_pixels = video_min_pixels
         self.video_max_pixels = video_max_pixels
@@ -162,18 +197,40 @@ class BailingMMProcessor(ProcessorMixin):
         self.gen_terminator = [tokenizer.eos_token_id]
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "BailingMMProcessor":
+        """Library `from_pretrained`; the source is kept, since saving copies code from it."""
+        source = CheckpointSource.of_call(pretrained_model_name_or_path, kwargs)
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor.source = source
+        return processor
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
+        """Library method; `auto_map` of the file is kept, since saving writes it again."""
+        result = super().from_args_and_dict(args, processor_dict, **kwargs)
+        processor = result[0] if isinstance(result, tuple) else result
+        if "auto_map" in processor_dict:
+            processor.auto_map = processor_dict["auto_map"]
+        return result
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """Library `save_pretrained` with the code that `auto_map` names."""
+        with pushed_to_hub(save_directory, push_to_hub, kwargs):
+            files = super().save_pretrained(save_directory, **kwargs)
+            if self.source is not None:
+                self.source.copy(CODE, save_directory, "code")
+        return files
+
+    @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        # The library would load the feature extractor as remote code, a second copy of a class that is at hand here.
+        # The library would load the feature extractor as remote code: a second copy of the class imported here.
         parts = (Qwen2VLImageProcessorPil, BailingMMFeatureExtractor, PreTrainedTokenizerFast)
         return [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in parts]
 
     @property
     def model_input_names(self) -> list[str]:
         """Keys that a call may return."""
-        names = (
-            "input_ids attention_mask mm_token_type_ids pixel_values image_grid_thw pixel_values_videos video_grid_thw"
-        )
-        return [*names.split(), "audio_feats", "audio_feats_lengths", "audio_placeholder_loc_lens"]
+        return list(MODEL_INPUT_NAMES)
 
     @functools.cached_property
     def _literals(self) -> re.Pattern:
@@ -202,7 +259,7 @@ class BailingMMProcessor(ProcessorMixin):
         """Render a conversation, or a batch of them, as prompts; with `tokenize=True` load its media and encode it.
 
         Control tokens written in a message stay text: in the returned prompt a private-use character separates the
-        first character of such a tag from the rest, and calling the processor takes it out again.
+        first character of such a token from the rest, and calling the processor removes it again.
 
         Args:
             conversation: list of messages (or a list of such lists). Roles: HUMAN or user, ASSISTANT or assistant,
@@ -210,13 +267,13 @@ class BailingMMProcessor(ProcessorMixin):
                 video_url, audio, audio_url, input_audio with their medium under the type's name, `url`, `path` or
                 `base64`; image and audio items may hold a list.
             chat_template: jinja source instead of the processor's own.
-            add_generation_prompt: end with the assistant's header.
-            continue_final_message: leave the last assistant message open; no generation prompt then.
+            add_generation_prompt: end with the assistant's header. True by default, unlike the library's, as released.
+            continue_final_message: leave the last assistant message open; there is no generation prompt then.
             tokenize: return ids (or everything, with `return_dict`) instead of prompts.
             system_template: text instead of the first human header.
-            load_audio_from_video: let the sound track follow each video.
-            processor_kwargs, **kwargs: options of `__call__`, see `CallOptions`; they count only with `tokenize`.
-            tools: none; the argument is the library's.
+            load_audio_from_video: put the audio track of each video behind it.
+            processor_kwargs, **kwargs: options of `__call__`, see `CallOptions`; they take effect with `tokenize`.
+            tools: must be empty: the library passes the argument, but the model calls no tools.
 
         Raises:
             ValueError: unknown role or content type, an item without its medium, unreadable media.
@@ -227,12 +284,12 @@ class BailingMMProcessor(ProcessorMixin):
         conversations, batched = split_batch(conversation)
         call_kwargs = {**(processor_kwargs or {}), **kwargs}
         options = CallOptions.merge({**call_kwargs, "return_tensors": return_tensors})
-        chats = [check_conversation(chat) for chat in conversations]
+        chats = [parse_conversation(chat) for chat in conversations]
         if load_audio_from_video:
-            chats = [add_sound_tracks(chat) for chat in chats]
+            chats = [add_audio_tracks(chat) for chat in chats]
         prompts, _ = render_jinja_template(
             conversations=[template_messages(chat, self._literals) for chat in chats],
-            chat_template=self._resolve_chat_template(chat_template),
+            chat_template=resolve_chat_template(self, chat_template),
             add_generation_prompt=add_generation_prompt and not continue_final_message,
             system_template=system_template,
             prefill=continue_final_message,
@@ -248,6 +305,11 @@ class BailingMMProcessor(ProcessorMixin):
     ) -> tuple[list | None, list | None, list | None]:
         """Load all media of a conversation, or of a batch of them, in their order.
 
+        Args:
+            messages: as `apply_chat_template` takes them.
+            load_audio_from_video: load the audio track of each video, too.
+            **kwargs: see `CallOptions`.
+
         Returns:
             images: RGB PIL images; videos: uint8 tensors [T, 3, H, W]; audios: pairs (float32 [1, samples], rate in
             Hz). Each is None where there are none.
@@ -255,13 +317,18 @@ class BailingMMProcessor(ProcessorMixin):
         Raises:
             ValueError: unknown role or content type, an item without its medium, unreadable media.
         """
-        chats = [check_conversation(chat) for chat in split_batch(messages)[0]]
+        chats = [parse_conversation(chat) for chat in split_batch(messages)[0]]
         if load_audio_from_video:
-            chats = [add_sound_tracks(chat) for chat in chats]
+            chats = [add_audio_tracks(chat) for chat in chats]
         return self._load_media(chats, CallOptions.merge(kwargs))
 
-    def _load_media(self, chats: list[list[Message]], options: CallOptions):
-        images, videos, audios, video = [], [], [], None
+    def _load_media(
+        self, chats: list[list[Message]], options: CallOptions
+    ) -> tuple[list | None, list | None, list | None]:
+        images: list = []
+        videos: list = []
+        audios: list = []
+        video: MediaItem | None = None
         items = [item for chat in chats for message in chat for item in message.content if isinstance(item, MediaItem)]
         for item in items:
             if item.modality == "image":
@@ -269,20 +336,26 @@ class BailingMMProcessor(ProcessorMixin):
             elif item.modality == "video":
                 video = item
                 videos += [load_video(item.sources[0], self._video_options(item.item, options, self.resize_on_fetch))]
-            elif item.sources:
-                audios += [
-                    load_audio(source, options.sampling_rate, self.feature_extractor.mono) for source in item.sources
-                ]
             else:
-                cut = (video.item.get("video_start"), video.item.get("video_end"))
-                audios += [load_video_sound(video.sources[0], *cut, self.feature_extractor.mono)]
+                audios += self._load_audio_item(item, video, options)
         return images or None, videos or None, audios or None
+
+    def _load_audio_item(
+        self, item: MediaItem, video: MediaItem | None, options: CallOptions
+    ) -> list[tuple[torch.Tensor, int]]:
+        """The recordings of an audio item; one without sources stands for the audio track of the last `video`."""
+        mono = self.feature_extractor.mono
+        if item.sources:
+            return [load_audio(source, options.sampling_rate, mono) for source in item.sources]
+        assert video is not None, "an audio item without sources follows a video, or parsing refuses it"
+        start, end = video.item.get("video_start"), video.item.get("video_end")
+        return [load_video_audio(video.sources[0], start, end, mono)]
 
     def _fetch_image(self, source: Any, item: Mapping, options: CallOptions):
         image = load_image(source)
         limits = vars(options) if self.resize_on_fetch else {}
-        wanted = {key: limits.get(key) if item.get(key) is None else item[key] for key in IMAGE_ITEM_KEYS}
-        wanted = {key: value for key, value in wanted.items() if value is not None}
+        found = {key: limits.get(key) if item.get(key) is None else item[key] for key in IMAGE_ITEM_KEYS}
+        wanted: dict[str, int] = {key: value for key, value in found.items() if value is not None}
         return resize_image(image, **wanted) if wanted or self.resize_on_fetch else image
 
     def _video_options(self, item: Mapping, options: CallOptions, resize: bool) -> VideoOptions:
@@ -309,33 +382,34 @@ class BailingMMProcessor(ProcessorMixin):
         """Encode prompts and their media.
 
         Args:
-            text: one prompt or a list of B prompts, as `apply_chat_template` gives them. Tags written by hand count as
-                control tokens.
-            images: pictures in the order of their `<image>` placeholders, or a list of them for each prompt.
+            text: one prompt or a list of B prompts, as `apply_chat_template` returns them. Control tokens in a prompt
+                written by hand count as such.
+            images: images in the order of their `<image>` placeholders, or a list of them for each prompt.
             videos: videos in the order of their placeholders; each a file, an array, a tensor or a list of frames.
             audios, audio: recordings in the order of their placeholders, or a list of them for each prompt.
             **kwargs: see `CallOptions`.
 
         Returns:
             `input_ids`, `attention_mask`, `mm_token_type_ids` (0 text, 1 image, 2 video, 3 audio patches) int64
-            [B, L]; for pictures `pixel_values` float32 [P, 1176] and `image_grid_thw` int64 [images, 3]; for videos
-            `pixel_values_videos` and `video_grid_thw` alike; for sound `audio_feats` float32 [B, frames, D],
+            [B, L]; for images `pixel_values` float32 [P, 1176] and `image_grid_thw` int64 [images, 3]; for videos
+            `pixel_values_videos` and `video_grid_thw` alike; for audio `audio_feats` float32 [B, frames, D],
             `audio_feats_lengths` int64 [B, N] and `audio_placeholder_loc_lens` int64 [B, N, 2], (start, length) of
             each run of patches in the padded row (length 0 ends a row).
 
         Raises:
-            ValueError: placeholders and media do not match in number, a prompt is too long, media are unreadable.
+            ValueError: placeholders and media do not match in number, a prompt is too long, media cannot be read.
             TypeError: an unknown option.
         """
         options = CallOptions.merge(kwargs)
         if audio is not None and audios is not None:
             raise ValueError("audios and audio are two names of one argument; give one of them")
         audios = audio if audios is None else audios
-        parts = [self._controls.split(prompt) for prompt in _check_prompts(text)]
-        images = _match("<image>", "image", images, parts, lambda value: not isinstance(value, (list, tuple)))
-        videos = _match("<video>", "video", videos, parts, is_video)
-        audios = _match("<audio>", "audio", audios, parts, is_recording)
-        data, counts = {}, {}
+        parts = [self._controls.split(prompt) for prompt in _as_prompts(text)]
+        images = _media_of_prompts("image", images, parts, lambda value: not isinstance(value, (list, tuple)))
+        videos = _media_of_prompts("video", videos, parts, is_video)
+        audios = _media_of_prompts("audio", audios, parts, is_recording)
+        data: dict[str, Any] = {}
+        counts: dict[str, list[int]] = {}
         if any(images):
             inputs, counts["<image>"] = self._encode_images([image for row in images for image in row], options)
             data.update(inputs)
@@ -351,16 +425,16 @@ class BailingMMProcessor(ProcessorMixin):
         return self._collate(rows, data, options)
 
     def _encode_images(self, sources: list, options: CallOptions) -> tuple[dict, list[int]]:
-        """-> (pixel_values, image_grid_thw), and the number of patch tokens of each picture."""
-        pictures = [load_image(source) for source in sources]
-        for picture in pictures:
-            smart_resize(picture.height, picture.width)  # refuses thin pictures in our own words
+        """-> (pixel_values, image_grid_thw), and the number of patch tokens of each image."""
+        images = [load_image(source) for source in sources]
+        for image in images:
+            smart_resize(image.height, image.width)  # refuses thin images with a message that says what to do
         size = dict(self.image_processor.size)
         if options.min_pixels is not None:
             size["shortest_edge"] = options.min_pixels
         if options.max_pixels is not None:
             size["longest_edge"] = options.max_pixels
-        inputs = dict(self.image_processor(pictures, size=size, return_tensors="pt"))
+        inputs = dict(self.image_processor(images, size=size, return_tensors="pt"))
         return inputs, (inputs["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist()
 
     def _encode_videos(self, sources: list, options: CallOptions) -> tuple[dict, list[int]]:
@@ -376,29 +450,36 @@ class BailingMMProcessor(ProcessorMixin):
 
     def _video_size(self, count: int, height: int, width: int) -> tuple[int, int]:
         """Size in pixels at which the model sees the frames of a video."""
-        limits = {"min_pixels": self.video_min_pixels, "frame_max_pixels": self.video_max_pixels}
-        # Fetching has kept a video within its total already.
-        total = math.inf if self.resize_on_fetch else self.video_total_pixels
-        return frame_size(height, width, count, VideoOptions(**limits, total_pixels=total))
+        options = VideoOptions(
+            min_pixels=self.video_min_pixels,
+            frame_max_pixels=self.video_max_pixels,
+            # Fetching has kept a video within its total already.
+            total_pixels=math.inf if self.resize_on_fetch else self.video_total_pixels,
+        )
+        return frame_size(height, width, count, options)
 
     def _patch_video(self, frames: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-        """uint8 frames [T, 3, H, W] -> (patches [P, 1176], grid (T/2, H/14, W/14))."""
+        """uint8 frames [T, 3, H, W] -> (patches [P, 1176], grid (T/2, H/14, W/14)).
+
+        Not transformers' `Qwen2VLVideoProcessor`, which resizes frames as tensors: a frame gives the same values here
+        as an image of the same pixels, bit by bit, as released.
+        """
         processor = self.image_processor
         patch, merge, depth = processor.patch_size, processor.merge_size, processor.temporal_patch_size
-        height, width = self._video_size(len(frames), *frames.shape[-2:])
-        pixels = []
-        for frame in frames.permute(0, 2, 3, 1).numpy():  # one by one: the arithmetic of pictures, bit by bit
-            picture = Image.fromarray(np.ascontiguousarray(frame)).resize((width, height), Image.Resampling.BICUBIC)
-            values = processor.rescale(np.asarray(picture).transpose(2, 0, 1), processor.rescale_factor)
-            pixels.append(processor.normalize(values, processor.image_mean, processor.image_std))
-        pixels = torch.from_numpy(np.stack(pixels).astype(np.float32, copy=False))
+        height, width = self._video_size(len(frames), frames.shape[-2], frames.shape[-1])
+        values = []
+        for frame in frames.permute(0, 2, 3, 1).numpy():
+            image = Image.fromarray(np.ascontiguousarray(frame)).resize((width, height), Image.Resampling.BICUBIC)
+            scaled = processor.rescale(np.asarray(image).transpose(2, 0, 1), processor.rescale_factor)
+            values.append(processor.normalize(scaled, processor.image_mean, processor.image_std))
+        pixels = torch.from_numpy(np.stack(values).astype(np.float32, copy=False))
         grid = [len(frames) // depth, height // patch, width // patch]
         pixels = pixels.view(
             grid[0], depth, 3, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch
         ).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # t, h, w, merge, merge, c, depth, patch, patch
         return pixels.reshape(grid[0] * grid[1] * grid[2], -1), grid
 
-    def _expand(self, parts: list[list[str]], counts: dict) -> list[PromptRow]:
+    def _expand(self, parts: list[list[str]], counts: dict[str, Iterator[int]]) -> list[PromptRow]:
         """Encode split prompts (text and control tokens in turn); `counts` are the patches of each medium in order."""
         pieces = [self._expand_row(row, counts) for row in parts]
         texts = [piece for row in pieces for piece, _, _ in row if isinstance(piece, str)]
@@ -414,10 +495,13 @@ class BailingMMProcessor(ProcessorMixin):
             rows.append(row)
         return rows
 
-    def _expand_row(self, parts: list[str], counts: dict) -> list[tuple[str | list[int], int, bool]]:
+    def _expand_row(
+        self, parts: list[str], counts: dict[str, Iterator[int]]
+    ) -> list[tuple[str | list[int], int, bool]]:
         """Split prompt -> (text or ids, token type, whether it belongs to a reply)."""
         token_id = self.tokenizer.convert_tokens_to_ids
-        pieces, behind, reply = [], "", False
+        pieces: list[tuple[str | list[int], int, bool]] = []
+        behind, reply = "", False
         for index, part in enumerate(parts):
             if index % 2 == 0:
                 text = behind + unmark_literals(part, self._literals)
@@ -451,7 +535,7 @@ class BailingMMProcessor(ProcessorMixin):
                 f"a prompt of {longest} tokens is longer than the limit of {limit}; shorten it, lower max_pixels or "
                 "max_frames, or raise max_length"
             )
-        width = options.max_length if options.padding == "max_length" else longest
+        width = limit if options.padding == "max_length" else longest
         if options.pad_to_multiple_of:
             width = -(-width // options.pad_to_multiple_of) * options.pad_to_multiple_of
         lengths = [len(row.ids) if options.padding is False else width for row in rows]
@@ -460,9 +544,10 @@ class BailingMMProcessor(ProcessorMixin):
         return lengths
 
     def _collate(self, rows: list[PromptRow], data: dict, options: CallOptions) -> BatchFeature:
-        """Pad the rows, place the audio spans in them, and join everything with the media tensors in `data`."""
+        """Pad the rows, place the audio spans in them, and add the media tensors in `data`."""
         gaps = [length - len(row.ids) for length, row in zip(self._row_lengths(rows, options), rows, strict=True)]
         left = options.padding_side == "left"
+        columns: dict[str, Any]
 
         def pad(values: list[list[int]], filler: int) -> list[list[int]]:
             fillers = [[filler] * gap for gap in gaps]
@@ -476,12 +561,8 @@ class BailingMMProcessor(ProcessorMixin):
         if options.return_assistant_tokens_mask:
             columns["assistant_masks"] = pad([row.reply_mask for row in rows], 0)
         if "audio_feats" in data:
-            most = max(len(row.audio_spans) for row in rows)
-            columns["audio_placeholder_loc_lens"] = [
-                [(start + gap * left, size) for start, size in row.audio_spans]
-                + [(0, 0)] * (most - len(row.audio_spans))
-                for gap, row in zip(gaps, rows, strict=True)
-            ]
+            shifts = gaps if left else [0] * len(rows)
+            columns["audio_placeholder_loc_lens"] = _audio_locations(rows, shifts)
         if options.return_tensors is not None:
             columns = {name: torch.tensor(values, dtype=torch.int64) for name, values in columns.items()}
         batch = {**columns, **data}
@@ -502,10 +583,11 @@ class BailingMMProcessor(ProcessorMixin):
     def post_process_multimodal_output(
         self, generated_outputs: Any, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
     ) -> list:
-        """What `generate` returned -> one item a sample: str, 1-D float waveform (numpy), or PIL image.
+        """What `generate` returned -> one item for each sample: str, 1-D float waveform (numpy), or PIL image.
 
         Args:
             generated_outputs: ids, a pair (ids, media), an output with `sequences`, `waveforms` or `images`, or media.
+            skip_special_tokens, **kwargs: options of `batch_decode`, for text.
             generation_mode: None or `"text"`, `"audio"`, `"image"`.
 
         Raises:
@@ -537,7 +619,7 @@ class BailingMMProcessor(ProcessorMixin):
         self, image_sizes=None, video_sizes=None, audio_lengths=None, use_whisper_encoder: bool = False, **kwargs
     ) -> MultiModalData:
         """Patch tokens of media by their size alone: (height, width), (frames, height, width), samples at 16 kHz."""
-        data = {}
+        data: dict[str, Any] = {}
         merge = self.image_processor.merge_size**2
         if image_sizes is not None:
             count = self.image_processor.get_number_of_image_patches
@@ -553,19 +635,26 @@ class BailingMMProcessor(ProcessorMixin):
         return MultiModalData(**data)
 
 
-def _check_prompts(text: Any) -> list[str]:
+def _as_prompts(text: Any) -> list[str]:
     prompts = [text] if isinstance(text, str) else text
     if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise ValueError(f"text must be a prompt or a non-empty list of prompts (strings), got {type(text).__name__}")
     return list(prompts)
 
 
-def _match(tag: str, name: str, media: Any, parts: list[list[str]], is_single) -> list[list]:
-    """Give each prompt the media of its placeholders -> one list for each prompt.
+def _media_of_prompts(name: str, media: Any, parts: list[list[str]], is_single: Callable[[Any], bool]) -> list[list]:
+    """Give each split prompt the media of its placeholders -> one list for each prompt.
+
+    Args:
+        name: `"image"`, `"video"` or `"audio"`.
+        media: None, one medium, media in the order of all placeholders, or a list of them for each prompt.
+        parts: split prompts, text and control tokens in turn.
+        is_single: whether a value is one medium rather than a list of them.
 
     Raises:
         ValueError: the numbers do not match.
     """
+    tag = f"<{name}>"
     wanted = [row[1::2].count(tag) for row in parts]
     media = [] if media is None else [media] if is_single(media) else list(media)
     if len(media) == len(wanted) and media and not any(is_single(row) for row in media):
@@ -581,3 +670,15 @@ def _match(tag: str, name: str, media: Any, parts: list[list[str]], is_single) -
         )
     source = iter(flat)
     return [[next(source) for _ in range(count)] for count in wanted]
+
+
+def _audio_locations(rows: list[PromptRow], shifts: list[int]) -> list[list[tuple[int, int]]]:
+    """(start, length) of the audio spans of each row, moved by its shift; (0, 0) fills rows with fewer spans."""
+    most = max(len(row.audio_spans) for row in rows)
+    return [
+        [(start + shift, length) for start, length in row.audio_spans] + [(0, 0)] * (most - len(row.audio_spans))
+        for shift, row in zip(shifts, rows, strict=True)
+    ]
+
+
+__all__ = ["BailingMMProcessor"]

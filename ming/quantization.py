@@ -4,8 +4,8 @@
 
 Quantised are the linear layers of the decoder (attention, shared and routed experts, each expert a module of its own
 so that only those that were hit are dequantised), of the encoders and of the talker. Embeddings, norms, routers and
-convolutions are no linear layers and stay as they are, and so do the layers of `KEPT`. The detokenizer is small and is
-loaded unquantised.
+convolutions are no linear layers and stay as they are, and so do the layers of `UNQUANTIZED`. The audio detokenizer is
+small and is loaded unquantised.
 """
 
 import copy
@@ -19,15 +19,15 @@ from transformers import BitsAndBytesConfig
 from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-# Linear layers (patterns over whole parts of their names) that are small beside what an error in them costs, and those
-# that checkpoints hold fused, which the library cannot split once they are quantised.
-KEPT = ("lm_head", r"linear_proj(_\w+)?", "thinker_to_talker_proj", r"audio\..*\.self_attn\.[qkv]_proj")
+# Linear layers that stay in full precision, as patterns over whole parts of their names: small layers in which an
+# error costs a lot, and layers that checkpoints hold fused, which the library cannot split once they are quantised.
+UNQUANTIZED = ("lm_head", r"linear_proj(_\w+)?", "thinker_to_talker_proj", r"audio\..*\.self_attn\.[qkv]_proj")
 # bitsandbytes 0.50 on a CPU: with other sizes dequantisation is wrong or fails.
 IN_MULTIPLE, OUT_MULTIPLE = 64, 32
-# Of what draws: all but the attention and feed-forward layers of connector and transformer.
-KEPT_OF_IMAGE_GEN = ("vae", r"mlp\.fc[12]", "proj_in", "proj_out", "time_embed", "caption_projection")
+# Of the image head: all but the attention and feed-forward layers of connector and transformer.
+IMAGE_GEN_UNQUANTIZED = ("vae", r"mlp\.fc[12]", "proj_in", "proj_out", "time_embed", "caption_projection")
 # Arguments of `from_pretrained` that say where a configuration lies.
-WHERE = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 def is_quantized(config) -> bool:
@@ -45,18 +45,18 @@ def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def unfit(module: nn.Linear) -> bool:
+def has_unfit_sizes(module: nn.Linear) -> bool:
     """Whether a layer has sizes that cannot be quantised everywhere."""
     return bool(module.in_features % IN_MULTIPLE or module.out_features % OUT_MULTIPLE)
 
 
-def with_skip_list(quantization, build: Callable[[Any], nn.Module], kept: tuple[str, ...] = KEPT):
+def with_skip_list(quantization, build: Callable[[Any], nn.Module], unquantized: tuple[str, ...] = UNQUANTIZED):
     """A quantisation with the names of all layers that must be left alone.
 
     Args:
         quantization: what the user passes as `quantization_config`.
         build: quantisation -> the model that will be loaded; called where tensors have no storage.
-        kept: see `KEPT`.
+        unquantized: see `UNQUANTIZED`.
     Returns:
         A copy, filled in, of a bitsandbytes configuration; one of another method as it is.
 
@@ -71,11 +71,11 @@ def with_skip_list(quantization, build: Callable[[Any], nn.Module], kept: tuple[
     with torch.device("meta"):
         model = build(quantization)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    odd = [name for name, module in layers.items() if unfit(module)]
+    odd = [name for name, module in layers.items() if has_unfit_sizes(module)]
     chosen = quantization.llm_int8_skip_modules
     if chosen is None:
-        is_kept = re.compile(rf"(?:^|\.)(?:{'|'.join(kept)})(?:\.|$)")
-        quantization.llm_int8_skip_modules = sorted({*odd, *filter(is_kept.search, layers)})
+        is_unquantized = re.compile(rf"(?:^|\.)(?:{'|'.join(unquantized)})(?:\.|$)")
+        quantization.llm_int8_skip_modules = sorted({*odd, *filter(is_unquantized.search, layers)})
     elif through := [name for name in odd if should_convert_module(name, chosen)]:
         sizes = f"{layers[through[0]].in_features} to {layers[through[0]].out_features}"
         raise ValueError(
@@ -86,11 +86,11 @@ def with_skip_list(quantization, build: Callable[[Any], nn.Module], kept: tuple[
     return quantization
 
 
-def quantization_of_call(model_class: type, source, options: dict):
+def quantization_of_call(model_class: Any, source, options: dict):
     """The `quantization_config` of a call of `model_class.from_pretrained(source, **options)`, filled in."""
     config = options.get("config")
     if config is None:
-        where = {name: options[name] for name in WHERE if name in options}
+        where = {name: options[name] for name in HUB_OPTIONS if name in options}
         config = model_class.config_class.from_pretrained(source, **where)
 
     def build(quantization):
@@ -102,12 +102,12 @@ def quantization_of_call(model_class: type, source, options: dict):
 
 
 def quantization_of_image_gen(quantization, build: Callable[[], nn.Module]):
-    """What quantises the model that draws as `quantization` does the main one."""
+    """The configuration that quantises the image head as `quantization` does the main model."""
     own = copy.deepcopy(quantization)
     if isinstance(own, dict):
         own = AutoQuantizationConfig.from_dict(own)
     own.llm_int8_skip_modules = None
-    return with_skip_list(own, lambda _: build(), KEPT_OF_IMAGE_GEN)
+    return with_skip_list(own, lambda _: build(), IMAGE_GEN_UNQUANTIZED)
 
 
 __all__ = ["four_bit", "is_quantized", "quantization_of_call", "quantization_of_image_gen", "with_skip_list"]

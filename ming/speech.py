@@ -1,48 +1,33 @@
-"""Speaking: what the model's calls for speech share, and what they return.
+"""Speaking: text aloud, whole or as a stream, for a model with a talker.
 
-    reply text -> pieces -> talker -> codec ids -> speech codes -> audio detokenizer -> waveform
+    text -> pieces -> talker -> codec ids -> speech codes -> audio detokenizer -> waveform
 
-`SpeechMixin` gives a model `speak`, `stream` and the audio mode of `generate`. Randomness: every row has its own
-generator, from which each piece of text gets two seeds, one for the talker and one for the detokenizer. A row's speech
-therefore depends neither on its neighbours nor on whether it is streamed.
+Shape letters: N samples of a waveform, D hidden size of the thinker, n tokens of a chat.
 """
 
 import os
-import queue
-import secrets
-import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from numbers import Integral
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import soundfile
 import torch
-from torch import nn
-from transformers import AutoModel, PreTrainedTokenizerFast, StoppingCriteria, StoppingCriteriaList, TextStreamer
 from transformers.utils import ModelOutput, logging
 
-from .configuration_bailingmm import has_component
-from .modeling_talker import NO_ID, BailingMMTalker, TalkerPiece, TalkerPrompt
+from .background import BackgroundWork
+from .encoding import save_audio
+from .events import AudioChunk, Done, SpokenPiece, StreamEvent, TextDelta
+from .generation_arguments import VOICE_ARGUMENTS
+from .modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPiece, TalkerPrompt
+from .randomness import PieceGenerators, row_generators
 from .speech_text import SpeechTextStream
-from .talker_processor import BailingMMTalkerProcessor
 from .voices import Voice
+
+if TYPE_CHECKING:
+    from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 logger = logging.get_logger(__name__)
 
-DETOKENIZER_FOLDER = "audio_detokenizer"
-VOICE_INPUTS = ("speaker", "prompt_audio", "prompt_text")
-MAX_SEED = 2**62
 TALKER_BATCH = 8  # pieces said at once
-
-
-@dataclass(frozen=True)
-class SpokenPiece:
-    """A piece of a spoken reply: its normalised text, seconds, and why it ended, "stop", "length" or "empty"."""
-
-    text: str
-    seconds: float
-    finish_reason: str
 
 
 @dataclass
@@ -64,302 +49,162 @@ class SpeechOutput(ModelOutput):
     pieces: list[list[SpokenPiece]] | None = None
 
     def save(self, path: str | os.PathLike, row: int = 0) -> None:
-        """Write one row's waveform as a sound file; the ending chooses the format (.wav, .flac, .ogg, .mp3)."""
+        """Write one row's waveform as an audio file; the ending chooses the format (.wav, .flac, .ogg, .mp3).
+
+        Raises:
+            ValueError: the reply was not spoken, or the ending names no audio format.
+        """
+        if self.waveforms is None or self.sampling_rate is None:
+            raise ValueError("this reply has no audio; ask for it with generation_mode='audio'")
         save_audio(path, self.waveforms[row], self.sampling_rate)
 
 
-@dataclass(frozen=True)
-class TextDelta:
-    """More text of the reply."""
+class PromptStates:
+    """What the talker is told about a chat: the sum of embeddings and last hidden states of its prompt, as released.
 
-    text: str
+    The model's `forward` adds to it while it reads the prompt.
 
-
-@dataclass(frozen=True)
-class AudioChunk:
-    """More sound of the reply: waveform float32 [N] at sampling_rate Hz."""
-
-    waveform: torch.Tensor
-    sampling_rate: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """The reply is complete: its text, and what was spoken in which piece."""
-
-    text: str
-    pieces: list[SpokenPiece] = field(default_factory=list)
-
-
-StreamEvent = TextDelta | AudioChunk | Done
-
-
-def save_audio(path: str | os.PathLike, waveform: torch.Tensor, sampling_rate: int) -> None:
-    """Write a waveform float [N] as 16-bit sound file.
-
-    Raises:
-        ValueError: the ending of the path names no sound format.
-    """
-    ending = os.path.splitext(path)[1].lstrip(".").upper()
-    if ending not in soundfile.available_formats():
-        raise ValueError(f"{path}: cannot write .{ending.lower()} files; use .wav, .flac, .ogg or .mp3")
-    soundfile.write(path, waveform.detach().float().cpu().numpy(), sampling_rate)
-
-
-def row_generators(
-    seed: int | list[int] | None, generator: torch.Generator | list[torch.Generator] | None, rows: int
-) -> list[torch.Generator]:
-    """One generator per row. One seed serves all rows, as if each were alone; no seed is a fresh one.
-
-    Raises:
-        ValueError: both were given, or a list of another length.
-    """
-    if seed is not None and generator is not None:
-        raise ValueError("pass either seed or generator, not both")
-    if isinstance(generator, torch.Generator):
-        seed = torch.randint(MAX_SEED, (rows,), generator=generator, device=generator.device).tolist()
-    elif generator is not None:
-        if len(generator) != rows:
-            raise ValueError(f"{len(generator)} generators for {rows} rows; give one per row")
-        return list(generator)
-    if seed is None:
-        seed = [secrets.randbelow(MAX_SEED) for _ in range(rows)]
-    seeds = [seed] * rows if isinstance(seed, Integral) else list(seed)
-    if len(seeds) != rows:
-        raise ValueError(f"{len(seeds)} seeds for {rows} rows; give one per row, or one for all")
-    return [torch.Generator().manual_seed(int(value)) for value in seeds]
-
-
-class PieceSeeds:
-    """Hands out, piece after piece, the generators of talker and detokenizer of a row."""
-
-    def __init__(self, generator: torch.Generator):
-        self.generator = generator
-
-    def __call__(self) -> tuple[torch.Generator, torch.Generator]:
-        draws = torch.randint(MAX_SEED, (2,), generator=self.generator, device=self.generator.device)
-        talker, detokenizer = draws.tolist()
-        return torch.Generator().manual_seed(talker), torch.Generator().manual_seed(detokenizer)
-
-
-class PrefillStates:
-    """Hook on a decoder that keeps what the talker is told about a chat.
-
-    That is the sum of the embeddings and the last hidden states of the prompt, as in the released code. It listens to
-    the thread that made it only, so that replies can be decoded side by side.
+    Args:
+        num_tokens: length of the prompt, padding included.
+        attention_mask: [B, L >= num_tokens], 0 at padding.
     """
 
-    def __init__(self, attention_mask: torch.Tensor | None, num_tokens: int):
-        self.attention_mask, self.num_tokens = attention_mask, num_tokens
-        self.thread = threading.get_ident()
-        self.parts: list[torch.Tensor] = []
+    def __init__(self, num_tokens: int, attention_mask: torch.Tensor | None):
+        self.num_tokens, self.attention_mask = num_tokens, attention_mask
+        self._parts: list[torch.Tensor] = []
 
-    def __call__(self, module, args, kwargs, output):
-        if threading.get_ident() != self.thread:
-            return
-        if sum(part.shape[1] for part in self.parts) < self.num_tokens:
-            self.parts.append(kwargs["inputs_embeds"] + output.last_hidden_state)
+    def __deepcopy__(self, memo: dict) -> None:
+        # Assisted decoding hands a copy of all arguments to the assistant, which reads the prompt for itself.
+        return None
+
+    def add(self, inputs_embeds: torch.Tensor, last_hidden_state: torch.Tensor) -> None:
+        """Take the states [B, L, D] of the next part of the prompt; what follows the prompt is passed over."""
+        if sum(part.shape[1] for part in self._parts) < self.num_tokens:
+            self._parts.append(inputs_embeds + last_hidden_state)
 
     def rows(self) -> list[torch.Tensor]:
         """[n, D] per row of the batch that was decoded (beams included), without padding."""
-        states = torch.cat(self.parts, dim=1)[:, : self.num_tokens]
+        states = torch.cat(self._parts, dim=1)[:, : self.num_tokens]
         if self.attention_mask is None:
             return list(states)
         repeats = len(states) // len(self.attention_mask)
         mask = self.attention_mask.bool().repeat_interleave(repeats, dim=0)
         return [row[kept] for row, kept in zip(states, mask[:, : self.num_tokens], strict=True)]
 
-
-class QueueStreamer(TextStreamer):
-    """Puts decoded text into a queue as soon as it is certain."""
-
-    def __init__(self, tokenizer, text_queue: queue.SimpleQueue):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.text_queue = text_queue
-
-    def on_finalized_text(self, text: str, stream_end: bool = False):
-        if text:
-            self.text_queue.put(text)
+    def of_replies(self, num_replies: int) -> list[torch.Tensor]:
+        """[n, D] per reply; the replies of one chat (`num_return_sequences`) share its states."""
+        rows = self.rows()
+        return [rows[reply * len(rows) // num_replies] for reply in range(num_replies)]
 
 
-class Cancelled(StoppingCriteria):
-    """Stops decoding when an event is set."""
+@dataclass(frozen=True)
+class SpeechSettings:
+    """How a call speaks, with everything resolved that a call may leave open.
 
-    def __init__(self, event: threading.Event):
-        self.event = event
+    Args:
+        voice: to speak with.
+        generators: one per reply.
+        options: of `BailingMMTalker.generate`: `top_k`, `temperature`, `cache_implementation`, `rules`, `attempts`.
+    """
 
-    def __call__(self, input_ids, scores, **kwargs):
-        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
-
-
-class BackgroundReply:
-    """A thread that decodes a reply and hands over its text; `close` stops it at the next token."""
-
-    def __init__(self, generate, tokenizer, kwargs: dict):
-        kwargs = dict(kwargs)
-        self.queue: queue.SimpleQueue = queue.SimpleQueue()
-        self.cancel = threading.Event()
-        self.error: BaseException | None = None
-        criteria = StoppingCriteriaList([*(kwargs.pop("stopping_criteria", None) or []), Cancelled(self.cancel)])
-        self.kwargs = {**kwargs, "streamer": QueueStreamer(tokenizer, self.queue), "stopping_criteria": criteria}
-        self.generate = generate
-        self.finished = False
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.generate(**self.kwargs)
-        except BaseException as error:  # handed to the reader, who raises it
-            self.error = error
-        finally:
-            self.queue.put(None)
-
-    def deltas(self, wait: bool) -> Iterator[str]:
-        """The text that has come by now; with `wait`, at least one delta unless the reply is complete."""
-        while not self.finished:
-            try:
-                delta = self.queue.get(block=wait)
-            except queue.Empty:
-                return
-            if delta is None:
-                self.finished = True
-                if self.error is not None:
-                    raise self.error
-                return
-            wait = False
-            yield delta
-
-    def close(self) -> None:
-        self.cancel.set()
-        self.thread.join()
+    voice: Voice
+    generators: list[torch.Generator]
+    options: dict[str, Any]
 
 
-class SpeechMixin:
-    """`speak`, `stream` and the audio mode of `generate` for a model with a `talker` (or None)."""
+class Speaker:
+    """Reads text aloud with the talker of a model.
 
-    _components: dict
+    Args:
+        model: has `talker` and `components`.
+    """
 
-    def _component(self, name: str, read):
-        """A part that lives beside the main weights, read on first use."""
-        parts = self.__dict__.setdefault("_components", {})
-        if name not in parts:
-            source = self.config._name_or_path
-            if not source:
-                raise ValueError(
-                    f"this model was not read from a directory, so its {name} is unknown; set model.{name} = ... first"
-                )
-            parts[name] = read(source, getattr(self.config, "_commit_hash", None))
-        return parts[name]
+    def __init__(self, model: "BailingMMNativeForConditionalGeneration"):
+        self.model = model
 
-    @property
-    def audio_detokenizer(self) -> nn.Module:
-        """Speech codes -> waveform; read from its folder on first use, on the model's device and dtype."""
+    def require_talker(self) -> BailingMMTalker:
+        """The talker.
 
-        def read(source, revision):
-            if not has_component(source, DETOKENIZER_FOLDER, revision):
-                raise ValueError(f"{source} has no {DETOKENIZER_FOLDER}/ folder; take a repository that speaks")
-            options = {"subfolder": DETOKENIZER_FOLDER, "trust_remote_code": True, "revision": revision or "main"}
-            return AutoModel.from_pretrained(source, dtype=self.dtype, **options).eval()
-
-        return self._component("audio_detokenizer", read).to(self.device)
-
-    @audio_detokenizer.setter
-    def audio_detokenizer(self, value: nn.Module):
-        self.__dict__.setdefault("_components", {})["audio_detokenizer"] = value
-
-    @property
-    def talker_processor(self) -> BailingMMTalkerProcessor:
-        """Voices, codec vocabulary and the talker's tokenizer; read from the repository on first use."""
-        return self._component("talker_processor", BailingMMTalkerProcessor.from_pretrained)
-
-    @talker_processor.setter
-    def talker_processor(self, value: BailingMMTalkerProcessor):
-        self.__dict__.setdefault("_components", {})["talker_processor"] = value
-
-    @property
-    def text_tokenizer(self):
-        """The thinker's tokenizer, for calls that return text; read from the repository on first use."""
-
-        def read(source, revision):
-            return PreTrainedTokenizerFast.from_pretrained(source, revision=revision or "main")
-
-        return self._component("text_tokenizer", read)
-
-    @text_tokenizer.setter
-    def text_tokenizer(self, value):
-        self.__dict__.setdefault("_components", {})["text_tokenizer"] = value
-
-    def _require_talker(self) -> BailingMMTalker:
-        if getattr(self, "talker", None) is None:
+        Raises:
+            ValueError: the model has none.
+        """
+        talker = getattr(self.model, "talker", None)
+        if talker is None:
             raise ValueError(
                 "this model has no talker: load a checkpoint with a talker_config, and with load_talker=True (default)"
             )
-        return self.talker
+        return talker
 
-    @torch.no_grad()
-    def speak(
+    def resolve(
         self,
-        text: str | list[str],
-        speaker: str | Voice | None = None,
-        prompt_audio=None,
-        prompt_text: str | None = None,
+        rows: int,
         seed: int | list[int] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        thinker_states: list[torch.Tensor] | None = None,
-        **talker_options,
-    ) -> SpeechOutput:
-        """Read text aloud.
+        **arguments: Any,
+    ) -> SpeechSettings:
+        """Arguments of a call as settings, before any work; reads the parts that speech needs.
 
         Args:
-            text: one text or several, any length, Chinese and English.
-            speaker: a preset voice by name or a `Voice`; None takes the first preset one.
-            prompt_audio, prompt_text: clone the voice of a recording of at most 30 s, and what is said in it.
-            seed, generator: see `row_generators`; the same seed gives the same waveform, alone or in a batch.
-            thinker_states: [n, D] per text, what the thinker made of the chat that is answered.
-            talker_options: `top_k`, `temperature`, `rules`, `attempts`, `cache_implementation` of
-                `BailingMMTalker.generate`.
+            rows: number of replies.
+            seed, generator: see `row_generators`.
+            arguments: `speaker`, `prompt_audio` and `prompt_text` choose the voice, the others are of the talker.
 
         Raises:
             ValueError: no talker, unknown speaker, unusable recording, or an argument that does not fit the others.
         """
-        talker, texts = self._require_talker(), [text] if isinstance(text, str) else list(text)
-        generators = row_generators(seed, generator, len(texts))
-        processor = self.talker_processor
-        voice = processor.voice(speaker, prompt_audio, prompt_text)
+        voice_arguments = {name: arguments.pop(name) for name in VOICE_ARGUMENTS if name in arguments}
+        self.require_talker().resolve_options(**arguments)
+        generators = row_generators(seed, generator, rows)
+        self.model.components.audio_detokenizer.load()
+        voice = self.model.components.talker_processor().voice(**voice_arguments)
+        return SpeechSettings(voice, generators, arguments)
+
+    def say(
+        self, texts: list[str], settings: SpeechSettings, thinker_states: list[torch.Tensor] | None = None
+    ) -> SpeechOutput:
+        """Read texts aloud.
+
+        Args:
+            thinker_states: [n, D] per text, what the thinker made of the chat that is answered.
+        """
+        processor, voice = self.model.components.talker_processor(), settings.voice
         states = thinker_states or [None] * len(texts)
-        pieces, prompts, seeds, owners = [], [], [], []
-        for row, (reply, row_states) in enumerate(zip(texts, states, strict=True)):
-            next_seeds = PieceSeeds(generators[row])
-            for piece in processor.pieces(reply):
-                pieces.append(piece)
-                prompts.append(processor.prompt(piece, voice, row_states))
-                seeds.append(next_seeds())
-                owners.append(row)
+        pieces: list[str] = []
+        prompts: list[TalkerPrompt] = []
+        generators: list[tuple[torch.Generator, torch.Generator]] = []
+        owners: list[int] = []
+        for row, (text, row_states) in enumerate(zip(texts, states, strict=True)):
+            row_pieces, dealer = processor.pieces(text), PieceGenerators(settings.generators[row])
+            pieces += row_pieces
+            prompts += [processor.prompt(piece, voice, row_states) for piece in row_pieces]
+            generators += [dealer.next_pair() for _ in row_pieces]
+            owners += [row] * len(row_pieces)
         said: list[TalkerPiece] = []
         for start in range(0, len(prompts), TALKER_BATCH):
             part = slice(start, start + TALKER_BATCH)
-            said += talker.generate(prompts[part], [first for first, _ in seeds[part]], **talker_options)
-        waveforms = self._detokenize([item.codec_ids for item in said], [second for _, second in seeds], voice)
-        rate = self.audio_detokenizer.config.sample_rate
-        output = SpeechOutput(text=texts, sampling_rate=rate, pieces=[[] for _ in texts])
+            said += self.model.talker.generate(
+                prompts[part], [talker for talker, _ in generators[part]], **settings.options
+            )
+        waveforms = self.detokenize([item.codec_ids for item in said], [own for _, own in generators], voice)
+        rate = self.model.components.audio_detokenizer.load().config.sample_rate
+        spoken: list[list[SpokenPiece]] = [[] for _ in texts]
         parts: list[list[torch.Tensor]] = [[torch.zeros(0)] for _ in texts]
         for piece, item, waveform, row in zip(pieces, said, waveforms, owners, strict=True):
-            output.pieces[row].append(_spoken(piece, len(waveform) / rate, item.finish_reason))
+            spoken[row].append(record_piece(piece, len(waveform) / rate, item.finish_reason))
             parts[row].append(waveform)
-        output.waveforms = [torch.cat(row) for row in parts]
-        return output
+        return SpeechOutput(text=texts, waveforms=[torch.cat(row) for row in parts], sampling_rate=rate, pieces=spoken)
 
-    def _detokenize(
+    def detokenize(
         self, codec_ids: list[torch.Tensor], generators: list[torch.Generator], voice: Voice
     ) -> list[torch.Tensor]:
-        """Waveforms float32 [N] on the CPU, empty where there are no codes."""
-        codes = [self.talker_processor.codes(ids) for ids in codec_ids]
+        """Codec ids [n] per piece -> waveforms float32 [N] on the CPU, empty where there are no codes."""
+        processor, detokenizer = self.model.components.talker_processor(), self.model.components.audio_detokenizer
+        codes = [processor.codes(ids) for ids in codec_ids]
         waveforms = [torch.zeros(0) for _ in codes]
         voiced = [index for index, row in enumerate(codes) if len(row)]
         for start in range(0, len(voiced), TALKER_BATCH):
             part = voiced[start : start + TALKER_BATCH]
-            decoded = self.audio_detokenizer.decode(
+            decoded = detokenizer.load().decode(
                 [codes[index] for index in part],
                 speaker_embedding=voice.speaker_embedding[None],
                 prompt_codes=[voice.prompt_codes],
@@ -370,224 +215,167 @@ class SpeechMixin:
                 waveforms[index] = waveform.float().cpu()
         return waveforms
 
-    @contextmanager
-    def _prefill_states(self, attention_mask: torch.Tensor | None, num_tokens: int) -> Iterator[PrefillStates]:
-        states = PrefillStates(attention_mask, num_tokens)
-        handle = self.get_decoder().register_forward_hook(states, with_kwargs=True)
-        try:
-            yield states
-        finally:
-            handle.remove()
+    def stream(
+        self, text: str, settings: SpeechSettings, thinker_states: torch.Tensor | None = None
+    ) -> Iterator[StreamEvent]:
+        """`say` for one text, as `AudioChunk`s while it is being spoken, then `Done`."""
+        reply = SpokenReply(PieceSpeaker(self, settings, thinker_states))
+        yield from reply.finish(text)
+        yield Done(text, reply.speaker.spoken)
 
-    def _generate_speech(self, generate_text, kwargs: dict, speech: dict) -> SpeechOutput:
-        """The audio mode of `generate`: text first, then speech."""
-        num_rows, num_tokens = kwargs["input_ids"].shape
-        speech = self._check_speech(speech, num_rows * (kwargs.get("num_return_sequences") or 1))
-        with self._prefill_states(kwargs.get("attention_mask"), num_tokens) as states:
-            outputs = generate_text(**kwargs)
-        sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
-        texts = self.text_tokenizer.batch_decode(sequences[:, num_tokens:], skip_special_tokens=True)
-        rows = states.rows()
-        thinker_states = [rows[row * len(rows) // len(texts)] for row in range(len(texts))]
-        output = self.speak(texts, thinker_states=thinker_states, **speech)
-        output.sequences = sequences
-        return output
+    def stream_reply(
+        self, work: BackgroundWork, settings: SpeechSettings, states: PromptStates
+    ) -> Generator[StreamEvent, None, Done]:
+        """Speak a reply that `work` is decoding; returns the last event.
 
-    def _check_speech(self, speech: dict, rows: int) -> dict:
-        """Arguments of speech with the voice that they ask for, checked before any work, as are the parts it needs."""
-        speech, generator = dict(speech), speech.get("generator")
-        options = {name: value for name, value in speech.items() if name not in (*VOICE_INPUTS, "seed", "generator")}
-        self._require_talker().check_options(**options)
-        if speech.get("seed") is not None or not isinstance(generator, torch.Generator):  # one would move on
-            row_generators(speech.get("seed"), generator, rows)
-        _ = self.audio_detokenizer, self.text_tokenizer
-        return {**speech, "speaker": self.talker_processor.voice(*(speech.pop(name, None) for name in VOICE_INPUTS))}
-
-    def _stream_text(self, generate_text, kwargs: dict) -> Generator[StreamEvent, None, Done]:
-        """The text mode of `stream`; returns its last event."""
-        reply, text = BackgroundReply(generate_text, self.text_tokenizer, kwargs), ""
-        try:
-            while not reply.finished:
-                for delta in reply.deltas(wait=True):
-                    text += delta
-                    yield TextDelta(delta)
-        finally:
-            reply.close()
-        return Done(text)
-
-    def _stream_speech(self, generate_text, kwargs: dict, speech: dict) -> Generator[StreamEvent, None, Done]:
-        """The audio mode of `stream`: a thread decodes the text, this one speaks it; returns the last event."""
-        states: list[PrefillStates] = []
-
-        def decode(**kwargs):
-            with self._prefill_states(kwargs.get("attention_mask"), kwargs["input_ids"].shape[1]) as own:
-                states.append(own)
-                generate_text(**kwargs)
-
-        reply = BackgroundReply(decode, self.text_tokenizer, kwargs)
-        speaker, text = None, ""
-        try:
-            while not reply.finished:
-                for delta in reply.deltas(wait=True):
-                    text += delta
-                    yield TextDelta(delta)
-                    speaker = speaker or PieceSpeaker(self, speech, states[0].rows()[0], reply)
-                    for event in speaker.push(delta):
-                        text += event.text if isinstance(event, TextDelta) else ""
-                        yield event
-            if speaker is not None:
-                yield from speaker.finish()
-        finally:
-            reply.close()
-        return Done(text, speaker.spoken if speaker else [])
-
-    def speak_stream(self, text: str, **speech) -> Iterator[StreamEvent]:
-        """`speak` for one text, as `AudioChunk`s while it is being spoken, then `Done`. Arguments as in `speak`."""
-        thinker_states = speech.pop("thinker_states", [None])
-        speech = self._check_speech(speech, 1)
-
-        def events():
-            speaker = PieceSpeaker(self, speech, thinker_states[0])
-            speaker.waiting += speaker.cutter.push(text)
-            yield from speaker.finish()
-            yield Done(text, speaker.spoken)
-
-        return events()
+        Args:
+            work: its items are deltas of text.
+            states: of the prompt; complete when the first delta has come.
+        """
+        text, reply = "", None
+        for delta in work:
+            if not delta:
+                continue
+            text += delta
+            yield TextDelta(delta)
+            if reply is None:
+                reply = SpokenReply(PieceSpeaker(self, settings, states.rows()[0]), work)
+            for event in reply.push(delta):
+                text += event.text if isinstance(event, TextDelta) else ""
+                yield event
+        if reply is None:
+            return Done(text)
+        yield from reply.finish()
+        return Done(text, reply.speaker.spoken)
 
 
 class PieceSpeaker:
-    """Speaks a reply piece by piece, also while its text is still coming.
+    """Speaks pieces of one reply, step by step.
 
     Args:
-        model: has talker, talker_processor and audio_detokenizer.
-        speech: voice, seed and talker options as in `SpeechMixin.speak`.
+        settings: of one reply.
         thinker_states: [n, D] of the chat that is answered, or None.
-        reply: source of more text, asked between chunks of sound.
+
+    Attributes:
+        spoken: a record of every piece so far.
     """
 
-    def __init__(
-        self,
-        model: SpeechMixin,
-        speech: dict,
-        thinker_states: torch.Tensor | None = None,
-        reply: BackgroundReply | None = None,
-    ):
-        options = dict(speech)
-        self.model, self.talker, self.processor = model, model.talker, model.talker_processor
-        self.detokenizer = model.audio_detokenizer
-        self.voice = self.processor.voice(*(options.pop(name, None) for name in VOICE_INPUTS))
-        self.seeds = PieceSeeds(row_generators(options.pop("seed", None), options.pop("generator", None), 1)[0])
-        self.attempts, self.rules = options.pop("attempts", 3), options.pop("rules", None)
-        self.options, self.thinker_states, self.reply = options, thinker_states, reply
+    def __init__(self, speaker: Speaker, settings: SpeechSettings, thinker_states: torch.Tensor | None = None):
+        self.speaker, self.settings, self.thinker_states = speaker, settings, thinker_states
+        self.talker, self.processor = speaker.require_talker(), speaker.model.components.talker_processor()
+        self.detokenizer = speaker.model.components.audio_detokenizer.load()
         self.rate = self.detokenizer.config.sample_rate
-        self.cutter = SpeechTextStream()
+        self.dealer = PieceGenerators(settings.generators[0])
         self.spoken: list[SpokenPiece] = []
-        self.waiting: list[str] = []
 
-    def push(self, delta: str) -> Iterator[StreamEvent]:
-        """Sound of the pieces that are complete with this delta, and text that arrives while they are spoken."""
-        self.waiting += self.cutter.push(delta)
-        yield from self._say_waiting()
+    @property
+    def num_together(self) -> int:
+        """How many pieces the talker can say side by side."""
+        return 1 if self._rules().released else TALKER_BATCH
 
-    def finish(self) -> Iterator[StreamEvent]:
-        """Sound of what is left when the text is complete."""
-        self.waiting += self.cutter.finish()
-        yield from self._say_waiting()
+    def _rules(self) -> StopRules:
+        return self.settings.options.get("rules") or StopRules()
 
-    def _say_waiting(self) -> Iterator[StreamEvent]:
-        together = 1 if self.rules is not None and self.rules.released else TALKER_BATCH
-        while self.waiting:
-            pieces, self.waiting = self.waiting[:together], self.waiting[together:]
-            yield from self.say(pieces)
-
-    def say(self, pieces: list[str]) -> Iterator[StreamEvent]:
-        """Sound of pieces, and the text that arrives meanwhile.
+    def say(self, pieces: list[str]) -> Iterator[torch.Tensor]:
+        """Waveforms [N] of pieces, one after every step of the talker, most of them empty.
 
         The talker says them side by side. The first is heard chunk by chunk while it is said; while that plays, the
         others are made, each in one go.
         """
-        prompts = [self.processor.prompt(piece, self.voice, self.thinker_states) for piece in pieces]
-        seeds = [self.seeds() for _ in pieces]
+        voice = self.settings.voice
+        prompts = [self.processor.prompt(piece, voice, self.thinker_states) for piece in pieces]
+        generators = [self.dealer.next_pair() for _ in pieces]
         stream = self.detokenizer.stream(
-            speaker_embedding=self.voice.speaker_embedding[None],
-            prompt_codes=[self.voice.prompt_codes],
-            prompt_mel=[self.voice.prompt_mel],
-            generator=seeds[0][1],
+            speaker_embedding=voice.speaker_embedding[None],
+            prompt_codes=[voice.prompt_codes],
+            prompt_mel=[voice.prompt_mel],
+            generator=generators[0][1],
         )
-        said: list[TalkerPiece] = []
+        options = {name: value for name, value in self.settings.options.items() if name != "attempts"}
+        ids: list[list[int]] = [[] for _ in pieces]
+        reasons: list[str | None] = [None] * len(pieces)
         samples = 0
-        for ids, ended in self._steps(prompts, [first for first, _ in seeds], said):
-            waveforms = [stream.push(self.processor.codes(torch.tensor(ids)))] if ids else []
-            waveforms += [stream.finish()] if ended else []
-            samples += sum(len(waveform) for waveform in waveforms)
-            yield from self._sound(waveforms)
-            yield from self._arrived()
-        for index, piece in enumerate(pieces):
-            item = said[index]
-            if index > 0 or not samples:
-                item = self._again(prompts[index], seeds[index][0], item)
-                waveforms = self.model._detokenize([item.codec_ids], [seeds[index][1]], self.voice)
-                samples = len(waveforms[0])
-                yield from self._sound(waveforms)
-                yield from self._arrived()
-            self.spoken.append(_spoken(piece, samples / self.rate, item.finish_reason))
-
-    def _steps(
-        self, prompts: list[TalkerPrompt], generators: list[torch.Generator], said: list[TalkerPiece]
-    ) -> Iterator[tuple[list[int], bool]]:
-        """Of every step the codec id of the first prompt, if it has one, and whether it ends there; `said` gets what
-        became of every prompt."""
-        steps = self.talker.stream(prompts, generators, self.rules, **self.options)
-        rows: list[list[int]] = [[] for _ in prompts]
-        ended, reasons = False, None
-        while reasons is None:
-            try:
-                step = next(steps).tolist()
-            except StopIteration as stop:
-                reasons, step = stop.value, [NO_ID] * len(rows)
-            for row, step_id in zip(rows, step, strict=True):
+        for step in self.talker.stream(prompts, [talker for talker, _ in generators], **options):
+            waveform = self._heard(stream, step.codec_ids[0].item(), reasons[0], step.finish_reasons[0])
+            samples += len(waveform)
+            yield waveform
+            reasons = step.finish_reasons
+            for row, step_id in zip(ids, step.codec_ids.tolist(), strict=True):
                 row += [step_id] if step_id != NO_ID else []
-            ends = not ended and step[0] == NO_ID
-            ended = ended or ends
-            yield [step_id for step_id in step[:1] if step_id != NO_ID], ends and bool(rows[0])
-        said += [
-            TalkerPiece(torch.tensor(row, dtype=torch.long), reason) for row, reason in zip(rows, reasons, strict=True)
-        ]
+        for index, piece in enumerate(pieces):
+            item = TalkerPiece(torch.tensor(ids[index], dtype=torch.long), reasons[index] or "length")
+            if index > 0 or not samples:
+                item = self._drawn_again(prompts[index], generators[index][0], item)
+                (waveform,) = self.speaker.detokenize([item.codec_ids], [generators[index][1]], voice)
+                samples = len(waveform)
+                yield waveform
+            self.spoken.append(record_piece(piece, samples / self.rate, item.finish_reason))
 
-    def _again(self, prompt: TalkerPrompt, generator: torch.Generator, item: TalkerPiece) -> TalkerPiece:
-        """A piece that stayed empty or ran away is drawn again, as `BailingMMTalker.generate` would."""
-        if item.finish_reason == "stop" or self.attempts <= 1 or (self.rules is not None and self.rules.released):
+    def _heard(self, stream: Any, codec_id: int, before: str | None, now: str | None) -> torch.Tensor:
+        """What the first piece adds to the stream of audio at a step: its codec id, and its end when it ends."""
+        parts = [torch.zeros(0)]
+        if codec_id != NO_ID:
+            parts.append(stream.push(self.processor.codes(torch.tensor([codec_id]))).float().cpu())
+        if before is None and now not in (None, "empty"):
+            parts.append(stream.finish().float().cpu())
+        return torch.cat(parts)
+
+    def _drawn_again(self, prompt: TalkerPrompt, generator: torch.Generator, item: TalkerPiece) -> TalkerPiece:
+        """A piece that stayed empty or did not stop is drawn again, as `BailingMMTalker.generate` would."""
+        options = dict(self.settings.options)
+        attempts = options.pop("attempts", BailingMMTalker.ATTEMPTS)
+        if item.finish_reason == "stop" or attempts <= 1 or self._rules().released:
             return item
-        return self.talker.generate([prompt], [generator], self.rules, self.attempts - 1, **self.options)[0]
+        return self.talker.generate([prompt], [generator], attempts=attempts - 1, **options)[0]
 
-    def _sound(self, waveforms: list[torch.Tensor]) -> Iterator[AudioChunk]:
-        for waveform in waveforms:
-            if len(waveform):
-                yield AudioChunk(waveform.float().cpu(), self.rate)
+
+class SpokenReply:
+    """Cuts the text of a reply into pieces and has them spoken, also while more text is coming.
+
+    Args:
+        speaker: of the pieces.
+        work: source of more text, asked after every step of the talker.
+    """
+
+    def __init__(self, speaker: PieceSpeaker, work: BackgroundWork | None = None):
+        self.speaker, self.work = speaker, work
+        self.cutter = SpeechTextStream()
+        self.waiting: list[str] = []
+
+    def push(self, text: str) -> Iterator[StreamEvent]:
+        """Audio of the pieces that are complete with this text, and text that arrives while they are spoken."""
+        self.waiting += self.cutter.push(text)
+        yield from self._speak_waiting()
+
+    def finish(self, text: str = "") -> Iterator[StreamEvent]:
+        """Audio of what is left when the text is complete with `text`."""
+        self.waiting += [*self.cutter.push(text), *self.cutter.finish()]
+        yield from self._speak_waiting()
+
+    def _speak_waiting(self) -> Iterator[StreamEvent]:
+        together = self.speaker.num_together
+        while self.waiting:
+            pieces, self.waiting = self.waiting[:together], self.waiting[together:]
+            for waveform in self.speaker.say(pieces):
+                if len(waveform):
+                    yield AudioChunk(waveform, self.speaker.rate)
+                yield from self._arrived()
 
     def _arrived(self) -> Iterator[TextDelta]:
         """Text that came while a piece was spoken; its pieces are spoken next."""
-        if self.reply is not None:
-            for delta in self.reply.deltas(wait=False):
-                self.waiting += self.cutter.push(delta)
-                yield TextDelta(delta)
+        if self.work is not None:
+            for delta in self.work.read(wait=False):
+                if delta:
+                    self.waiting += self.cutter.push(delta)
+                    yield TextDelta(delta)
 
 
-def _spoken(piece: str, seconds: float, finish_reason: str) -> SpokenPiece:
-    """The record of a piece; one that is empty or ran away is reported."""
+def record_piece(piece: str, seconds: float, finish_reason: str) -> SpokenPiece:
+    """The record of a piece; one that is empty or did not stop is logged as a warning."""
     if finish_reason != "stop":
         what = "nothing was said of it" if finish_reason == "empty" else f"it was cut off after {seconds:.1f} s"
         logger.warning(f"speech: the piece {piece!r} did not come to its end: {what}; try another seed")
     return SpokenPiece(piece, seconds, finish_reason)
 
 
-__all__ = [
-    "AudioChunk",
-    "Done",
-    "PieceSpeaker",
-    "SpeechMixin",
-    "SpeechOutput",
-    "SpokenPiece",
-    "TextDelta",
-    "save_audio",
-]
+__all__ = ["PieceSpeaker", "PromptStates", "Speaker", "SpeechOutput", "SpeechSettings", "SpokenReply"]

@@ -1,6 +1,6 @@
-"""What surrounds the talker: its text tokenizer, the codec's byte-pair vocabulary, and the voices of a repository.
+"""Processor of the talker: its text tokenizer, the codec's byte-pair vocabulary, and the voices of a repository.
 
-Turns text and a voice into the talker's prompts, and the talker's codec ids into speech codes.
+It turns text and a voice into the talker's prompts, and the talker's codec ids into speech codes.
 """
 
 import os
@@ -16,7 +16,7 @@ from .speech_text import SpeechTextStream
 from .voices import Voice, VoiceEncoder, choose_voice, load_voices
 
 TOKENIZER_FOLDER = "talker"
-# Where the codec's vocabulary may lie: saved by this package, or as released.
+# Folders of the codec's vocabulary: as this package saves it, and as released.
 CODEC_FOLDERS = ("codec_bpe", "talker/s3_bpe")
 VOICES_FOLDER = "voices"
 FILES = (f"{TOKENIZER_FOLDER}/*", f"{TOKENIZER_FOLDER}/s3_bpe/*", "codec_bpe/*", f"{VOICES_FOLDER}/*")
@@ -25,11 +25,14 @@ FILES = (f"{TOKENIZER_FOLDER}/*", f"{TOKENIZER_FOLDER}/s3_bpe/*", "codec_bpe/*",
 class BailingMMTalkerProcessor:
     """Text and voices -> `TalkerPrompt`s; codec ids -> speech codes.
 
+    No `ProcessorMixin`: the parts are no tokenizer and processors of one input, but three folders of a repository that
+    the library's classes do not know.
+
     Args:
         tokenizer: the talker's own text tokenizer.
         codec_bpe: speech codes <-> codec ids.
-        voices: preset speakers by name; the first one speaks when none is asked for.
-        directory: where the networks that clone voices lie (`talker/*.onnx`), if they do.
+        voices: preset speakers by name; the first one speaks by default.
+        directory: the folder of the networks that clone voices (`talker/*.onnx`); None where there is none.
     """
 
     def __init__(
@@ -44,15 +47,33 @@ class BailingMMTalkerProcessor:
         self._voice_encoder: VoiceEncoder | None = None
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, revision: str | None = None):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> "BailingMMTalkerProcessor":
         """Read the folders `talker/`, `codec_bpe/` (or `talker/s3_bpe/`) and `voices/` of a directory or Hub id.
+
+        Args:
+            pretrained_model_name_or_path: a directory or a Hub id.
+            revision, cache_dir, token, local_files_only: as in the library's `from_pretrained`, for a Hub id.
 
         Raises:
             ValueError: a folder is missing; the message names it.
         """
         source = str(pretrained_model_name_or_path)
         if not os.path.isdir(source):
-            source = snapshot_download(source, revision=revision, allow_patterns=FILES)
+            source = snapshot_download(
+                source,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                allow_patterns=list(FILES),
+            )
         root = Path(source)
         codec_folder = next((root / name for name in CODEC_FOLDERS if (root / name).is_dir()), None)
         if not (root / TOKENIZER_FOLDER).is_dir() or codec_folder is None:
@@ -72,9 +93,14 @@ class BailingMMTalkerProcessor:
         for voice in self.voices.values():
             voice.save(root / VOICES_FOLDER)
 
-    @property
-    def voice_encoder(self) -> VoiceEncoder:
-        """The networks that listen to a recording whose voice is to be cloned; read on first use."""
+    def load_voice_encoder(self) -> VoiceEncoder:
+        """The networks that make a voice from a recording; the first call reads them from the repository.
+
+        Raises:
+            ValueError: this processor was not read from a directory.
+            FileNotFoundError: the repository has no such networks.
+            ImportError: `onnxruntime` is not installed.
+        """
         if self._voice_encoder is None:
             if self.directory is None:
                 raise ValueError(
@@ -84,24 +110,24 @@ class BailingMMTalkerProcessor:
         return self._voice_encoder
 
     def voice(self, speaker: str | Voice | None = None, prompt_audio=None, prompt_text: str | None = None) -> Voice:
-        """The voice to speak with.
+        """The voice to speak with; a recording is encoded, for which the first one loads the networks.
 
         Args:
             speaker: name of a preset speaker, or a `Voice`; None takes the first preset one.
-            prompt_audio: a recording (see `media`) of at most 30 s, whose voice is cloned.
-            prompt_text: what is said in it.
+            prompt_audio: a recording (anything `load_audio` takes) of at most 30 s, whose voice is cloned.
+            prompt_text: the words of the recording.
 
         Raises:
             ValueError: unknown speaker, both a speaker and a recording, a recording without its text, or no voice.
         """
         if prompt_audio is None and prompt_text is not None:
-            raise ValueError("prompt_text was given without prompt_audio; pass the recording that says it")
+            raise ValueError("prompt_text was given without prompt_audio; pass the recording of these words")
         if prompt_audio is not None:
             if speaker is not None:
                 raise ValueError(f"pass either speaker={speaker!r} or prompt_audio, not both")
             if not prompt_text:
-                raise ValueError("prompt_audio needs prompt_text, the words that are said in it")
-            return self.voice_encoder.encode(prompt_audio, prompt_text)
+                raise ValueError("prompt_audio needs prompt_text, the words that are spoken in it")
+            return self.load_voice_encoder().encode(prompt_audio, prompt_text)
         if isinstance(speaker, Voice):
             return speaker
         if speaker is None:
@@ -111,20 +137,20 @@ class BailingMMTalkerProcessor:
         return choose_voice(self.voices, speaker)
 
     def pieces(self, text: str) -> list[str]:
-        """A reply as normalised pieces that are spoken one by one; [] when there is nothing to say.
+        """A reply as normalised pieces, which are spoken one by one; [] where there is nothing to say.
 
-        Cut as a stream cuts them, so that a reply sounds the same whole and streamed.
+        The pieces are those of a stream, so that a reply sounds the same whole and streamed.
         """
         cutter = SpeechTextStream()
         return [*cutter.push(text), *cutter.finish()]
 
     def prompt(self, piece: str, voice: Voice, thinker_states: torch.Tensor | None = None) -> TalkerPrompt:
-        """The talker's prompt for a normalised piece; thinker_states [n, D]."""
+        """The talker's prompt for a normalised piece; `thinker_states` are the thinker's hidden states [n, D]."""
         text_ids = [
             *self.tokenizer(voice.prompt_text, add_special_tokens=False, split_special_tokens=True)["input_ids"],
             *self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"],
         ]
-        # A cloned prompt may hold codes that the codec vocabulary never saw; they are left out, as released.
+        # A cloned prompt may hold codes that are not in the codec's vocabulary; they are left out, as released.
         prompt_ids = self.codec_bpe.encode(voice.prompt_codes, unknown="drop")
         return TalkerPrompt(
             torch.tensor(text_ids, dtype=torch.long),

@@ -1,5 +1,8 @@
 """Reading of videos: which frames to take, their size, and their decoding.
 
+Not transformers' `Qwen2VLVideoProcessor`: it resizes frames as tensors, while the released code gives each frame the
+arithmetic of an image, bit by bit; the choice of frames differs, too.
+
 Letters: T frames, H height, W width (pixels).
 """
 
@@ -7,6 +10,7 @@ import io
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -32,9 +36,20 @@ VIDEO_TOTAL_PIXELS = 9216 * SIZE_FACTOR**2  # 7,225,344 over all frame pairs
 FRAME_FACTOR = 2  # frames that share one temporal patch
 DEFAULT_MIN_FRAMES = 4
 DEFAULT_MAX_FRAMES = 128
-DENSE_SAMPLING_SECONDS = 5.0  # clips up to this length are sampled from all their frames
-SPARSE_FRAMES_PER_SECOND = 2.0  # frame budget of longer clips
+DENSE_SAMPLING_SECONDS = 5.0  # videos up to this length are sampled from all their frames
+SPARSE_FRAMES_PER_SECOND = 2.0  # frame budget of longer videos
 SAMPLE_MODES = ("uniform", "sequence", "random", "adaptive")
+POSITIVE_OPTIONS = (
+    "nframes",
+    "fps",
+    "min_frames",
+    "max_frames",
+    "min_pixels",
+    "max_pixels",
+    "total_pixels",
+    "resized_height",
+    "resized_width",
+)
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -46,11 +61,13 @@ class VideoOptions:
         sample: `"uniform"` (middle of equal intervals), `"sequence"` (evenly from first to last frame), `"random"`
             (one frame of each interval) or `"adaptive"` (as uniform).
         nframes: exact number of frames, rounded to an even one; not together with `fps`.
-        fps: frames a second; without it clips above 5 s and 2 frames/s get a budget of 2 frames/s, others all frames.
+        fps: frames to take per second. Without it, videos of more than 5 s and 2 frames/s offer 2 frames per second,
+            and all others every frame.
         min_frames, max_frames: limits of the number of frames.
-        video_start, video_end: seconds; the part of the video to look at.
+        video_start, video_end: seconds; the part of the video to read.
         min_pixels, max_pixels: limits of a frame; `max_pixels` None follows from the next two.
-        frame_max_pixels, total_pixels: limit of a frame, and of all frame pairs together, while `max_pixels` is None.
+        frame_max_pixels, total_pixels: limit of a frame, and of all frame pairs together (infinite for none), where
+            `max_pixels` is None.
         resized_height, resized_width: wanted frame size in pixels instead of the limits.
         resize: False leaves frames at their own size.
         seed, generator: source of randomness of `"random"`.
@@ -66,7 +83,7 @@ class VideoOptions:
     min_pixels: int = VIDEO_MIN_PIXELS
     max_pixels: int | None = None
     frame_max_pixels: int = VIDEO_MAX_PIXELS
-    total_pixels: int = VIDEO_TOTAL_PIXELS
+    total_pixels: float = VIDEO_TOTAL_PIXELS
     resized_height: int | None = None
     resized_width: int | None = None
     resize: bool = True
@@ -78,8 +95,7 @@ class VideoOptions:
             raise ValueError(f"video option sample={self.sample!r} is unknown; accepted are {', '.join(SAMPLE_MODES)}")
         if self.nframes is not None and self.fps is not None:
             raise ValueError(f"give nframes={self.nframes} or fps={self.fps} for a video, not both")
-        positive = "nframes fps min_frames max_frames min_pixels max_pixels total_pixels resized_height resized_width"
-        for name in positive.split():
+        for name in POSITIVE_OPTIONS:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"video option {name}={value!r} must be above 0")
@@ -134,13 +150,15 @@ def select_frames(
 
 
 def frame_size(height: int, width: int, count: int, options: VideoOptions) -> tuple[int, int]:
-    """Size (height, width) in pixels of the `count` chosen frames of a video."""
+    """Size (height, width) in pixels of the `count` chosen frames of a video of `height` x `width` pixels."""
     if not options.resize:
         return height, width
     if options.resized_height is not None and options.resized_width is not None:
         return smart_resize(options.resized_height, options.resized_width)
-    max_pixels = options.max_pixels
-    if max_pixels is None:
+    max_pixels: float
+    if options.max_pixels is not None:
+        max_pixels = options.max_pixels
+    else:
         budget = min(options.frame_max_pixels, options.total_pixels / count * FRAME_FACTOR)
         max_pixels = max(budget, int(options.min_pixels * 1.05))
     return smart_resize(height, width, min_pixels=options.min_pixels, max_pixels=max_pixels)
@@ -154,13 +172,19 @@ def resize_frames(frames: torch.Tensor, height: int, width: int) -> torch.Tensor
     return resized.clamp_(0, 255).round_().to(torch.uint8)
 
 
+def _fit_frames(frames: torch.Tensor, count: int, options: VideoOptions) -> torch.Tensor:
+    """uint8 frames [T, 3, H, W], some of `count` of a video, in the size that the options ask for."""
+    height, width = frame_size(frames.shape[-2], frames.shape[-1], count, options)
+    return resize_frames(frames, height, width)
+
+
 def _probe_video(opened: str | io.BytesIO, source: Any) -> tuple[np.ndarray, float]:
     """Presentation times in seconds of all frames (read without decoding), and the frame rate."""
     av = require("av")
     try:
         with av.open(opened) as container:
             if not container.streams.video:
-                raise unreadable("video", source, "no picture track")
+                raise unreadable("video", source, "no video track")
             stream = container.streams.video[0]
             packets = [p for p in container.demux(stream) if p.size]
             stamps = sorted((p.pts if p.pts is not None else p.dts or 0) * p.time_base for p in packets)
@@ -175,28 +199,34 @@ def _probe_video(opened: str | io.BytesIO, source: Any) -> tuple[np.ndarray, flo
     return times, float(rate)
 
 
-def _decode_frames(opened: str | io.BytesIO, source: Any, wanted: list[int], options: VideoOptions):
-    """Decode the frames with the wanted indices -> (uint8 [T, 3, H, W] or None if there are fewer, frames seen)."""
+def _decoded(opened: str | io.BytesIO, source: Any, wanted: set[int]) -> Iterator[np.ndarray | None]:
+    """One item for each frame of a video file: uint8 [H, W, 3], upright, or None for a frame that is not wanted."""
     av = require("av")
-    remaining, frames, seen = set(wanted), {}, 0
     if isinstance(opened, io.BytesIO):
         opened.seek(0)
     try:
         with av.open(opened) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
-                if seen in remaining:
-                    picture = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90).transpose(2, 0, 1)
-                    tensor = torch.from_numpy(np.ascontiguousarray(picture))[None]
-                    frames[seen] = resize_frames(tensor, *frame_size(*tensor.shape[-2:], len(wanted), options))
-                    remaining.discard(seen)
-                seen += 1
-                if not remaining:
-                    break
+            for index, frame in enumerate(container.decode(stream)):
+                yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) if index in wanted else None
     except (av.error.FFmpegError, OSError) as error:
         raise unreadable("video", source, error) from error
-    return (None if remaining else torch.cat([frames[i] for i in wanted])), seen
+
+
+def _decode_frames(
+    opened: str | io.BytesIO, source: Any, wanted: list[int], options: VideoOptions
+) -> tuple[torch.Tensor | None, int]:
+    """Decode the frames with the wanted indices -> (uint8 [T, 3, H, W] or None if there are fewer, frames seen)."""
+    frames, seen, indices = {}, 0, set(wanted)
+    for pixels in _decoded(opened, source, indices):
+        if pixels is not None:
+            tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
+            frames[seen] = _fit_frames(tensor, len(wanted), options)
+        seen += 1
+        if len(frames) == len(indices):
+            return torch.cat([frames[index] for index in wanted]), seen
+    return None, seen
 
 
 def _generator(options: VideoOptions) -> torch.Generator:
@@ -221,7 +251,7 @@ def _load_video_file(source: Any, options: VideoOptions) -> torch.Tensor:
     opened = open_source(source, "video")
     times, rate = _probe_video(opened, source)
     frames, seen = _decode_frames(opened, source, _choose_frames(times, rate, options, source), options)
-    if frames is None:  # containers may hold packets that show nothing
+    if frames is None:  # some packets of a container may decode to no frame
         if seen == 0:
             raise unreadable("video", source, "no frames")
         frames, _ = _decode_frames(opened, source, _choose_frames(times[:seen], rate, options, source), options)
@@ -231,7 +261,10 @@ def _load_video_file(source: Any, options: VideoOptions) -> torch.Tensor:
 
 
 def _fit_length(total: int, options: VideoOptions) -> list[int]:
-    """Indices for frames without a rate: all, or as many as asked for; the last one is repeated to an even count."""
+    """Indices of frames without a rate: all, or as many as the options allow.
+
+    An odd number becomes even by repeating the last one.
+    """
     most = options.nframes if options.nframes is not None else options.max_frames
     chosen = list(range(total))
     if most is not None and total > most:
@@ -267,7 +300,7 @@ def load_video(source: Any, options: VideoOptions | None = None) -> torch.Tensor
         source: a video or GIF file (path, URL, data URL, bytes), a list of frames (anything `load_image` takes), a
             directory of frames (read in the natural order of their names), or an array/tensor [T, C, H, W] or
             [T, H, W, C].
-        options: which frames, and their size. Frames that come one by one are resized within the limits of pictures.
+        options: which frames, and their size. Frames that are given one by one keep to the limits of images.
 
     Raises:
         ValueError: unreadable, without frames, shorter than `min_frames`, or thinner than 1:200.
@@ -278,7 +311,7 @@ def load_video(source: Any, options: VideoOptions | None = None) -> torch.Tensor
             raise unreadable("video", source, "not four dimensions with frames in them")
         frames = np.ascontiguousarray(np.moveaxis(pixels_channels_last(source, "video"), -1, 1))
         frames = torch.from_numpy(frames)[_fit_length(len(frames), options)]
-        return resize_frames(frames, *frame_size(*frames.shape[-2:], len(frames), options))
+        return _fit_frames(frames, len(frames), options)
     if isinstance(source, (list, tuple)):
         return _load_frame_list(list(source), options)
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):

@@ -1,4 +1,4 @@
-"""What the tests of drawing share: a small random `image_gen` component, and a copy of Ming-Tiny that has it."""
+"""A small random image head for tests, and a copy of Ming-Tiny that has it."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ STEPS = 2
 
 
 def small_config(hidden_size: int) -> ImageGenConfig:
-    """Scales 2 and 3, native pictures of 64 x 64 pixels, latents of a 32nd of that."""
+    """Scales 2 and 3, native images of 64 x 64 pixels, latents of a 32nd of that."""
     stages = {"block_types": ["ResBlock"] * 6, "block_out_channels": [4] * 6, "layers_per_block": [1] * 6}
     vae = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in stages.items()}
     vae |= {"encoder_qkv_multiscales": [[]] * 6, "decoder_qkv_multiscales": [[]] * 6, "latent_channels": 4}

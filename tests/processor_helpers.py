@@ -12,8 +12,9 @@ for folder in (ROOT, GOLDENS):
 
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil  # noqa: E402
 
-from ming.audio_features import BailingMMFeatureExtractor, read_cmvn  # noqa: E402
+from ming.audio_features import BailingMMFeatureExtractor  # noqa: E402
 from ming.processing_bailingmm import BailingMMProcessor  # noqa: E402
+from ming.release_files import read_cmvn  # noqa: E402
 
 
 def golden(name: str):

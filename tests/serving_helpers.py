@@ -17,9 +17,9 @@ from speech_helpers import build_speaking_repository
 
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
-from ming.serving.jobs import Finished, StreamJob
-from ming.serving.limits import EngineSettings, Limits, Site
+from ming.serving.engine_jobs import Finished, StreamJob
 from ming.serving.server import create_app
+from ming.serving.settings import EngineSettings, Limits, Site
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo"

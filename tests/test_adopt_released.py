@@ -1,6 +1,7 @@
 """Adopting a release: a small one with every kind of file, sharded; what is missing or does not fit is refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from test_image_gen_goldens import GOLDENS as IMAGE_GOLDENS
 from test_voices import released_dict
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+import ming.cli.adopt
 from image_gen.modeling_image_gen import ImageGen
 from ming.cli.adopt import adopt
 from ming.configuration_bailingmm import BailingMMConfig
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
+from ming.release import read_released_image_gen
 from ming.talker_processor import BailingMMTalkerProcessor
 from ming.voices import load_voices
 from training.tiny.stage_speaking import tiny_talker_config
@@ -50,7 +53,7 @@ def source_model():
 
 @pytest.fixture(scope="module")
 def release(source_model, tmp_path_factory) -> Path:
-    """A directory as released: shards, old configs, `.pt` files, a yaml, folders of what draws."""
+    """A directory as released: shards, old configs, `.pt` files, a yaml, folders of the image head."""
     root = tmp_path_factory.mktemp("release")
     source_model.save_pretrained(root, max_shard_size="8MB")
     for path in (*root.glob("*.py"), *root.glob("*/*.py")):
@@ -85,7 +88,7 @@ def release(source_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def adopted(release, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("adopted") / "Ming"
-    command = [sys.executable, "-m", "ming.cli.adopt", str(release), str(target)]
+    command = [sys.executable, "-m", "ming", "adopt", str(release), str(target)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "from_pretrained" in done.stdout
@@ -124,12 +127,12 @@ def test_voices_and_codec_are_adopted(adopted):
     assert torch.equal(parts.voices["luna"].prompt_codes, own.voices["iris"].prompt_codes)
     assert parts.codec_bpe.vocab_size == own.codec_bpe.vocab_size
     assert parts.tokenizer("red circle")["input_ids"] == own.tokenizer("red circle")["input_ids"]
-    assert parts.voice_encoder is not None
+    assert parts.load_voice_encoder() is not None
 
 
-def test_what_draws_has_this_packages_names(adopted):
+def test_the_image_head_has_this_packages_names(adopted):
     ours = ImageGen.from_pretrained(adopted / "image_gen", dtype=torch.float32).state_dict()
-    released = ImageGen.from_released(IMAGE_GOLDENS).state_dict()
+    released = read_released_image_gen(IMAGE_GOLDENS).state_dict()
     assert ours.keys() == released.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in released.items())
 
@@ -145,6 +148,39 @@ def test_large_files_are_linked_and_no_pickle_is_left(adopted, release):
     ).is_file()
 
 
+LOAD = """
+import sys
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+options = {"trust_remote_code": True}
+model = AutoModelForMultimodalLM.from_pretrained(sys.argv[1], **options)
+processor = AutoProcessor.from_pretrained(sys.argv[1], **options)
+assert "transformers_modules" in type(model).__module__ and "transformers_modules" in type(processor).__module__
+assert processor.chat_template
+assert "transformers_modules" in type(model.audio_detokenizer).__module__
+assert "transformers_modules" in type(model.image_gen).__module__
+"""
+
+
+def test_an_installed_package_adopts_too(release, tmp_path, monkeypatch):
+    """A wheel has no entry points, and the files of other packages lie beside it."""
+    for pattern in ("ming/*.py", "ming/cli/*.py", "audio_detokenizer/*.py", "image_gen/*.py"):
+        for path in ROOT.glob(pattern):
+            copied = tmp_path / "site-packages" / path.relative_to(ROOT)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copied)
+    (tmp_path / "site-packages" / "stranger.py").write_text("")
+    shutil.copy(ROOT / "chat_template.jinja", tmp_path / "site-packages" / "ming")
+    monkeypatch.setattr(ming.cli.adopt, "ROOT", tmp_path / "site-packages")
+    adopt(release, tmp_path / "new")
+    assert not list((tmp_path / "new").glob("*.py")) and not (tmp_path / "new" / "ming" / "cli").exists()
+    assert (tmp_path / "new" / "ming" / "modeling_bailingmm.py").is_file()
+    assert not (tmp_path / "new" / "ming" / "__init__.py").exists()
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-c", LOAD, str(tmp_path / "new")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def broken(release: Path, target: Path) -> Path:
     shutil.copytree(release, target)
     return target
@@ -157,6 +193,9 @@ def test_missing_files_are_all_named_before_anything_is_written(release, tmp_pat
     with pytest.raises(FileNotFoundError, match=r"lacks am.mvn, talker/hift.pt"):
         adopt(source, tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["release"]
+    (source / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks am.mvn, talker/hift.pt, scheduler/scheduler_config.json"):
+        adopt(source, tmp_path / "new")
 
 
 def test_weights_that_do_not_fit_are_named(release, tmp_path):

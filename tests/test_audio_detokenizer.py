@@ -17,10 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
-from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerConfig, read_released_yaml
+from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerConfig
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from audio_detokenizer.modeling_flow import draw_known_frames, flow_matching_loss
 from audio_detokenizer.noise import FrameNoise
+from ming.release import read_released_detokenizer, read_released_detokenizer_config
+from ming.release_files import read_released_yaml
+from ming.training.flow import draw_known_frames, flow_matching_loss
 
 GOLDENS = Path(__file__).resolve().parent / "goldens" / "speech"
 COMPONENT = Path(__file__).resolve().parent.parent / "audio_detokenizer"
@@ -90,7 +92,7 @@ def test_full_size_keys_and_shapes_are_the_released_ones():
 
 
 def test_defaults_are_the_released_settings():
-    released = AudioDetokenizerConfig.from_released_yaml(GOLDENS / "audio_detokenizer.yaml")
+    released = read_released_detokenizer_config(GOLDENS / "audio_detokenizer.yaml")
     assert released.to_dict() == AudioDetokenizerConfig().to_dict()
     assert released.hop_length == 256
     assert released.flow["decoder"]["cfm_params"]["sigma_min"] == 1e-6
@@ -277,7 +279,7 @@ def assert_golden_weights(model):
 
 
 def test_released_files(released, model, tmp_path):
-    loaded = AudioDetokenizer.from_released(released)
+    loaded = read_released_detokenizer(released)
     assert_golden_weights(loaded)
     assert loaded.config.to_dict() == AudioDetokenizerConfig(flow=model.config.flow, hift=model.config.hift).to_dict()
     one, two = (each.decode(codes_of(5), VOICES[:1], generator=seeded(0))[0] for each in (loaded, model))
@@ -285,8 +287,8 @@ def test_released_files(released, model, tmp_path):
     shutil.copy(released / "audio_detokenizer.yaml", tmp_path)
     for part in ("flow", "hift"):
         shutil.copy(GOLDENS / f"{part}.safetensors", tmp_path)
-    assert_golden_weights(AudioDetokenizer.from_released(tmp_path))
-    half = AudioDetokenizer.from_released(tmp_path, dtype=torch.bfloat16)
+    assert_golden_weights(read_released_detokenizer(tmp_path))
+    half = read_released_detokenizer(tmp_path, dtype=torch.bfloat16)
     assert (half.dtype, half.hift.conv_pre.bias.dtype) == (torch.bfloat16, torch.float32)
 
 
@@ -304,7 +306,7 @@ def test_released_files_that_do_not_fit(released, tmp_path, change, message):
     change(weights)
     save_file(weights, tmp_path / "damaged" / "hift.safetensors")
     with pytest.raises(ValueError, match=message):
-        AudioDetokenizer.from_released(tmp_path / "damaged")
+        read_released_detokenizer(tmp_path / "damaged")
 
 
 def test_saving_keeps_released_names_bit_by_bit(model, tmp_path):

@@ -16,13 +16,8 @@ from safetensors.torch import load_file
 
 from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerConfig
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from audio_detokenizer.modeling_flow import (
-    cosine_timesteps,
-    flow_matching_loss,
-    length_mask,
-    nearest_tokens,
-    relative_positions,
-)
+from audio_detokenizer.modeling_flow import cosine_timesteps, length_mask, nearest_tokens, relative_positions
+from ming.training.flow import flow_matching_loss
 
 GOLDENS = Path(os.environ.get("SPEECH_GOLDENS", Path(__file__).resolve().parent / "goldens" / "speech"))
 # Values and tolerances: mel up to 5 after 16 calls of the estimator, waveforms up to 1, gradients up to 0.5.

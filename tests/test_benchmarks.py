@@ -50,9 +50,9 @@ def test_released_sizes_have_a_column_per_way_to_load():
     assert released.plot(costs).lines == {"bfloat16": (["measured"], [2.0]), "4 bit": (["measured"], [1.0])}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card: tests/test_cuda.py measures it")
-def test_released_sizes_need_a_card():
-    with pytest.raises(RuntimeError, match="python -m ming.cli.memory released"):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tests/test_cuda.py measures it")
+def test_released_sizes_need_a_gpu():
+    with pytest.raises(RuntimeError, match="ming memory released"):
         released.measure()
 
 
@@ -146,7 +146,7 @@ def test_layers_read_and_write_after_the_same_tokens_every_time():
     ours, library = layers.models(config, torch.float32, "cpu").values()
     heads, expert, router, norms = 4 + 2 + 2 + 4, 3 * 64 * 32, 8 * 64, 2 * 64
     per_layer = 64 * 16 * heads + (2 + 2) * expert + router + norms  # two experts of eight, two shared
-    assert layers.touched(ours) == 4 * per_layer + 64
+    assert layers.used_weights(ours) == 4 * per_layer + 64
     assert library.layers[1].mlp.experts.down_proj is ours.layers[1].mlp.experts.down_proj
     lengths = []
     ours.register_forward_hook(lambda module, args, output: lengths.append(output.past_key_values.get_seq_length()))

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ming.codec_bpe import CodecBPE, read_mapping
+from ming.release import read_released_codec_bpe
 
 GOLDENS = Path(__file__).resolve().parent / "goldens" / "codec_bpe"
 GOLDEN = json.loads((GOLDENS / "cases.json").read_text(encoding="utf-8"))
@@ -120,12 +121,13 @@ def test_saved_and_loaded(bpe, released_kind, tmp_path):
     assert (tmp_path / "0/s3_bpe/char_mapping.txt").read_bytes() == (GOLDENS / "char_mapping.txt").read_bytes()
 
 
-def test_the_folder_above_and_the_two_files(bpe, tmp_path):
+def test_the_two_files_and_the_talkers_folder_of_a_release(bpe, tmp_path):
     shutil.copytree(GOLDENS, tmp_path / "s3_bpe")
     (tmp_path / "tokenizer.json").write_text("{}")  # the text tokenizer beside it is not taken for the speech one
     files = (tmp_path / "s3_bpe/tokenizer.json", tmp_path / "s3_bpe/char_mapping.txt")
-    for source in (tmp_path, str(tmp_path), files):
-        assert CodecBPE.from_pretrained(source).encode([34, 13, 34]) == bpe.encode([34, 13, 34])
+    read = (CodecBPE.from_pretrained(files), read_released_codec_bpe(tmp_path), read_released_codec_bpe(str(tmp_path)))
+    for one in read:
+        assert one.encode([34, 13, 34]) == bpe.encode([34, 13, 34])
 
 
 def test_missing_files(tmp_path):

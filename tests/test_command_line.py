@@ -3,6 +3,7 @@
 Text is Ming-Tiny's; speech and pictures come from small repositories of random weights.
 """
 
+import importlib.util
 import io
 import json
 import os
@@ -29,7 +30,7 @@ from transformers import AutoModelForMultimodalLM
 from transformers.utils import logging as library_logging
 
 from ming.cli import checks
-from ming.cli.main import main
+from ming.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE, RECORDING, CLIP, QUESTION = (
@@ -364,17 +365,51 @@ def test_edit_looks_at_the_picture(ming, drawing, tmp_path):
         out = tmp_path / f"{number}.png"
         lines, _ = ming("edit", picture, "Make it blue.", "--out", out, "--seed", 3, "--model", drawing, "--json")
         told = json.loads(lines[0])
-        assert (told["picture"], told["file"]) == (str(picture), str(out))
+        assert (told["image"], told["file"]) == (str(picture), str(out))
         results.append(Image.open(out).copy())
     assert results[0] != results[1]
 
 
 def test_a_model_that_does_not_draw_is_refused_before_loading(refused, reading, tmp_path):
     refusal = refused("draw", "a circle", "--out", tmp_path / "x.png", "--model", reading)
-    assert "nothing in its folder image_gen/ that draws" in refusal
+    assert "there is no image head in its folder image_gen/" in refusal
 
 
 # Help, and what is refused
+
+
+def test_help_lists_every_command_with_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    for name, command in COMMANDS.items():
+        assert f"  {name:12}{command.summary}\n" in shown
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_own_help_and_refuses_unknown_options(capsys, refused, command):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: ming {command} ")
+    assert f"see ming {command} --help" in refused(command, "--no-such-option")
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("serve", "uvicorn", "serving"),
+        ("page", "gradio", "page"),
+        ("cluster", "ray", "cluster"),
+        ("finetune", "peft", "finetuning"),
+    ],
+)
+def test_a_missing_optional_package_is_one_line_with_the_remedy(refused, monkeypatch, command, module, extra):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
+    message = refused(command, "--help")
+    assert f"ming {command} needs {module}; " in message
+    assert f'pip install "ming-lite-omni[{extra}]"' in message
 
 
 @pytest.mark.parametrize("command", ["chat", "ask", "speak", "draw", "edit", "transcribe"])
@@ -405,17 +440,17 @@ def test_help_names_every_command_and_its_common_options(capsys, command):
         (["ask", "hi", "--dtype", "int3"], "invalid choice: 'int3'"),
         (["ask", "hi", "--max-new-tokens", "0"], "give a whole number of at least 1"),
         (["ask", "hi", "--seed", "-1"], "give a whole number of 0"),
-        (["ask", "hi", "--speak", "x.txt"], "--speak x.txt: .txt is no sound format; use .wav"),
+        (["ask", "hi", "--speak", "x.txt"], "--speak x.txt: .txt is not an audio format; use .wav"),
         (["speak", "hi", "--out", "nowhere/x.wav"], "the directory nowhere does not exist"),
-        (["draw", "a circle", "--out", "x.wav"], ".wav is no picture format; use .png"),
-        (["draw", "a circle", "--out", "x"], "no ending is no picture format"),
+        (["draw", "a circle", "--out", "x.wav"], ".wav is not an image format; use .png"),
+        (["draw", "a circle", "--out", "x"], "no ending is not an image format"),
         (["draw", "a circle"], "--out"),
         (["draw", " ", "--out", "x.png"], "the prompt is empty"),
-        (["draw", "a circle", "--out", "x.png", "--size", "63x64"], "63x64 is no size; give WIDTHxHEIGHT"),
-        (["draw", "a circle", "--out", "x.png", "--size", "big"], "big is no size"),
+        (["draw", "a circle", "--out", "x.png", "--size", "63x64"], "63x64 is not a size; give WIDTHxHEIGHT"),
+        (["draw", "a circle", "--out", "x.png", "--size", "big"], "big is not a size"),
         (["draw", "a circle", "--out", "x.png", "--steps", "0"], "0 is not accepted"),
         (["draw", "a circle", "--out", "x.png", "--guidance", "nan"], "nan is not accepted"),
-        (["edit", "nowhere.png", "Make it blue.", "--out", "x.png"], "picture nowhere.png: no such file"),
+        (["edit", "nowhere.png", "Make it blue.", "--out", "x.png"], "image nowhere.png: no such file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -453,7 +488,8 @@ def test_the_installed_command_takes_the_model_of_its_working_directory(tmp_path
     names = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE")
     for path in (*ROOT.glob("*.py"), *(ROOT / name for name in names)):
         shutil.copy(path, source / path.name)
-    for package in tomllib.loads((source / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]:
+    packages = tomllib.loads((source / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    for package in {name.partition(".")[0] for name in packages}:
         shutil.copytree(
             ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
         )

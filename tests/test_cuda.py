@@ -172,11 +172,12 @@ def test_memory_of_a_card_is_the_computed_one(tmp_path):
 def test_a_training_step_lowers_the_loss(card, processor, asked):
     model = copy.deepcopy(card).train()
     inputs = prepare(processor, [prompt for prompt, _ in asked[:8]], model)
-    inputs = dict(inputs) | {"labels": inputs["input_ids"].clone()}
+    labels, prompt = inputs["input_ids"].clone(), dict(inputs)
+    attention_mask = prompt.pop("attention_mask")
     optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
     for _ in range(4):
         with torch.autocast("cuda", torch.bfloat16):
-            loss = next_token_loss(model, inputs)
+            loss, _ = next_token_loss(model, *model.embed(**prompt), attention_mask, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

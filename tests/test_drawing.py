@@ -62,7 +62,7 @@ def test_a_batch_of_mixed_chats_draws_as_each_alone(model, processor):
 
 
 def test_what_was_said_earlier_matters(model, processor):
-    states = [model.image_states(**prepare(processor, [chat]))[-1] for chat in (CHATS[3], CHATS[3][2:])]
+    states = [model.drawing.states(**prepare(processor, [chat]))[-1] for chat in (CHATS[3], CHATS[3][2:])]
     assert (states[0] - states[1]).abs().max() > 0.1
 
 
@@ -106,7 +106,7 @@ def test_every_size_has_a_native_size_near_its_shape():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height": 63}, "height=63: pictures have whole sides of 64 to 2048 pixels"),
+        ({"height": 63}, "height=63: images have whole sides of 64 to 2048 pixels"),
         ({"width": 64.5}, "width=64.5"),
         ({"num_inference_steps": 0}, "num_inference_steps must be a whole number of at least 1, got 0"),
         ({"num_inference_steps": -3}, "got -3"),
@@ -119,7 +119,7 @@ def test_every_size_has_a_native_size_near_its_shape():
     ],
 )
 def test_what_cannot_be_drawn_is_refused_before_any_work(model, processor, options, message, monkeypatch):
-    monkeypatch.setattr(model, "image_states", lambda **kwargs: pytest.fail("work began"))
+    monkeypatch.setattr(model.drawing, "states", lambda **kwargs: pytest.fail("work began"))
     with pytest.raises(ValueError, match=message):
         draw(model, processor, CHATS[:1], **options)
 
@@ -142,7 +142,7 @@ def test_drawing_needs_its_mode_its_component_and_room(model, processor, reposit
     with pytest.raises(ValueError, match="has no image_gen/ folder"):
         bare.generate(**inputs, generation_mode="image")
     ids = torch.full((1, model.config.llm_config.max_position_embeddings - 5), 30)
-    with pytest.raises(ValueError, match="prompt and query tokens are .*; the model's context is"):
+    with pytest.raises(ValueError, match="the prompt with its query tokens has .* tokens; the model's context is"):
         model.generate(ids, generation_mode="image")
 
 
@@ -184,7 +184,7 @@ def test_errors_of_a_stream_reach_its_reader(model, processor, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("out of paint")
 
-    monkeypatch.setattr(model.image_gen, "draw", fail)
+    monkeypatch.setattr(model.image_gen.load(), "draw", fail)
     with pytest.raises(RuntimeError, match="out of paint"):
         list(model.stream(**prepare(processor, CHATS[:1]), generation_mode="image"))
 

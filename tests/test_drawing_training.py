@@ -86,7 +86,7 @@ def test_loss_is_flow_matching_at_every_scale(image_gen, batch):
     assert losses.alignment == []
 
 
-def test_a_picture_noised_several_times_is_read_once(image_gen, batch):
+def test_an_image_noised_several_times_is_read_once(image_gen, batch):
     states, latents = batch
     calls, condition = [], image_gen.condition
     image_gen.condition = lambda states: calls.append(len(states)) or condition(states)
@@ -148,12 +148,12 @@ def test_middle_states_are_one_per_place(image_gen, batch):
 
 def test_queries_learn_through_a_frozen_language_model(image_gen):
     model = BailingMMNativeForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).requires_grad_(False)
-    model.image_gen = image_gen
+    model.components.use(image_gen=image_gen)
     image_gen.vae.requires_grad_(False)
     processor = AutoProcessor.from_pretrained(ROOT, trust_remote_code=True)
     chats = [[{"role": "user", "content": f"Draw a {colour} circle."}] for colour in ("red", "blue")]
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    states = model.image_states(**processor.apply_chat_template(chats, **options))
+    states = model.drawing.states(**processor.apply_chat_template(chats, **options))
     latents = encode_scales(image_gen, torch.zeros(2, 3, 96, 96))
     drawing_loss(image_gen, states, latents, head_of(image_gen), generator=seeded()).loss.backward()
     assert not [name for name, value in model.named_parameters() if value.grad is not None]

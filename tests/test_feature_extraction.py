@@ -11,7 +11,8 @@ from processor_helpers import GOLDENS, golden
 from safetensors.torch import load_file
 from synth import AUDIOS, audio_array
 
-from ming.audio_features import BailingMMFeatureExtractor, read_cmvn, stack_frames
+from ming.audio_features import BailingMMFeatureExtractor
+from ming.release_files import read_cmvn
 
 AUDIO = golden("audio.json")
 TENSORS = load_file(GOLDENS / "audio.safetensors")
@@ -117,8 +118,12 @@ def test_several_recordings_of_a_row_follow_each_other(extractor):
 
 
 def test_stacking_repeats_the_edges():
-    frames = torch.arange(8.0)[:, None]
-    assert stack_frames(frames, 7, 6).tolist() == [[0, 0, 0, 0, 1, 2, 3], [3, 4, 5, 6, 7, 7, 7]]
+    """Filter banks of 8 frames of 25 ms, one every 10 ms: windows of 7 frames, one every 6, centred."""
+    waveform = 0.1 * torch.randn(1, 400 + 7 * 160)
+    (frames,) = BailingMMFeatureExtractor(lfr_m=1, lfr_n=1)(waveform)["audio_feats"]
+    (stacked,) = BailingMMFeatureExtractor()(waveform)["audio_feats"]
+    windows = [[0, 0, 0, 0, 1, 2, 3], [3, 4, 5, 6, 7, 7, 7]]
+    assert torch.equal(stacked, torch.stack([frames[window].flatten() for window in windows]))
 
 
 def test_silence_is_finite(extractor):

@@ -1,4 +1,4 @@
-"""Fine-tuning on the user's own chats: data, what is trained, adapters, resuming, merging, other people's trainers."""
+"""`ming finetune` on text: data, trained weights, adapters, resuming, merging, other trainers."""
 
 import json
 import os
@@ -15,20 +15,22 @@ from peft import PeftModel, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMultimodalLM, AutoProcessor, TrainerCallback
 
+from ming.cli.usage import UsageError
 from ming.modeling_bailing_moe import weighted_router_loss
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
-from ming.training.finetune import (
+from ming.training.finetune import main, parse
+from ming.training.finetune_data import ChatCollator, read_chats
+from ming.training.finetune_text import (
     LORA_TARGETS,
     ChatTrainer,
-    last_checkpoint,
+    Run,
     load_model,
     lora_config,
-    main,
-    parse,
+    train,
     training_arguments,
 )
-from ming.training.finetune_data import ChatCollator, read_chats
+from ming.training.loop import last_checkpoint
 from training.examples import new_colour
 from training.tiny.scenes import COLOURS
 from training.tiny.world import sample_chat
@@ -92,7 +94,8 @@ def batch(processor, data):
 def tuned(data, tmp_path_factory) -> tuple[dict, Path]:
     """Metrics and directory of an adapter that was trained for some steps."""
     output = tmp_path_factory.mktemp("tuned")
-    return main(command(data, output, *TUNED, "--logging-steps", "1", "--eval-data", str(data))), output
+    args = parse(command(data, output, *TUNED, "--logging-steps", "1", "--eval-data", str(data)))
+    return train(args, Run.prepare(args)), output
 
 
 def spoken_chat() -> list[dict]:
@@ -241,7 +244,7 @@ def test_two_processes_do_what_two_accumulated_batches_do(data, tmp_path):
     options = ("--lora", "4", "--steps", "2", "--batch-size", "2")
     main(command(data, tmp_path / "one", *options, "--accumulation", "2"))
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    start += ["-m", "ming.training.finetune", *command(data, tmp_path / "two", *options)]
+    start += ["-m", "ming", "finetune", *command(data, tmp_path / "two", *options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(start, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -257,13 +260,13 @@ REPLY = {"role": "assistant", "content": "yes"}
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"'{' is no JSON in UTF-8 .*write one object a line"),
-        ('{"conversation": []}', r"the keys \['conversation'\] is no chat; write"),
+        ("{", r"'{' is not JSON in UTF-8 .*write one object per line"),
+        ('{"conversation": []}', r"the keys \['conversation'\] is not a chat; write"),
         ([], "none of 0 messages is an assistant's; add the reply"),
         ([USER], "none of 1 messages is an assistant's"),
         ([USER, REPLY, USER], "the last message is of role 'user'; end with"),
         ([{"role": "robot", "content": "hi"}, REPLY], "role 'robot' is unknown; accepted roles are"),
-        ([{"role": ["user"], "content": "hi"}, REPLY], r"\['user'\] is no role or type; roles are HUMAN, user"),
+        ([{"role": ["user"], "content": "hi"}, REPLY], r"\['user'\] is not a role or type; roles are HUMAN, user"),
         ([{"role": "user", "content": [{"type": "smell"}]}, REPLY], "content type 'smell' .* accepted types are"),
         ([{"role": "user", "content": [{"type": "image"}]}, REPLY], "type 'image' has no image; give one"),
         (
@@ -276,7 +279,7 @@ REPLY = {"role": "assistant", "content": "yes"}
         ([USER, {"role": "assistant", "content": [{"type": "audio", "audio": "a.wav"}]}], "which is not trained here"),
         (
             [USER, {"role": "assistant", "content": [{"type": "image", "image": "a.png"}]}],
-            "finetune_outputs speech or image",
+            "ming finetune speech or ming finetune image",
         ),
     ],
 )
@@ -307,7 +310,7 @@ def test_only_paths_are_changed(tmp_path):
 def test_the_whole_file_is_checked_before_the_model_is_read(tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text("{\n" + json.dumps({"messages": [USER]}) + "\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"2 of 2 chats are bad:\n  line 1: .*\n  line 2: "):
+    with pytest.raises(UsageError, match=r"2 of 2 chats are bad:\n  line 1: .*\n  line 2: "):
         main(["--model", str(tmp_path / "nowhere"), "--data", str(path), "--output", str(tmp_path / "out")])
     path.write_text("\n", encoding="utf-8")
     for missing in (path, tmp_path / "none.jsonl"):
@@ -319,22 +322,47 @@ def test_the_whole_file_is_checked_before_the_model_is_read(tmp_path):
     ("options", "message"),
     [
         (("--full", "--lora", "4", "--merge"), "--lora, --merge and --full exclude each other"),
-        (("--lora", "0"), "'0' is no whole number of at least 1"),
+        (("--lora", "0"), "argument --lora: 0 is not accepted; give a whole number of at least 1"),
         (("--freeze-encoders",), "--freeze-encoders needs --full"),
-        (("--load-in-4bit", "--lora-targets", "experts"), "quantised experts are no stacks"),
+        (("--load-in-4bit", "--lora-targets", "experts"), "quantised experts are not stacked"),
     ],
 )
-def test_options_that_cannot_be(options, message, data, capsys):
-    with pytest.raises(SystemExit):
+def test_options_that_exclude_each_other(options, message, data):
+    with pytest.raises(UsageError, match=message) as raised:
         parse(command(data, Path("out"), *options))
-    assert message in capsys.readouterr().err
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("target", ["speech", "image"])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--full",), "--full"),
+        (("--accumulation", "1"), "--accumulation"),
+        (("--merge", "--eval-data", "x"), "--eval-data, --merge"),
+    ],
+)
+def test_options_of_another_target_are_refused(target, options, named, data):
+    message = f"{named} belongs to the target text, not to {target}; leave it out"
+    with pytest.raises(UsageError, match=message) as raised:
+        parse([target, *command(data, Path("out"), *options)])
+    assert "\n" not in str(raised.value)
+
+
+def test_targets_have_their_own_defaults(data):
+    plain, text, image = (parse([*target, *command(data, Path("out"))]) for target in ((), ("text",), ("image",)))
+    assert vars(plain) == vars(text)
+    assert (plain.target, plain.lora, plain.accumulation, plain.learning_rate) == ("text", 16, 1, 2e-4)
+    assert (image.target, image.lora, image.learning_rate) == ("image", None, 1e-5) and not hasattr(image, "full")
+    with pytest.raises(UsageError, match="invalid choice: 'sound'"):
+        parse(["sound", *command(data, Path("out"))])
 
 
 def test_a_directory_of_another_run_is_refused(tuned, data):
     _, output = tuned
-    with pytest.raises(SystemExit, match=r"was begun with .*lora 4, now 8.*; give the same, or another --output"):
+    with pytest.raises(UsageError, match=r"was begun with .*lora 4, now 8.*; give the same, or another --output"):
         main(command(data, output, "--lora", "8"))
-    with pytest.raises(SystemExit, match="is the model's own directory"):
+    with pytest.raises(UsageError, match="is the model's own directory"):
         main(command(data, ROOT))
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning of the talker and of the image head: data, what is trained, resuming, and the model that comes out."""
+"""`ming finetune speech` and `image`: data, trained weights, resuming, and the saved model."""
 
 import json
 import re
@@ -12,13 +12,14 @@ from image_helpers import small_image_gen
 from PIL import Image
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+from ming.cli.usage import UsageError
 from ming.configuration_bailingmm import BailingMMTalkerConfig
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.modeling_talker import BailingMMTalker
 from ming.talker_processor import BailingMMTalkerProcessor
-from ming.training import finetune
+from ming.training.finetune import main, parse
 from ming.training.finetune_data import read_chats
-from ming.training.finetune_outputs import DrawnReplies, SpokenReplies, main
+from ming.training.finetune_outputs import DrawnReplies, SpokenReplies
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDING = ROOT / "demo" / "recording.wav"
@@ -81,7 +82,7 @@ def parts(directory: Path) -> tuple[dict[str, torch.Tensor], ...]:
     weights = model.state_dict()
     talker = {name: tensor for name, tensor in weights.items() if name.startswith("talker.")}
     thinker = {name: tensor for name, tensor in weights.items() if name not in talker}
-    return thinker, talker, model.image_gen.state_dict()
+    return thinker, talker, model.image_gen.load().state_dict()
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
@@ -130,7 +131,7 @@ def test_a_spoken_batch_asks_for_the_recording(repository, data):
     replies = SpokenReplies(rows, model, processor, 2, 4, 0)
     batch, chosen = replies[0], replies.chosen(0)
     assert sorted(chosen) == [0, 1, 2, 3] == sorted(replies.chosen(1))
-    encode = model.talker_processor.codec_bpe.encode
+    encode = model.components.talker_processor().codec_bpe.encode
     for row, index in enumerate(chosen):
         wanted = encode(replies.voice(index).prompt_codes, unknown="drop")
         said = batch["talker"]["audio_ids"][row, -len(wanted) :] - model.talker.config.text_vocab_size
@@ -155,7 +156,7 @@ def test_bad_data_are_refused_before_the_model_is_read(data, tmp_path):
     def refusal(what: str, chat: dict) -> str:
         path = tmp_path / "bad.jsonl"
         path.write_text(json.dumps(chat) + "\n", encoding="utf-8")
-        with pytest.raises(SystemExit) as raised:
+        with pytest.raises(UsageError) as raised:
             main([what, "--model", "no such model", "--data", str(path), "--output", str(tmp_path / "out")])
         return str(raised.value)
 
@@ -172,7 +173,7 @@ def test_bad_data_are_refused_before_the_model_is_read(data, tmp_path):
     assert "an assistant's message is empty" in refusal("speech", chat(sound))
     assert "holds an item of type 'image', which is not trained here" in refusal("speech", chat(text, sound, picture))
     assert "no such file" in refusal("speech", chat(text, {"type": "audio", "audio": "absent.wav"}))
-    assert "speaker 3 is no name" in refusal("speech", {**chat(text, sound), "speaker": 3})
+    assert "speaker 3 is not a name" in refusal("speech", {**chat(text, sound), "speaker": 3})
 
 
 def test_a_speaker_needs_two_recordings(repository, data, tmp_path):
@@ -180,14 +181,14 @@ def test_a_speaker_needs_two_recordings(repository, data, tmp_path):
     lines = map(json.loads, data["speech"].read_text().splitlines()[:3])
     rows = [{**row, "speaker": name} for row, name in zip(lines, "aab", strict=True)]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match="speaker 'b' has one recording"):
+    with pytest.raises(UsageError, match="speaker 'b' has one recording"):
         main(command("speech", repository, {"speech": path}, tmp_path / "out"))
 
 
-def test_text_alone_is_trained_by_the_other_command(data):
-    with pytest.raises(ValueError, match="ming.training.finetune_outputs"):
+def test_recordings_are_not_trained_by_the_target_text(data):
+    with pytest.raises(ValueError, match="ming finetune speech"):
         read_chats(data["speech"])
-    assert finetune.parse(["--model", "m", "--data", "d", "--output", "o"]).epochs == 3.0
+    assert parse(["--model", "m", "--data", "d", "--output", "o"]).epochs == 3.0
 
 
 def test_a_model_without_a_talker_is_refused_before_its_weights_are_read(data, tmp_path):
@@ -196,5 +197,5 @@ def test_a_model_without_a_talker_is_refused_before_its_weights_are_read(data, t
     config = json.loads((ROOT / "config.json").read_text(encoding="utf-8"))
     (silent / "config.json").write_text(json.dumps({**config, "talker_config": None}), encoding="utf-8")
     (silent / "configuration_bailingmm.py").write_bytes((ROOT / "configuration_bailingmm.py").read_bytes())
-    with pytest.raises(SystemExit, match="silent has no talker; give one that speaks"):
+    with pytest.raises(UsageError, match="silent has no talker; give a model that speaks"):
         main(command("speech", silent, data, tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""Drawing against what the released code computed from small random weights, float32."""
+"""The image head against results of the released code with small random weights, float32."""
 
 import gzip
 import json
@@ -13,8 +13,16 @@ from safetensors.torch import load_file, save_file
 from thinker_helpers import tiny_config
 
 from image_gen.configuration_image_gen import ImageGenConfig
-from image_gen.modeling_image_gen import RELEASED_FOLDERS, ImageGen, folder_of, released_name
+from image_gen.modeling_image_gen import ImageGen
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
+from ming.release import (
+    IMAGE_GEN_FOLDERS,
+    image_gen_folder,
+    image_gen_name,
+    read_released_image_gen,
+    read_released_image_gen_config,
+    read_released_scheduler,
+)
 
 HERE = Path(__file__).resolve().parent
 GOLDENS = HERE / "goldens" / "image_gen"
@@ -30,12 +38,12 @@ def g() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def image_gen() -> ImageGen:
-    return ImageGen.from_released(GOLDENS)
+    return read_released_image_gen(GOLDENS)
 
 
 @pytest.fixture(scope="module")
 def drawn(g, image_gen):
-    """The released call: latents after every step, and the picture."""
+    """The released call: latents after every step, and the image."""
     latents = []
     drawing = image_gen.draw(
         g["condition"],
@@ -59,14 +67,14 @@ def prompt_model(g, image_gen) -> BailingMMNativeForConditionalGeneration:
         table = model.get_input_embeddings().weight
         table[g["prompt_ids"][0]] = g["embed_prompt"][0]
         table[[PATCH, PATCH + 1, PATCH + 2]] = g["embed_special"][0]
-    model.image_gen = image_gen
+    model.components.use(image_gen=image_gen)
     return model
 
 
 def test_queries_follow_the_prompt_as_image_features(g, image_gen):
     model, seen = prompt_model(g, image_gen), {}
     model.get_decoder().register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
-    states = model.image_states(g["prompt_ids"])
+    states = model.drawing.states(g["prompt_ids"])
     close(seen["inputs_embeds"], g["llm_inputs_embeds"], 0.0)
     assert torch.equal(seen["mm_token_type_ids"], g["llm_image_mask"].long())
     assert torch.equal(seen["attention_mask"], g["appended_attention_mask"])
@@ -81,7 +89,7 @@ def test_states_are_those_at_the_query_tokens(g, image_gen):
         return output
 
     model.get_decoder().register_forward_hook(replace)
-    states = model.image_states(g["prompt_ids"])
+    states = model.drawing.states(g["prompt_ids"])
     assert torch.equal(torch.cat(states, dim=1), g["llm_hidden_states"][g["gen_mask"].bool()][None])
     close(image_gen.condition(states[-1]), g["condition"], 1e-5)
 
@@ -101,7 +109,46 @@ def test_schedule_is_exact(g, image_gen, num_steps):
     assert torch.equal(scheduler.timesteps, g[f"timesteps_{num_steps}"])
 
 
-def test_every_step_and_the_picture(g, drawn):
+def scheduler_file(directory: Path, **values) -> Path:
+    """A release of which only the scheduler's file exists."""
+    (directory / "scheduler").mkdir()
+    (directory / "scheduler" / "scheduler_config.json").write_text(json.dumps(values))
+    return directory
+
+
+def test_the_scheduler_of_the_first_release_is_used_without_shift(tmp_path):
+    """Its class has `flow_shift`, which the released code does not read; this file is the released one."""
+    values = json.loads((GOLDENS / "scheduler" / "scheduler_config.json").read_text())
+    assert (values["_class_name"], values["flow_shift"]) == ("DPMSolverMultistepScheduler", 3.0)
+    assert read_released_scheduler(GOLDENS) == {}
+    config = read_released_image_gen_config(GOLDENS)
+    assert config.scheduler == {"num_train_timesteps": 1000, "shift": 1.0}
+    other = scheduler_file(tmp_path, _class_name="EulerDiscreteScheduler", shift=3.0)
+    assert read_released_scheduler(other) == {}
+
+
+def test_a_flow_matching_scheduler_counts_as_it_stands(tmp_path):
+    """Expected are the released code's numbers for 4 steps; the library shifts its smallest sigma, too."""
+    shutil.copytree(GOLDENS, tmp_path / "release", ignore=shutil.ignore_patterns("scheduler"))
+    values = {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.33.0", "shift": 3.0}
+    release = scheduler_file(tmp_path / "release", **values, num_train_timesteps=1000, use_karras_sigmas=False)
+    config = read_released_image_gen(release).config
+    assert config.scheduler == {"num_train_timesteps": 1000, "shift": 3.0, "use_karras_sigmas": False}
+    scheduler = FlowMatchEulerDiscreteScheduler(**config.scheduler)
+    scheduler.set_timesteps(4)
+    expected = torch.tensor([1, 0.857692, 0.602151, 0.008929, 0])
+    close(scheduler.sigmas, expected, 1e-6)
+
+
+def test_a_release_without_scheduler_or_with_an_unknown_one_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no .*scheduler_config.json, and the weights do not say how images"):
+        read_released_scheduler(tmp_path)
+    values = {"_class_name": "FlowMatchEulerDiscreteScheduler", "new_setting": 1}
+    with pytest.raises(ValueError, match="scheduler_config.json: .*'new_setting'; install a diffusers release"):
+        read_released_scheduler(scheduler_file(tmp_path, **values))
+
+
+def test_every_step_and_the_image(g, drawn):
     latents, drawing = drawn
     for step, values in enumerate(latents):
         close(values, g[f"step{step}_latent_out"], 1e-4)
@@ -138,7 +185,7 @@ def test_full_size_has_the_released_names_and_shapes():
     with torch.device("meta"):
         model = ImageGen(ImageGenConfig())
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    own = {folder: {name for name in shapes if folder_of(name) == folder} for folder in RELEASED_FOLDERS}
+    own = {folder: {name for name in shapes if image_gen_folder(name) == folder} for folder in IMAGE_GEN_FOLDERS}
     sana = {f"transformer.{name}": shape for name, shape in full["sana_state_dict"].items()}
     assert len(own["transformer"]) == full["sana_key_count"] and len(own["vae"]) == full["vae_key_count"]
     assert {name: shapes[name] for name in sana} == sana
@@ -146,8 +193,8 @@ def test_full_size_has_the_released_names_and_shapes():
     assert parameters == {"transformer": full["params"]["sana_transformer"], "vae": full["params"]["vae"]}
     assert sum(model.get_parameter(name).numel() for name in own["mlp"]) == full["mlp_params"]
     keys = json.loads(gzip.decompress((REFERENCE / "connector_keys.json.gz").read_bytes()))
-    assert {name for key in keys if (name := released_name("connector", key))} == own["connector"]
-    assert [key for key in keys if released_name("connector", key) is None] == ["model.embed_tokens.weight"]
+    assert {name for key in keys if (name := image_gen_name("connector", key))} == own["connector"]
+    assert [key for key in keys if image_gen_name("connector", key) is None] == ["model.embed_tokens.weight"]
     vocabulary = 151936 * 2048
     connector = sum(model.get_parameter(name).numel() for name in own["connector"])
     assert connector + vocabulary == full["params"]["connector"]
@@ -166,7 +213,7 @@ def test_a_damaged_released_directory_names_what_is_wrong(tmp_path):
     tensors = load_file(path)
     save_file({name: value for name, value in tensors.items() if name != "proj_in.bias"}, path)
     with pytest.raises(ValueError, match=r"mlp: missing keys: proj_in\.bias"):
-        ImageGen.from_released(broken)
+        read_released_image_gen(broken)
     save_file({**tensors, "proj_in.weight": tensors["proj_in.weight"][:, :-1].clone()}, path)
     with pytest.raises(ValueError, match=r"wrong shapes: proj_in\.weight \(32, 63\), not \(32, 64\)"):
-        ImageGen.from_released(broken)
+        read_released_image_gen(broken)

@@ -102,7 +102,7 @@ def test_parts_that_are_left_out_cost_nothing():
     some = estimate(RELEASED, ["text", "audio"])
     assert [item.part for item in some] == ["text", "audio"]
     assert total(some) < total(full)
-    assert "main" in configs(RELEASED) and set(configs(str(ROOT))) >= {"main", "detokenizer"}
+    assert "main" in configs(RELEASED) and set(configs(str(ROOT))) >= {"main", "audio_detokenizer"}
     with pytest.raises(ValueError, match=r"unknown parts \['smell'\]"):
         estimate(RELEASED, ["smell"])
 
@@ -115,10 +115,11 @@ def test_released_sizes_fit_where_they_should():
 
 
 def test_command_line():
-    command = [sys.executable, "-m", "ming.cli.memory"]
+    command = [sys.executable, "-m", "ming", "memory"]
     done = subprocess.run([*command, ".", "--parts", "vision", "--json"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout)
     assert [item["part"] for item in result["parts"]] == ["text", "vision"]
     done = subprocess.run([*command, "nowhere"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.startswith("ming: error: ") and done.stderr.count("\n") == 1

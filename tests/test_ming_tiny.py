@@ -25,7 +25,7 @@ OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 def test_weights_are_small_and_complete(model):
     assert sum(path.stat().st_size for suffix in WEIGHTS for path in ROOT.glob(suffix)) <= MAX_BYTES
-    assert model.audio_detokenizer is not None and model.talker_processor.voices
+    assert model.audio_detokenizer is not None and model.components.talker_processor().voices
     llm = model.config.llm_config
     assert llm.multi_gate and llm.num_shared_experts == 2 and llm.num_experts >= 8 and llm.num_experts_per_tok >= 2
 
@@ -77,10 +77,10 @@ def test_a_batch_of_mixed_chats_answers_as_each_alone(model, processor):
 def test_what_was_heard_as_codes_is_spoken_again(model, processor, name):
     """Speech tokenizer, speaker encoder, flow and vocoder: a recording in its own voice or in another one."""
     expected = json.loads((ROOT / "demo" / "expected.json").read_text())
-    encoder, generator = model.talker_processor.voice_encoder, torch.Generator().manual_seed(0)
+    encoder, generator = model.components.talker_processor().load_voice_encoder(), torch.Generator().manual_seed(0)
     for file in ("recording", "question"):
         voice = encoder.encode(str(ROOT / "demo" / f"{file}.wav"), expected[file])
-        embedding = (model.talker_processor.voices[name] if name else voice).speaker_embedding
+        embedding = (model.components.talker_processor().voices[name] if name else voice).speaker_embedding
         (waveform,) = model.audio_detokenizer.decode([voice.prompt_codes], embedding[None], generator=generator)
         rate = model.audio_detokenizer.config.sample_rate
         assert len(waveform) / rate == pytest.approx(len(voice.prompt_codes) / 50, abs=0.05)

@@ -45,7 +45,7 @@ def test_a_batch_is_read_aloud_as_each_text_alone(model):
 
 def test_its_vocoder_sees_in_a_stream_all_that_it_depends_on(model, monkeypatch):
     """Given the mel of a recording, chunks join to its waveform: less context than the released settings is enough."""
-    detokenizer, voice = model.audio_detokenizer, model.talker_processor.voices["iris"]
+    detokenizer, voice = model.audio_detokenizer.load(), model.components.talker_processor().voices["iris"]
     mel = voice.prompt_mel.T[None, :, : detokenizer.config.num_frames(len(voice.prompt_codes))]
     stream = detokenizer.stream(voice.speaker_embedding[None], generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(

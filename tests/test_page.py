@@ -21,15 +21,15 @@ from image_helpers import small_image_gen
 from PIL import Image
 from speech_helpers import SPEAKERS, build_speaking_repository
 
-from ming.drawing import ImageDone, ImageProgress
+from ming.events import AudioChunk, Done, ImageDone, ImageProgress, SpokenPiece, TextDelta
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
-from ming.speech import AudioChunk, Done, SpokenPiece, TextDelta
 
 INSTALL = "the page is not tested: install what it needs (pip install -r requirements-dev.txt)"
 gr = pytest.importorskip("gradio", reason=INSTALL)
 playwright = pytest.importorskip("playwright.sync_api", reason=INSTALL)
-app = importlib.import_module("ming.serving.app")  # needs both, so not above
+app = importlib.import_module("ming.serving.page")  # needs both, so not above
+command = importlib.import_module("ming.cli.page")
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo"
@@ -143,7 +143,7 @@ def test_only_uploaded_files_are_read(folder):
 
 
 def test_files_that_are_no_media_and_empty_messages_are_refused(folder):
-    with pytest.raises(ValueError, match="expected.json is no picture, recording or clip; attach .jpg"):
+    with pytest.raises(ValueError, match="expected.json is not an image, recording or video; attach .jpg"):
         app.content_of({"text": "?", "files": [uploaded(folder, "expected.json")]})
     with pytest.raises(ValueError, match="the message is empty"):
         app.content_of({"text": " ", "files": []})
@@ -221,7 +221,7 @@ def test_each_answer_gets_its_own_settings(answerer, monkeypatch, mode):
     assert settings == {"generation_mode": mode, "speaker": speaker, "seed": seed, "max_new_tokens": tokens}
 
 
-@pytest.mark.parametrize(("words", "said"), [(5000, "longer than the limit of 4096"), (4089, "context is 4096;")])
+@pytest.mark.parametrize(("words", "said"), [(5000, "longer than the limit of 4096"), (4089, "context is 4096")])
 def test_a_conversation_that_is_too_long_is_said_to_be(answerer, words, said):
     (reply,), _ = next(answerer.answer({"text": "three " * words, "files": []}, [], "text", None, None))
     assert reply["metadata"] == {"title": "Not answered"}
@@ -234,7 +234,7 @@ def test_what_nobody_foresaw_is_logged_and_said(answerer, monkeypatch, caplog):
 
     monkeypatch.setattr(answerer.model, "stream", fail)
     (reply,), _ = next(answerer.answer({"text": "three", "files": []}, [], "text", None, None))
-    assert reply["content"] == "Something failed; the log of the page says what."
+    assert reply["content"] == "Something failed; the log of the page has the details."
     assert "out of memory" in caplog.text
 
 
@@ -257,9 +257,9 @@ def test_working_and_temporary_directory_are_the_pages_own(tmp_path):
 
 def test_help_tells_how(capsys):
     with pytest.raises(SystemExit):
-        app.build_parser().parse_args(["--help"])
+        command.build_parser().parse_args(["--help"])
     said = capsys.readouterr().out
-    assert "python -m serving.app --model ." in said and "--share" in said
+    assert "ming page --model ." in said and "--share" in said
 
 
 # Over HTTP
@@ -293,7 +293,7 @@ def test_a_picture_and_a_question(page):
 
 
 def test_an_example_is_asked_by_a_click(page):
-    page.get_by_text("Ask aloud about a picture").click()
+    page.get_by_text("Ask aloud about an image").click()
     playwright.expect(answers(page)).to_have_text(EXPECTED["picture"])
 
 
@@ -353,7 +353,7 @@ def test_the_stop_button_stops_the_model(page, endless, monkeypatch):
 
 
 def test_a_picture_is_changed(page):
-    page.get_by_role("radio", name="Picture").check()
+    page.get_by_role("radio", name="Image").check()
     say(page, "Make the circle blue.", "picture.jpg")
     drawn = answers(page).locator("img")
     drawn.wait_for()

@@ -435,11 +435,14 @@ def test_batch_of_32_pictures_is_fast(small):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """The processor's part of the repository with the goldens' tokenizer."""
+    """A checkout without the weights, with the goldens' tokenizer."""
     folder = tmp_path_factory.mktemp("checkout")
-    for path in [*ROOT.glob("*_bailingmm.py"), ROOT / "processor_config.json", ROOT / "chat_template.jinja"]:
-        if not path.name.startswith(("modeling", "configuration")):
-            shutil.copy(path, folder)
+    for name in ("processing_bailingmm.py", "processor_config.json", "chat_template.jinja"):
+        shutil.copy(ROOT / name, folder)
+    for package in ("ming", "audio_detokenizer", "image_gen"):  # `import ming` registers the components, too
+        (folder / package).mkdir()
+        for path in (ROOT / package).glob("*.py"):
+            shutil.copy(path, folder / package)
     for path in (GOLDENS / "tokenizer").iterdir():
         shutil.copy(path, folder)
     return folder

@@ -1,10 +1,11 @@
-"""Loading of pictures and videos, and by addresses: parity with the goldens, file formats, sources, and errors."""
+"""Loading of images and videos, and by addresses: parity with the goldens, file formats, sources, and errors."""
 
 import base64
 import contextlib
 import hashlib
 import http.server
 import io
+import socket
 import struct
 import threading
 import time
@@ -22,7 +23,7 @@ from processor_helpers import golden, released_processor
 from synth import IMAGES, image_array
 
 import ming.media
-from ming.media import load_audio, load_image, load_video_sound, smart_resize
+from ming.media import decode_base64, load_audio, load_image, load_video_audio, smart_resize, split_data_url
 from ming.video import VideoOptions, count_frames, frame_size, load_video, resize_frames, select_frames
 
 IMAGE, VIDEO = golden("image.json"), golden("video.json")
@@ -39,7 +40,7 @@ def sha256(values) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
-# Pictures
+# Images
 
 
 # Pillow 12 rounds this one otherwise than Pillow 13, here and there by one grey level.
@@ -57,7 +58,7 @@ def assert_pixels_equal(name: str, values: torch.Tensor, expected: dict) -> None
 
 
 @pytest.mark.parametrize("name", sorted(IMAGES))
-def test_picture_equals_golden(processor, name):
+def test_image_equals_golden(processor, name):
     source, expected = Image.fromarray(image_array(name)), IMAGE["images"][name]
     message = [{"role": "HUMAN", "content": [{"type": "image", "image": source}]}]
     fetched = processor.process_vision_info(message)[0][0]
@@ -95,7 +96,7 @@ def test_limits_of_one_item_equal_golden(processor, case):
         assert list(processor.process_vision_info(chat)[0][0].size) == case["size_hw"][::-1]
 
 
-def test_item_limits_reach_every_picture_of_a_list(processor):
+def test_item_limits_reach_every_image_of_a_list(processor):
     sources = [Image.new("RGB", (517, 301)), Image.new("RGB", (300, 300))]
     item = {"type": "image", "image": sources, "min_pixels": 50_176, "max_pixels": 100_352}
     images, videos, audios = processor.process_vision_info([{"role": "user", "content": [item]}])
@@ -103,7 +104,7 @@ def test_item_limits_reach_every_picture_of_a_list(processor):
     assert all(50_176 <= image.width * image.height <= 100_352 for image in images)
 
 
-def test_limits_of_a_call_hold_when_pictures_are_fetched(processor):
+def test_limits_of_a_call_hold_when_images_are_fetched(processor):
     assert processor.resize_on_fetch
     content = [{"type": "image", "image": Image.new("RGB", (1400, 1400))}]
     messages = [{"role": "user", "content": content}]
@@ -119,7 +120,7 @@ def test_call_limits_replace_those_of_the_image_processor(processor):
     assert encoded["image_grid_thw"].tolist() == [[1, 4, 4]]
 
 
-def encoded_picture(form: str, size=(40, 30), **options) -> bytes:
+def encoded_image(form: str, size=(40, 30), **options) -> bytes:
     data = io.BytesIO()
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(
         data, form, **options
@@ -128,9 +129,9 @@ def encoded_picture(form: str, size=(40, 30), **options) -> bytes:
 
 
 @pytest.mark.parametrize(("form", "ending"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif")])
-def test_picture_formats_and_sources_agree(tmp_path, form, ending):
-    data = encoded_picture(form)
-    path = tmp_path / f"a picture.{ending}"
+def test_image_formats_and_sources_agree(tmp_path, form, ending):
+    data = encoded_image(form)
+    path = tmp_path / f"an image.{ending}"
     path.write_bytes(data)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     url = f"data:image/{ending};base64," + base64.b64encode(data).decode()
@@ -139,7 +140,7 @@ def test_picture_formats_and_sources_agree(tmp_path, form, ending):
         assert image.mode == "RGB" and np.array_equal(np.asarray(image), expected)
 
 
-def test_first_frame_of_a_gif_is_the_picture(tmp_path):
+def test_first_frame_of_a_gif_is_the_image(tmp_path):
     frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert load_image(tmp_path / "a.gif").getpixel((3, 3)) == (255, 0, 0)
@@ -186,10 +187,10 @@ def test_arrays_and_tensors_agree():
         ("/no/such.png", "'/no/such.png': no such file; accepted is a jpg, png, webp or gif file"),
         (b"", "<0 bytes>"),
         (b"hello, I am text", "<16 bytes>: cannot identify image file"),
-        (encoded_picture("PNG")[:200], "cannot read image <200 bytes>"),
-        (encoded_picture("JPEG")[:300], "cannot read image <300 bytes>"),
+        (encoded_image("PNG")[:200], "cannot read image <200 bytes>"),
+        (encoded_image("JPEG")[:300], "cannot read image <300 bytes>"),
         ("data:image/png,abc", "a data URL must look like data:<type>;base64,<data>"),
-        ("data:image/png;base64,%%%", "bad base64"),
+        ("data:image/png;base64,%%%", "the base64 data of the data URL cannot be decoded"),
         (np.zeros((5, 5, 7), np.uint8), r"shape \(5, 5, 7\) and dtype uint8>: no axis of 1, 3 or 4 channels"),
         (np.zeros((0, 5, 3), np.uint8), "no pixels"),
         (np.zeros(5, np.uint8), "1 dimensions"),
@@ -199,13 +200,13 @@ def test_arrays_and_tensors_agree():
         (7, "<int>: int is no media source"),
     ],
 )
-def test_picture_errors(source, message):
+def test_image_errors(source, message):
     with pytest.raises(ValueError, match=message):
         load_image(source)
 
 
 def test_decompression_bomb_and_directory(tmp_path):
-    header = encoded_picture("PNG", size=(1, 1))
+    header = encoded_image("PNG", size=(1, 1))
     chunk = b"IHDR" + struct.pack(">II", 60_000, 60_000) + header[24:29]
     bomb = header[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + header[33:]
     with pytest.raises(ValueError, match="pixels.*accepted is a jpg"):
@@ -214,7 +215,7 @@ def test_decompression_bomb_and_directory(tmp_path):
         load_image(tmp_path)
 
 
-def test_thin_picture_is_refused_by_the_processor(processor):
+def test_thin_image_is_refused_by_the_processor(processor):
     with pytest.raises(ValueError, match="2 x 500 pixels .* is thinner than 1:200; crop or pad it"):
         processor("<image>", images=Image.new("RGB", (500, 2)))
 
@@ -229,10 +230,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = self.files.get(self.path)
         if self.path == "/slow.png":
             time.sleep(0.3)
-        self.send_response(200 if data is not None else 404)
+        if self.path == "/moved.png":
+            self.send_response(302)
+            self.send_header("Location", "/a.png")
+        else:
+            self.send_response(200 if data is not None else 404)
         self.end_headers()
         with contextlib.suppress(ConnectionError):  # a client that has seen enough
-            self.wfile.write(data or b"")
+            for part in [data[i : i + 9] for i in range(0, 90, 9)] if self.path == "/drops.png" else [data or b""]:
+                self.wfile.write(part)
+                time.sleep(0.05 if self.path == "/drops.png" else 0.0)
 
     def log_message(self, *args):
         return
@@ -247,14 +254,14 @@ def server():
 
 
 def test_urls(processor, server, tmp_path):
-    Handler.files["/a.png"] = encoded_picture("PNG")
+    Handler.files["/a.png"] = encoded_image("PNG")
     soundfile.write(tmp_path / "a.wav", np.zeros(1600, np.float32), 16000)
     Handler.files["/a.wav"] = (tmp_path / "a.wav").read_bytes()
     write_video(tmp_path / "a.mp4", 6)
     Handler.files["/a.mp4"] = (tmp_path / "a.mp4").read_bytes()
     content = [
         {"type": "image_url", "image_url": {"url": f"{server}/a.png"}},
-        {"type": "image", "url": f"{server}/a.png"},
+        {"type": "image", "url": f"{server}/moved.png"},
         {"type": "audio_url", "audio_url": {"url": f"{server}/a.wav"}},
         {
             "type": "input_audio",
@@ -268,10 +275,19 @@ def test_urls(processor, server, tmp_path):
     assert [(tuple(wave.shape), rate) for wave, rate in audios] == [((1, 1600), 16000)] * 2
 
 
-def test_addresses_beyond_ascii(server):
-    Handler.files["/gr%C3%BCn%20%E5%9B%BE.png"] = encoded_picture("PNG")
-    assert load_image(f"{server}/gr\u00fcn \u56fe.png").size == load_image(encoded_picture("PNG")).size
-    assert ming.media._ascii("http://b\u00fccher.example/a%20b?c=d") == "http://xn--bcher-kva.example/a%20b?c=d"
+def test_addresses_beyond_ascii(server, monkeypatch):
+    Handler.files["/gr%C3%BCn%20%E5%9B%BE.png"] = encoded_image("PNG")
+    assert load_image(f"{server}/gr\u00fcn \u56fe.png").size == load_image(encoded_image("PNG")).size
+    Handler.files["/a%20b?c=d"] = encoded_image("PNG")
+    asked, port, resolve = [], server.rpartition(":")[2], socket.getaddrinfo
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *args, **kwargs: asked.append(host) or resolve("127.0.0.1", *args, **kwargs),
+    )
+    assert load_image(f"http://b\u00fccher.example:{port}/a%20b?c=d").size == (40, 30)
+    assert asked == ["xn--bcher-kva.example"]
 
 
 def test_random_frames_leave_the_global_generator_alone(tmp_path):
@@ -293,6 +309,24 @@ def test_url_errors(server, monkeypatch):
     monkeypatch.setattr(ming.media, "DOWNLOAD_SECONDS", 0.1)
     with pytest.raises(ValueError, match="cannot read image .*/slow.png': timed out"):
         load_image(f"{server}/slow.png")
+    Handler.files["/drops.png"] = bytes(90)
+    with pytest.raises(ValueError, match="cannot read image .*/drops.png': not complete after 0 s"):
+        load_image(f"{server}/drops.png")
+    with pytest.raises(ValueError, match="cannot read image 'http://'"):
+        load_image("http://")
+
+
+def test_data_urls_and_base64():
+    assert split_data_url("data:image/png;base64,aGVsbG8=") == ("image/png", b"hello")
+    assert split_data_url("DATA:;base64,") == ("", b"")
+    for url in ("data:image/png,abc", "data:image/png;base64", "image/png;base64,abc"):
+        with pytest.raises(ValueError, match="a data URL must look like data:<type>;base64,<data>"):
+            split_data_url(url)
+    with pytest.raises(ValueError, match="the base64 data of the data URL cannot be decoded"):
+        split_data_url("data:image/png;base64,a")
+    for text in ("a", "aGVsbG8", "%%", 7):
+        with pytest.raises(ValueError, match="the base64 data of this thing cannot be decoded"):
+            decode_base64(text, "this thing")
 
 
 # Videos
@@ -420,14 +454,14 @@ def test_video_and_its_sound_track(tmp_path, processor):
     assert {"pixel_values_videos", "audio_feats"} <= set(inputs)
     chat[0]["content"].insert(1, {"type": "audio"})
     assert processor.apply_chat_template(chat, load_audio_from_video=True) == prompt
-    assert load_video_sound(path, 0.5, 1.0)[0].shape == (1, 8000)
+    assert load_video_audio(path, 0.5, 1.0)[0].shape == (1, 8000)
 
 
 def test_video_without_sound_track(tmp_path, processor):
     path = str(write_video(tmp_path / "a.mp4", 8))
     for source, message in (
-        (path, "cannot read video .*no sound track"),
-        ([Image.new("RGB", (56, 56))], "without a sound"),
+        (path, "cannot read video .*no audio track"),
+        ([Image.new("RGB", (56, 56))], "without an audio track"),
     ):
         chat = [{"role": "user", "content": [{"type": "video", "video": source}]}]
         with pytest.raises(ValueError, match=message):
@@ -479,7 +513,7 @@ def test_broken_video_files(tmp_path):
     with pytest.raises(ValueError, match="cannot read video"):
         load_video(data[: len(data) // 2])
     soundfile.write(tmp_path / "a.wav", np.zeros(1600, np.float32), 16000)
-    with pytest.raises(ValueError, match="no picture track"):
+    with pytest.raises(ValueError, match="no video track"):
         load_video(tmp_path / "a.wav")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no frames \(.jpg"):

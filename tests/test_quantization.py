@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig
 
-from ming.modeling_bailing_moe import BailingMoeExpertList, BailingMoeForCausalLM
+from ming.modeling_bailing_moe import BailingMoeSeparateExperts, BailingMoeForCausalLM
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
 from training.tiny.evaluate import answer
@@ -108,7 +108,7 @@ def test_saved_checkpoints_are_reloaded_as_they_are(quantised, bits, tmp_path):
 
 def test_only_experts_that_were_hit_are_dequantised(quantised, monkeypatch):
     experts = quantised.model.model.layers[0].mlp.experts
-    assert isinstance(experts, BailingMoeExpertList)
+    assert isinstance(experts, BailingMoeSeparateExperts)
     visited = []
     for number, expert in enumerate(experts):
         monkeypatch.setattr(expert, "forward", lambda states, number=number: visited.append(number) or states)

@@ -1,5 +1,6 @@
-"""Every code block of the README is run, as it stands there, in a folder that looks like a checkout."""
+"""The README and the pages of docs/: every code block is run as it stands there, and every link leads somewhere."""
 
+import importlib.util
 import json
 import os
 import re
@@ -17,32 +18,42 @@ import pytest
 import soundfile
 from PIL import Image
 
+from ming.cli.main import COMMANDS
+from ming.training.finetune_data import read_chats
+
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-}
+README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+# The Python blocks of all pages are run in this order, in one process.
+FIRST = ("README.md", "inference.md", "speech.md", "images.md")
+PAGES = sorted(
+    [README, *(ROOT / "docs").glob("*.md")],
+    key=lambda path: (FIRST.index(path.name) if path.name in FIRST else len(FIRST), path.name),
+)
+TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES}
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 # Commands that other tests run, since they need a terminal or minutes: where, and by which words there.
 ELSEWHERE = {
     "make demo": ("test_ming_tiny.py", '"-m", "demo"'),
     "transformers serve": ("test_transformers_serve.py", '[TRANSFORMERS, "serve", str(ROOT)'),
     "transformers chat": ("test_transformers_serve.py", '[TRANSFORMERS, "chat", str(ROOT)'),
-    "python -m serving.cluster": ("test_serving_cluster.py", '"-m", "ming.serving.cluster"'),
+    "ming cluster": ("test_serving_cluster.py", '"-m", "ming", "cluster"'),
+    "ming adopt": ("test_adopt_released.py", '"-m", "ming", "adopt"'),
+    "ming memory": ("test_memory.py", '"-m", "ming", "memory"'),
     "python -m training.tiny all": ("test_tiny_recipe.py", '"-m", "training.tiny", "all", "--quick"'),
 }
 # What makes this environment, and what runs this test.
 NOT_RUN = ("pip install", "make test")
 SHORT = {
-    "ming.training.finetune": "--steps 1 --batch-size 2",
+    "ming finetune": "--steps 1 --batch-size 2",
     "training.tiny.evaluate": "--rows image_qa --samples 2",
 }
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    """The fenced blocks of all pages; one that stands on two pages counts once."""
+    found = [re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL) for text in TEXTS.values()]
+    return list(dict.fromkeys(block for page in found for block in page))
 
 
 def commands(block: str) -> list[str]:
@@ -52,18 +63,18 @@ def commands(block: str) -> list[str]:
 
 
 SHELL = [commands(block) for block in blocks("bash")]
-SERVERS = ("python -m serving --model", "python -m serving.app")
+SERVERS = ("ming serve --model", "ming page")
 SERVED, PAGE = (next(block for block in SHELL if any(line.startswith(start) for line in block)) for start in SERVERS)
-HERE = [
+HERE = dict.fromkeys(
     line
     for block in SHELL
     for line in block
     if block not in (SERVED, PAGE) and not line.startswith((*ELSEWHERE, *NOT_RUN))
-]
+)
 
 
 def chats(folder: Path) -> None:
-    """The files of chats that the README speaks of: two questions, two spoken and two drawn answers."""
+    """The files of chats that the pages name: two questions, two spoken and two drawn answers."""
     for index, colour in enumerate(("red", "blue")):
         Image.new("RGB", (96, 96), colour).save(folder / f"{index}.png")
         tone = 0.3 * np.sin(np.arange(12_000 + 2000 * index) * (0.1 + 0.02 * index))
@@ -81,6 +92,17 @@ def chats(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """An environment with `python` and `ming` as after an installation; `python -m ming` is the same command."""
+    folder = tmp_path_factory.mktemp("bin")
+    script = folder / "ming"
+    script.write_text('#!/bin/sh\nexec python -m ming "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    path = os.pathsep.join((str(folder), str(Path(sys.executable).parent), os.environ["PATH"]))
+    return {**ENVIRONMENT, "PATH": path}
+
+
+@pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     """A folder with everything that the repository has, in which results may be left."""
     folder = tmp_path_factory.mktemp("checkout")
@@ -93,17 +115,131 @@ def checkout(tmp_path_factory):
     return folder
 
 
-def run(line: str, folder: Path, **options) -> str:
-    """The output of a command that must succeed."""
-    result = subprocess.run(
-        ["bash", "-c", line], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, **options
-    )
-    assert result.returncode == 0, f"{line}\n{result.stderr[-3000:]}"
-    return result.stdout
+@pytest.fixture(scope="module")
+def run(environment):
+    """Runs a command that must succeed in a folder; returns its output."""
+
+    def start(line: str, folder: Path, seconds: float = 120, **options) -> str:
+        result = subprocess.run(
+            ["bash", "-c", line],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            **options,
+        )
+        assert result.returncode == 0, f"{line}\n{result.stderr[-3000:]}"
+        return result.stdout
+
+    return start
+
+
+# Links and names
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives to a heading."""
+    kept = re.sub(r"[^\w\- ]", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower())
+    return kept.strip().replace(" ", "-")
+
+
+def prose(path: Path) -> str:
+    """A page without its fenced blocks and its header of metadata."""
+    text = re.sub(r"```.*?```", "", TEXTS[path], flags=re.DOTALL)
+    return text.split("---\n", 2)[2] if text.startswith("---\n") else text
+
+
+def code_spans() -> Iterator[tuple[Path, str]]:
+    """Code within the running text of all pages, each on one line."""
+    for path in PAGES:
+        for span in re.findall(r"`([^`]+)`", prose(path)):
+            yield path, " ".join(span.split())
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_link_and_image_leads_somewhere(path):
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(path))
+    for target in targets:
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.is_file() and linked.is_relative_to(ROOT), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), target
+
+
+def test_the_readme_leads_to_every_page():
+    assert len(PAGES) == 10
+    for path in PAGES[1:]:
+        assert f"](docs/{path.name})" in TEXTS[README]
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS[README].splitlines()) <= 250
+
+
+def test_files_and_names_of_the_architecture_page_exist():
+    """Files by their path from the root; of a row of the table, names in one of the files of that row."""
+    for line in prose(ARCHITECTURE).splitlines():
+        spans = re.findall(r"`([^`\s]+)`", line)
+        files = [ROOT / span for span in spans if "/" in span and (ROOT / span).suffix]
+        assert all(path.is_file() for path in files), line
+        if not line.startswith("|") or not files:
+            continue
+        sources = "".join(path.read_text(encoding="utf-8") for path in files)
+        names = [span for span in re.findall(r"`(\w+(?:\.\w+)?)`", line) if not span.endswith((".py", ".jinja"))]
+        for name in names:
+            known = name in ("generate", "stream", "__init__") or all(part in sources for part in name.split("."))
+            assert known, f"{name}: {line}"
+
+
+def test_every_module_of_the_package_has_its_place_on_the_architecture_page():
+    text = TEXTS[ARCHITECTURE]
+    modules = {path.name for path in (ROOT / "ming").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert sorted(name for name in modules if name not in text) == []
+
+
+def source_of(module: str) -> str:
+    """The text of a module and of those beside it."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    return "".join(path.read_text(encoding="utf-8") for path in Path(spec.origin).parent.glob("*.py"))
+
+
+def test_commands_in_the_running_text_exist():
+    """Their module or sub-command, and their options."""
+    seen = 0
+    for path, span in code_spans():
+        words = span.split()
+        if words[0] == "ming" and len(words) > 1:
+            known = source_of(COMMANDS[words[1]].module)
+        elif words[:2] == ["python", "-m"] and words[2] != "ming":
+            known = source_of(words[2])
+        else:
+            continue
+        seen += 1
+        for option in (word for word in words if word.startswith("--")):
+            assert f'"{option}"' in known, (path.name, span)
+    assert seen > 20
+
+
+def test_the_chat_of_the_fine_tuning_page_can_be_read(tmp_path):
+    (block,) = blocks("json")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (96, 96), "pink").save(tmp_path / "images" / "1.png")
+    (tmp_path / "chats.jsonl").write_text(block, encoding="utf-8")
+    (chat,) = read_chats(tmp_path / "chats.jsonl")
+    assert chat["messages"][-1]["content"] == "a pink star"
+
+
+# Code blocks
 
 
 def test_every_command_is_run_here_or_in_the_test_that_is_named():
-    assert len(HERE) >= 10 and len(SERVED) == 4 and len(PAGE) == 2
+    assert len(HERE) >= 15 and len(SERVED) == 4 and len(PAGE) == 2
     for line in (line for block in SHELL for line in block):
         for start, (name, words) in ELSEWHERE.items():
             if line.startswith(start):
@@ -111,7 +247,7 @@ def test_every_command_is_run_here_or_in_the_test_that_is_named():
 
 
 @pytest.mark.parametrize("line", HERE)
-def test_commands_run(line, checkout):
+def test_commands_run(line, checkout, run):
     before = set(checkout.iterdir())
     short = next((options for name, options in SHORT.items() if name in line), "")
     said = run(f"{line} {short}", checkout, input="What comes after three?\n/quit\n" if line.endswith("chat") else "")
@@ -122,29 +258,36 @@ def test_commands_run(line, checkout):
         assert "--merge" not in words or (output / "merged" / "config.json").is_file()
     else:
         assert said.strip(), line
+    for option in ("--out", "--speak"):
+        if option in words:
+            assert (checkout / words[words.index(option) + 1]).is_file()
     if line.endswith("chat"):
         assert "four" in said
 
 
-def test_python_blocks_run_one_after_the_other(tmp_path):
+def test_python_blocks_run_one_after_the_other(tmp_path, checkout, run):
     """But for the client's, which talks to the server."""
-    script = tmp_path / "readme.py"
+    script = tmp_path / "blocks.py"
     script.write_text("\n".join(block for block in blocks("python") if "OpenAI(" not in block), encoding="utf-8")
-    picture = json.loads((ROOT / "demo" / "expected.json").read_text())["picture"]
-    said = run(f"python {shlex.quote(str(script))}", ROOT)
-    assert said.count(picture) >= 2  # by the model, and by the pipeline
+    expected = json.loads((ROOT / "demo" / "expected.json").read_text())
+    said = run(f"PYTHONPATH=. python {shlex.quote(str(script))}", checkout, seconds=240).splitlines()
+    # By the model, at the end of its stream, by the pipeline, in 4 bit, and as the text of what was spoken.
+    assert sum(expected["picture"] in line for line in said) >= 5
+    assert {expected["recording"], "four", "down", "star", "green"} <= set(said)
+    written = ("reply.wav", "second.wav", "cloned.wav", "drawing.png", "edited.png")
+    assert all((checkout / name).is_file() for name in written)
 
 
 @contextmanager
-def server(line: str, folder: Path, folder_of_log: Path) -> Iterator[str]:
-    """A command of the README that serves until it is stopped, at a free port, which is given."""
+def server(line: str, folder: Path, folder_of_log: Path, environment: dict[str, str]) -> Iterator[str]:
+    """A command of a page that serves until it is stopped, at a free port, which is given."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     log = folder_of_log / "log"
     with (
         log.open("w") as said,
         subprocess.Popen(
-            ["bash", "-c", f"exec {line} --port {port}"], cwd=folder, env=ENVIRONMENT, stdout=said, stderr=said
+            ["bash", "-c", f"exec {line} --port {port}"], cwd=folder, env=environment, stdout=said, stderr=said
         ) as process,
     ):
         try:
@@ -157,11 +300,11 @@ def server(line: str, folder: Path, folder_of_log: Path) -> Iterator[str]:
             process.terminate()
 
 
-def test_the_server_answers_the_commands_and_the_client_beside_it(checkout, tmp_path):
+def test_the_server_answers_the_commands_and_the_client_beside_it(checkout, tmp_path, run, environment):
     start, *asked = (line for line in SERVED if not line.startswith(NOT_RUN))
     (client,) = (block for block in blocks("python") if "OpenAI(" in block)
     script = tmp_path / "client.py"
-    with server(start, checkout, tmp_path) as port:
+    with server(start, checkout, tmp_path, environment) as port:
         script.write_text(client.replace("8000", port), encoding="utf-8")
         replies = [json.loads(run(line.replace("8000", port), checkout)) for line in asked]
         streamed = run(f"python {shlex.quote(str(script))}", ROOT)
@@ -171,8 +314,8 @@ def test_the_server_answers_the_commands_and_the_client_beside_it(checkout, tmp_
     assert expected["picture"] in streamed
 
 
-def test_the_page_opens(checkout, tmp_path):
+def test_the_page_opens(checkout, tmp_path, run, environment):
     (start,) = (line for line in PAGE if not line.startswith(NOT_RUN))
-    with server(start, checkout, tmp_path) as port:
+    with server(start, checkout, tmp_path, environment) as port:
         page = run(f"curl -s http://127.0.0.1:{port}/", checkout)
     assert '"title":"Ming-Lite-Omni"' in page.replace('": "', '":"')

@@ -1,4 +1,4 @@
-"""Rules of the repository: sizes of files and functions, no pickles, documented packages, a valid model card."""
+"""Rules of the repository: sizes of functions, imports, composition, no pickles, a valid model card."""
 
 import ast
 import json
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 600, 60
+MAX_FUNCTION_LINES, MAX_NESTING = 60, 3
 
 
 def tracked(pattern: str) -> list[Path]:
@@ -29,16 +29,96 @@ def test_there_are_python_files_to_check():
     assert {path.name for path in PYTHON_FILES} >= {"modeling_bailingmm.py", "processing_bailingmm.py"}
 
 
+NESTED = (ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, ast.Try, ast.Match)
+
+
+def functions_of(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def depth(node: ast.AST) -> int:
+    """How deep blocks are nested in a function; `elif` counts as its `if`, functions inside count for themselves."""
+    deepest = 0
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
+            continue
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+        deepest = max(deepest, depth(child) + (isinstance(child, NESTED) and not is_elif))
+    return deepest
+
+
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_stay_small(path):
-    source = path.read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= MAX_FILE_LINES
-    functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+def test_functions_stay_small_and_flat(path):
+    functions = functions_of(path)
+    deep = {function.name: depth(function) for function in functions if depth(function) > MAX_NESTING}
+    assert not deep or "tests" in path.parts
     if path.name.startswith("modeling_"):
         # Library signatures of forward and generate are exempt: their many arguments are documented one by one.
         functions = [n for n in functions if n.name not in ("forward", "generate", "embed")]
     lengths = {function.name: function.end_lineno - function.lineno + 1 for function in functions}
     assert not {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES}
+
+
+PACKAGES = ("ming", "audio_detokenizer", "image_gen")
+PACKAGE = [path for path in PYTHON_FILES if path.relative_to(ROOT).parts[0] in PACKAGES]
+
+
+def imports_of(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def loaded_as_remote_code() -> set[Path]:
+    """The modules that an auto_map names, and those that they import from their own folder."""
+    configs = ("config.json", "processor_config.json", "audio_detokenizer/config.json", "image_gen/config.json")
+    named = [json.loads((ROOT / name).read_text(encoding="utf-8"))["auto_map"] for name in configs]
+    waiting = {ROOT / f"{reference.split('.')[0]}.py" for auto_map in named for reference in auto_map.values()}
+    found: set[Path] = set()
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        siblings = {path.with_name(f"{node.module}.py") for node in imports_of(path) if getattr(node, "level", 0)}
+        waiting |= siblings - found
+    return found
+
+
+def test_remote_code_imports_its_own_folder_alone():
+    """The library's loader of remote code follows `from .name import x` and nothing else."""
+    paths = loaded_as_remote_code()
+    assert len(paths) > 30 and all(path.parent.name in PACKAGES for path in paths)
+    for path in paths:
+        for node in imports_of(path):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and node.module and "." not in node.module, (path, ast.unparse(node))
+                continue
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            assert not {name.split(".")[0] for name in names} & {*PACKAGES, "training"}, path
+
+
+def test_missing_imports_are_excused_for_optional_packages_alone():
+    """No module of ours is imported in a second way when the first one fails."""
+    for path in PACKAGE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            handled = [ast.unparse(h.type) for h in node.handlers if h.type] if isinstance(node, ast.Try) else []
+            if any(name in ("ImportError", "ModuleNotFoundError") for name in handled):
+                tried = [each for each in ast.walk(node) if isinstance(each, ast.ImportFrom)]
+                assert not [each for each in tried if each.level or (each.module or "").startswith("ming")], path
+
+
+def test_models_are_composed():
+    """No mixin, no overridden assignment, no state behind the back of attributes; what is a check returns nothing."""
+    for path in PACKAGE:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        own = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name.endswith("Mixin")]
+        assert not own, path
+        for function in functions_of(path):
+            assert function.name != "__setattr__", path
+            if function.name.lstrip("_").startswith(("check_", "raise_if_")):
+                returns = [n.value for n in ast.walk(function) if isinstance(n, ast.Return)]
+                assert not any(value is not None for value in returns), (path, function.name)
+        touched = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "__dict__"]
+        assert not touched, path
 
 
 def test_nothing_unpickles():

@@ -21,6 +21,7 @@ import openai
 import pytest
 import soundfile
 import torch
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from PIL import Image
 from serving_helpers import (
     DEADLINE,
@@ -37,9 +38,11 @@ from serving_helpers import (
     until,
 )
 
-from ming.serving import __main__ as command_line
-from ming.serving.jobs import Finished, Sampling, TextDelta, TextJob
-from ming.serving.options import build_app, read_choices
+from ming.cli import serve
+from ming.cli.main import main
+from ming.events import TextDelta
+from ming.serving.engine_jobs import Finished, Sampling, TextJob
+from ming.serving.options import build_app
 from ming.serving.server import create_app
 
 
@@ -60,6 +63,31 @@ def test_reply_has_its_reason_and_counts(omni):
     assert whole.choices[0].finish_reason == "stop" and whole.usage.completion_tokens > 3
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
     assert whole.model == "omni" and whole.choices[0].message.role == "assistant"
+
+
+def raw(omni, **options) -> bytes:
+    """The body of the answer to a chat, as it is sent."""
+    return omni.http.post("/v1/chat/completions", json={"messages": QUESTIONS[0], **options}).content
+
+
+def test_answers_have_openais_shape(omni):
+    speech = {"modalities": ["text", "audio"], "audio": {"voice": "anna", "format": "wav"}, "seed": 3}
+    for options in ({}, speech):
+        reply = ChatCompletion.model_validate_json(raw(omni, **options), strict=True)
+        parts = (reply, reply.choices[0], reply.choices[0].message, reply.usage, reply.choices[0].message.audio)
+        assert not any(part.model_extra for part in parts if part is not None)
+
+
+@pytest.mark.parametrize("audio", [False, True])
+def test_streams_are_events_with_openais_chunks(omni, audio):
+    speech = {"modalities": ["text", "audio"], "audio": {"voice": "anna", "format": "pcm16"}, "seed": 3}
+    options = {"stream": True, "stream_options": {"include_usage": True}, **(speech if audio else {})}
+    *events, end, rest = raw(omni, **options).split(b"\n\n")
+    assert (end, rest) == (b"data: [DONE]", b"") and all(event.startswith(b"data: {") for event in events)
+    chunks = [ChatCompletionChunk.model_validate_json(event.removeprefix(b"data: "), strict=True) for event in events]
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    assert not any(part.model_extra for part in (*chunks, *choices, *(choice.delta for choice in choices)))
+    assert all(bool(choice.delta.audio) == audio for choice in choices if choice.finish_reason is None)
 
 
 def test_stop_strings(omni):
@@ -334,7 +362,7 @@ def test_an_orderly_end_answers_what_waits():
 def test_command_line():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "serving", "--model", ".", "--port", str(port), "--new-tokens", "3"]
+    command = [sys.executable, "-m", "ming", "serve", "--model", ".", "--port", str(port), "--new-tokens", "3"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
             until(lambda: process.poll() is not None or "running on" in process.stderr.readline())
@@ -349,9 +377,8 @@ def test_command_line():
 
 
 def test_served_in_4_bit():
-    parser = command_line.build_parser()
     arguments = ["--model", str(ROOT), "--load-in-4bit", "--without", "talker", "image_gen", "--device", "cpu"]
-    app = build_app(read_choices(parser, parser.parse_args(arguments)))
+    app = build_app(serve.server_options(serve.build_parser().parse_args(arguments)))
     assert app.state.service.engine.model.is_loaded_in_4bit
     server = Server(app)
     try:
@@ -366,10 +393,10 @@ def test_served_in_4_bit():
         (["--api-key", ""], "the API key is empty"),
         (["--batch", "0"], "batch=0 must be at least 1"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
+        ([], "no such directory"),
     ],
 )
-def test_command_line_refuses_before_loading(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(sys, "argv", ["serving", "--model", "no such directory", *arguments])
-    with pytest.raises(SystemExit):
-        command_line.main()
-    assert message in capsys.readouterr().err
+def test_command_line_refuses_before_loading(capsys, arguments, message):
+    assert main(["serve", "--model", "no such directory", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("ming: error: ") and said.count("\n") == 1

@@ -15,20 +15,21 @@ import psutil
 import pytest
 from serving_helpers import EXPECTED, QUESTIONS, ROOT, asked
 
-from ming.serving.cluster import build_parser, deployment_options
+from ming.cli.cluster import build_parser
+from ming.serving.cluster import ClusterOptions
 
 START_SECONDS = 300.0
 REQUESTS = 64
 
 
 class Cluster:
-    """`python -m serving.cluster` as a subprocess."""
+    """`ming cluster` as a subprocess."""
 
     def __init__(self):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         options = ["--port", str(port), "--replicas", "2", "--without", "talker", "image_gen", "--name", "ming"]
-        command = [sys.executable, "-m", "ming.serving.cluster", "--model", ".", *options]
+        command = [sys.executable, "-m", "ming", "cluster", "--model", ".", *options]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
@@ -113,8 +114,8 @@ def test_routes_and_refusals_pass_the_door(cluster):
 
 
 def options(*arguments: str) -> dict:
-    parsed = build_parser().parse_args(["--model", ".", "--device", "cpu", *arguments])
-    return deployment_options(parsed, batch=8)
+    args = build_parser().parse_args(["--model", ".", *arguments])
+    return ClusterOptions(args.replicas, args.max_replicas, args.address, args.cpus, args.gpus).deployment("cpu", 8)
 
 
 def test_replicas_come_with_the_requests():
@@ -125,7 +126,7 @@ def test_replicas_come_with_the_requests():
     assert options("--cpus", "6", "--gpus", "0.5")["ray_actor_options"] == {"num_cpus": 6.0, "num_gpus": 0.5}
 
 
-@pytest.mark.parametrize("numbers", [("0", "2"), ("3", "2")])
+@pytest.mark.parametrize("numbers", [(0, 2), (3, 2)])
 def test_impossible_numbers_of_replicas_are_refused(numbers):
     with pytest.raises(ValueError, match=f"--replicas {numbers[0]} --max-replicas 2"):
-        options("--replicas", numbers[0], "--max-replicas", numbers[1])
+        ClusterOptions(*numbers)

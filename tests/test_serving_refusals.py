@@ -22,11 +22,11 @@ from serving_helpers import (
     reading_model,
 )
 
-from ming.serving import sounds
-from ming.serving.gate import Gate
-from ming.serving.limits import EngineSettings, Limits, Site
+from ming.serving.audio_formats import FlacEncoder
 from ming.serving.metrics import Metrics
+from ming.serving.middleware import AdmissionMiddleware
 from ming.serving.server import create_app
+from ming.serving.settings import EngineSettings, Limits, Site
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ BAD_OTHERS = [
     ("/v1/audio/speech", {"input": "hi", "voice": "x"}, "anna"),
     ("/v1/audio/speech", {"input": "hi", "response_format": "mp3"}, "'wav', 'pcm' or 'flac'"),
     ("/v1/audio/speech", {"input": "hi", "speed": 2}, "less than or equal to 1"),
-    ("/v1/images/generations", {"prompt": "x", "n": 3}, "3 pictures are more than 2"),
+    ("/v1/images/generations", {"prompt": "x", "n": 3}, "3 images are more than 2"),
     ("/v1/images/generations", {"prompt": "x", "size": "big"}, "WIDTHxHEIGHT"),
     ("/v1/images/generations", {"prompt": "x", "size": "10x10"}, "64"),
     ("/v1/images/generations", {"prompt": "x", "size": "256x256"}, "more than 16384 pixels"),
@@ -156,9 +156,9 @@ def test_bad_forms_are_refused(omni):
     assert "0 files" in post("/v1/audio/transcriptions", {"model": "omni"})
     assert "language is not supported" in post("/v1/audio/transcriptions", {"language": "en"}, file)
     assert "unknown kind" in post("/v1/audio/transcriptions", {}, {"file": ("a.wav", b"#EXTM3U\nhttp://x/")})
-    stream = sounds.FlacStream(22050)
+    stream = FlacEncoder(22050)
     endless = stream.push(torch.zeros(9000)) + stream.finish()
-    assert "does not tell its length" in post("/v1/audio/transcriptions", {}, {"file": ("a.flac", endless)})
+    assert "does not give its length" in post("/v1/audio/transcriptions", {}, {"file": ("a.flac", endless)})
     assert "no file" in post("/v1/images/edits", {"prompt": "x"})
     mask = {"image": ("a.jpg", (DEMO / "picture.jpg").read_bytes()), "mask": ("b.png", b"x")}
     assert "'mask' is not supported" in post("/v1/images/edits", {"prompt": "x"}, mask)
@@ -203,9 +203,9 @@ def test_what_nobody_foresaw_is_counted():
         raise RuntimeError("unforeseen")
 
     metrics = Metrics()
-    gate = Gate(broken, 10, metrics, lambda: None)
+    middleware = AdmissionMiddleware(broken, 10, metrics, lambda: None)
     with pytest.raises(RuntimeError, match="unforeseen"):
-        asyncio.run(gate({"type": "http", "headers": [], "path": "/", "method": "GET"}, None, None))
+        asyncio.run(middleware({"type": "http", "headers": [], "path": "/", "method": "GET"}, None, None))
     assert metrics.registry.get_sample_value("ming_requests_total", {"route": "other", "status": "500"}) == 1
 
 

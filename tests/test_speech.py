@@ -2,6 +2,8 @@
 
 import shutil
 import threading
+import traceback
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -10,9 +12,12 @@ from speech_helpers import SPEAKERS, build_speaking_repository, voice
 from transformers import AutoProcessor
 
 import ming.speech
+from ming.encoding import save_audio
+from ming.events import AudioChunk, Done, TextDelta
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
 from ming.modeling_talker import StopRules
-from ming.speech import AudioChunk, Done, TextDelta, row_generators, save_audio
+from ming.randomness import row_generators
+from ming.speech import PromptStates
 
 RULES = StopRules(max_new_ids=40)
 TEXT = "A small red circle is on the left. 蓝色的星星在右边。"
@@ -168,12 +173,35 @@ def test_the_chat_reaches_the_talker(model, processor):
 def test_the_talker_gets_embeddings_plus_last_states_of_the_prompt(model, processor):
     inputs = chat(processor, *QUESTIONS)
     length = inputs["input_ids"].shape[1]
-    with model._prefill_states(inputs["attention_mask"], length) as states:
-        outputs = model.generate(**inputs, max_new_tokens=4, output_hidden_states=True, return_dict_in_generate=True)
+    states = PromptStates(length, inputs["attention_mask"])
+    options = {"max_new_tokens": 4, "output_hidden_states": True, "return_dict_in_generate": True}
+    outputs = model.generate(**inputs, **options, prompt_states=states)
     first = outputs.hidden_states[0]
     expected = first[0] + first[-1]
     for row, mask, found in zip(expected, inputs["attention_mask"].bool(), states.rows(), strict=True):
         torch.testing.assert_close(found, row[mask])
+
+
+def test_a_spoken_answer_is_four_frames_from_the_talkers_loop(model, processor):
+    """The flow can be followed by reading down: the call, the speaker, the talker, its loop."""
+    seen = set()
+
+    def look(module, args, kwargs):
+        frames = [frame for frame in traceback.extract_stack() if "ming" in Path(frame.filename).parts[-2:-1]]
+        seen.add(tuple((Path(frame.filename).stem, frame.name) for frame in frames))
+
+    handle = model.talker.register_forward_pre_hook(look, with_kwargs=True)
+    talker_kwargs = {"rules": RULES}
+    inputs = chat(processor, QUESTIONS[0])
+    model.generate(**inputs, generation_mode="audio", max_new_tokens=20, talker_kwargs=talker_kwargs)
+    handle.remove()
+    (frames,) = seen
+    assert frames == (
+        ("modeling_bailingmm", "generate"),
+        ("speech", "say"),
+        ("modeling_talker", "generate"),
+        ("modeling_talker", "_decode"),
+    )
 
 
 def test_stream_yields_text_and_speech_and_ends(model, processor):
@@ -222,7 +250,7 @@ def test_waveforms_are_written_and_read_back(model, tmp_path):
 def test_a_saved_model_speaks_the_same_from_its_new_directory(model, repository, tmp_path):
     model.save_pretrained(tmp_path / "again")
     again = Model.from_pretrained(tmp_path / "again", dtype=torch.float32).eval()
-    assert set(again.talker_processor.voices) == set(SPEAKERS)
+    assert set(again.components.talker_processor().voices) == set(SPEAKERS)
     first, second = (m.speak("red", seed=1, rules=RULES).waveforms[0] for m in (model, again))
     assert torch.equal(first, second)
 

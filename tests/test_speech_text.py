@@ -12,6 +12,7 @@ import pytest
 import ming.spoken_numbers as words
 from ming.speech_text import SpeechTextStream, cut_speech_text, normalize_speech_text, speech_units
 from ming.spoken_numbers import read_integer
+from ming.spoken_text import MARKS, SPOKEN_NUMBERS, TOKEN
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDENS = Path(__file__).parent / "goldens" / "speech_text"
@@ -117,6 +118,8 @@ MARKDOWN = {
 }
 CASES = {**CHINESE, **ENGLISH, **MIXED, **MARKDOWN}
 
+EXAMPLES = [(row.name, text, spoken) for row in (*SPOKEN_NUMBERS, *MARKS) for text, spoken in row.examples]
+
 PLAIN_WORDS = ["apple", "river", "Montréal", "don't", "window", "garden", "happy", "Tokyo", "привет", "yesterday"]
 PLAIN_CHINESE = ["你好", "今天天气很好", "我们去公园玩", "因为", "所以", "学习", "飞机", "朋友"]
 SYMBOLS = ["😀", "→", "%", " & ", "**", "*", "`", "_", "~", "(", ")", "“", "”", "#", "|", " - ", "$", "\n- ", "\n# "]
@@ -163,6 +166,18 @@ def stream(text, rng, longest, **options):
 @pytest.mark.parametrize(("text", "spoken"), CASES.items(), ids=range(len(CASES)))
 def test_reading(text, spoken):
     assert normalize_speech_text(text) == spoken
+
+
+@pytest.mark.parametrize(("kind", "text", "spoken"), EXAMPLES)
+def test_examples_of_the_tables(kind, text, spoken):
+    assert normalize_speech_text(text) == spoken
+    assert kind in {match.lastgroup for match in TOKEN.finditer(text.translate({0xFF1A: ":", 0xFFE5: "¥"}))}
+
+
+def test_every_row_of_the_tables_has_examples():
+    names = [row.name for row in (*SPOKEN_NUMBERS, *MARKS)]
+    assert len(set(names)) == len(names) and {kind for kind, _, _ in EXAMPLES} == set(names)
+    assert all(TOKEN.groupindex[name] for name in names)
 
 
 def test_released_readings_that_are_right_are_kept():

@@ -7,7 +7,8 @@ from speech_helpers import talker_config, tiny_detokenizer
 from torch import nn
 
 from ming.modeling_talker import BailingMMTalker, StopRules, TalkerPrompt
-from ming.training.talker import IGNORE, WordAlignment, pointing_loss, talker_batch, talker_loss
+from ming.training.objectives import IGNORE
+from ming.training.talker import WordAlignment, pointing_loss, talker_batch, talker_loss
 from ming.training.vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
 from training.tiny.speaking import SEGMENT_FRAMES, VocoderTask
 

@@ -141,8 +141,9 @@ def test_the_end_is_barred_at_the_start_of_every_piece(talker, min_new_ids):
         talker.model.lm_head.weight[eos] = 0  # a middling logit: among the best 50 of all
     rules = StopRules(min_new_ids=min_new_ids)
     for row in PROMPTS:  # whatever the lengths of prefix and prompt
-        steps = list(talker.stream([row], rules=rules, draw=eager_to_end, top_k=100))
-        assert len(steps) == min_new_ids
+        *said, last = talker.stream([row], rules=rules, draw=eager_to_end, top_k=100)
+        assert len(said) == min_new_ids and all(step.codec_ids.item() != NO_ID for step in said)
+        assert last.codec_ids.item() == NO_ID and last.finish_reasons == ["stop"]
     with torch.no_grad():
         talker.model.lm_head.weight[eos] = bias
 
@@ -186,7 +187,7 @@ def test_an_ended_row_yields_no_ids(talker):
         return torch.tensor([eos if index == 0 else TEXT_VOCAB + 1 for index in rows])
 
     rules = StopRules(min_new_ids=0, max_new_ids=3)
-    steps = [ids.tolist() for ids in talker.stream(PROMPTS[:2], rules=rules, draw=first_row_ends)]
+    steps = [step.codec_ids.tolist() for step in talker.stream(PROMPTS[:2], rules=rules, draw=first_row_ends)]
     assert steps == [[NO_ID, 1]] * 3
 
 

@@ -16,6 +16,7 @@ from training.tiny.scenes import split_of
 from training.tiny.speech import ACCENTS, VARIANTS, SpeechPool, Utterance, Voice
 from training.tiny.stage_listeners import (
     ALPHABET,
+    NETWORKS,
     PITCH_CLASSES,
     TRIALS,
     SpeakerEncoderData,
@@ -31,8 +32,7 @@ from training.tiny.stage_listeners import (
     perplexity,
     sample_trial,
     spell,
-    train_speaker_encoder,
-    train_speech_tokenizer,
+    train_network,
     voice_labels,
 )
 
@@ -68,8 +68,8 @@ def pool(tmp_path_factory):
 def folder(pool, tmp_path_factory):
     """What both stages write after two steps."""
     runs = tmp_path_factory.mktemp("runs")
-    train_speech_tokenizer(runs, pool, quick=True)
-    train_speaker_encoder(runs, pool, quick=True)
+    for network in NETWORKS:
+        train_network(network, runs, pool, quick=True)
     return runs
 
 

@@ -175,7 +175,7 @@ def test_quick_stage_ends_in_a_component_that_draws(tmp_path, monkeypatch):
 
 def test_wishes_are_drawn_judged_and_shown():
     model = BailingMMNativeForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
-    model.image_gen = new_image_gen(192).eval()
+    model.components.use(image_gen=new_image_gen(192).eval())
     model.image_gen.config.num_inference_steps = 1
     processor = BailingMMProcessor.from_pretrained(ROOT)
     speaker = ToneSpeaker()

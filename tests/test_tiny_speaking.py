@@ -12,13 +12,13 @@ from transformers import AutoModelForMultimodalLM
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from ming.modeling_talker import StopRules
 from ming.processing_bailingmm import BailingMMProcessor
-from ming.training.talker import IGNORE
+from ming.training.objectives import IGNORE
 from training.tiny import speech
 from training.tiny.revoicing import RevoicedData, RevoicedTask, speak_again
 from training.tiny.speaking import FlowData, TalkerData, VocoderData, token_words, written
 from training.tiny.speech import VARIANTS, SpeechPool, Voice
 from training.tiny.stage import stage_parser
-from training.tiny.stage_listeners import load_task, train_speaker_encoder, train_speech_tokenizer
+from training.tiny.stage_listeners import NETWORKS, load_task, train_network
 from training.tiny.stage_speaking import (
     SPEAKERS,
     STAGES,
@@ -61,8 +61,8 @@ def args(tmp_path_factory) -> argparse.Namespace:
         patch.setattr(speech, "voice_names", lambda split: tuple(SPEAKERS))
         speech._claim(pool, {"split": "train", "seed": 1})
         speech._build_shard(pool / "shard_00000.json", 0, 40, "train", seed=1)
-    train_speech_tokenizer(runs, SpeechPool(pool), quick=True)
-    train_speaker_encoder(runs, SpeechPool(pool), quick=True)
+    for network in NETWORKS:
+        train_network(network, runs, SpeechPool(pool), quick=True)
     parser = stage_parser("stage_speaking", "", ("hear",))
     return parser.parse_args(["hear", "--quick", "--runs", str(runs), "--speech", str(pool)])
 
@@ -98,7 +98,7 @@ def test_utterances_are_spoken_again_once_and_heard_as_their_recordings(args, he
     loss = task(**batch)["loss"]
     wanted = torch.nn.functional.normalize(first(batch["features"]), dim=1)
     assert loss.item() == pytest.approx(
-        1 - (wanted * task.wanted[0][batch["numbers"]]).sum(dim=1).mean().item(), abs=1e-5
+        1 - (wanted * task.targets[0][batch["numbers"]]).sum(dim=1).mean().item(), abs=1e-5
     )
     loss.backward()
     assert all(parameter.grad is not None for parameter in task.encoder.parameters())
@@ -182,7 +182,7 @@ def test_quick_stage_ends_in_a_repository_that_speaks(args, heard):
     recording = (heard.pool[0].waveform, 16000)
     cloned = model.speak("red", prompt_audio=recording, prompt_text=heard.text(0), seed=1, rules=rules)
     assert len(cloned.waveforms[0]) > 1000
-    assert set(model.talker_processor.voices) == {name for name, _ in SPEAKERS.values()}
+    assert set(model.components.talker_processor().voices) == {name for name, _ in SPEAKERS.values()}
     # Taken apart again, the repository is what every stage would go on from.
     (again := repository.with_name("again")).mkdir()
     unpack(argparse.Namespace(**{**vars(args), "runs": again, "thinker": repository}))

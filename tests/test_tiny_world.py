@@ -404,6 +404,7 @@ def test_noise_has_the_asked_ratio(rng):
 
 def test_pool_is_resumable_and_reads_back(monkeypatch, tmp_path, rng):
     monkeypatch.setattr(speech, "speak", lambda text, voice: np.full(len(text) * 100, 0.25, np.float32))
+    monkeypatch.setattr(speech, "word_starts", lambda *arguments: [(0, 0.0)])
     speech._claim(tmp_path, {"split": "test", "seed": 3})
     for number in range(2):
         speech._build_shard(tmp_path / f"shard_{number:05d}.json", number, 20, "test", seed=3)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ming.modeling_bailing_moe import AUDIO_TYPE, IMAGE_TYPE
 from ming.processing_bailingmm import BailingMMProcessor
+from ming.token_types import AUDIO_TYPE, IMAGE_TYPE
 from ming.training.balance import DynamicBalance, relative_slope, weighted_sum
 from ming.training.chats import chat_batch
 from ming.training.loop import fit

@@ -16,7 +16,7 @@ from openai import OpenAI
 from transformers import AutoProcessor
 from transformers.models.auto import modeling_auto
 
-import configuration_bailingmm
+from ming import compat
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = json.loads((ROOT / "demo" / "expected.json").read_text(encoding="utf-8"))
@@ -136,8 +136,8 @@ def test_the_table_of_served_architectures_names_the_model():
 
 def test_a_library_without_the_table_gets_a_remark(monkeypatch, caplog):
     monkeypatch.delattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")
-    monkeypatch.setattr(configuration_bailingmm.logger.parent, "propagate", True)
-    configuration_bailingmm.register_for_serving()
+    monkeypatch.setattr(compat.logger.parent, "propagate", True)
+    compat.register_for_serving("bailingmm", "BailingMMNativeForConditionalGeneration")
     assert "`transformers serve` will not serve this model" in caplog.text
 
 

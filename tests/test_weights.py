@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from thinker_helpers import ROOT, Chat, batch, mixed_chats, randomize, tiny_config, tiny_model
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -87,7 +88,7 @@ def library_log():
     messages = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
-    loggers = [logging.getLogger(name) for name in ("transformers", "configuration_bailingmm")]
+    loggers = [logging.getLogger(name) for name in ("transformers", "ming.source")]
     for logger in loggers:
         logger.addHandler(handler)
     yield messages
@@ -480,3 +481,15 @@ def test_fresh_models_are_initialised_like_the_config_says():
     randomize(model, 0)
     assert torch.equal(table, model.whisper_encoder.positional_embedding)
     assert torch.equal(table[0], torch.cat([torch.zeros(16), torch.ones(16)]))
+
+
+def test_other_libraries_save_every_tensor(saved, tmp_path):
+    """safetensors refuses tensors that share memory, accelerate leaves all but one of them out."""
+    loaded = Model.from_pretrained(saved)
+    save_model(loaded, str(tmp_path / "whole.safetensors"))
+    assert_same_tensors(load_file(tmp_path / "whole.safetensors"), loaded.state_dict())
+    Accelerator().save_model(loaded, tmp_path / "accelerate")
+    assert_same_tensors(tensors_of(tmp_path / "accelerate"), loaded.state_dict())
+    loaded.save_pretrained(tmp_path / "again")
+    assert_same_tensors(tensors_of(tmp_path / "again"), tensors_of(saved))
+    assert FUSED in tensors_of(saved)

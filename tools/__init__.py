@@ -1,1 +1,1 @@
-"""Programs beside the model."""
+"""Tools for developers: sheets of outputs, heat maps of the routers."""

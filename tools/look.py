@@ -1,7 +1,7 @@
-"""Look at what a model said and drew: `python -m tools.look reply.wav drawing.png ... --output sheet.png`.
+"""Show audio and images on one sheet: `python -m tools.look reply.wav drawing.png ... --output sheet.png`.
 
-Every sound becomes its waveform above its mel spectrogram, the one that the vocoder speaks from; every picture a tile;
-one sheet, in the order of the files.
+Every audio file is shown as its waveform above its mel spectrogram, with the settings of the vocoder; every image is
+a tile. The order is that of the files.
 """
 
 import argparse
@@ -13,15 +13,15 @@ import torch
 from matplotlib.figure import Figure
 
 from ming.media import load_audio, load_image, resample
-from ming.voices import MelSettings, vocoder_mel
+from ming.mel import MelSettings, vocoder_mel
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 COLUMNS = 4
 TILE = 2.4  # inches
 
 
-def draw_sound(figure, path: Path) -> None:
-    """Waveform and mel spectrogram of a file, over seconds."""
+def draw_audio(figure, path: Path) -> None:
+    """Draw the waveform and the mel spectrogram of a file over seconds."""
     (waveform,), rate = load_audio(str(path))
     seconds = len(waveform) / rate
     mel = vocoder_mel(resample(waveform, rate, MelSettings.rate))
@@ -32,8 +32,8 @@ def draw_sound(figure, path: Path) -> None:
     below.set(xlabel="seconds", ylabel="mel band")
 
 
-def draw_pictures(figure, paths: list[Path], titles: list[str]) -> None:
-    """Pictures in rows, each under its title."""
+def draw_images(figure, paths: list[Path], titles: list[str]) -> None:
+    """Draw images in rows, each below its title."""
     axes = figure.subplots(math.ceil(len(paths) / COLUMNS), min(COLUMNS, len(paths)), squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
@@ -43,36 +43,36 @@ def draw_pictures(figure, paths: list[Path], titles: list[str]) -> None:
 
 
 def sheet(paths: list[Path], titles: list[str] | None = None) -> Figure:
-    """A figure of sounds, one above the other, and below them pictures.
+    """A figure of audio files, one above the other, and below them images.
 
     Args:
-        titles: of the pictures; their files' names otherwise.
+        titles: of the images; default: their file names.
 
     Raises:
-        ValueError: a file that is neither picture nor sound.
+        ValueError: a file that is neither an image nor audio.
     """
-    pictures = [path for path in paths if path.suffix.lower() in PICTURES]
-    sounds = [path for path in paths if path not in pictures]
-    heights = [2 * TILE] * len(sounds)
-    if pictures:
-        heights.append(TILE * math.ceil(len(pictures) / COLUMNS))
+    images = [path for path in paths if path.suffix.lower() in IMAGES]
+    audio = [path for path in paths if path not in images]
+    heights = [2 * TILE] * len(audio)
+    if images:
+        heights.append(TILE * math.ceil(len(images) / COLUMNS))
     figure = Figure(figsize=(COLUMNS * TILE, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for part, path in zip(parts, sounds, strict=False):
-        draw_sound(part, path)
-    if pictures:
-        draw_pictures(parts[-1], pictures, titles or [path.name for path in pictures])
+    for part, path in zip(parts, audio, strict=False):
+        draw_audio(part, path)
+    if images:
+        draw_images(parts[-1], images, titles or [path.name for path in images])
     return figure
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
+    """Write the sheet."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.look", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", nargs="+", type=Path, help="sounds and pictures")
-    parser.add_argument("--titles", nargs="+", help="of the pictures, such as what was asked for")
-    parser.add_argument("--output", type=Path, default=Path("look.png"), help="picture to write")
+    parser.add_argument("files", nargs="+", type=Path, help="audio and image files")
+    parser.add_argument("--titles", nargs="+", help="titles of the images, such as the prompts")
+    parser.add_argument("--output", type=Path, default=Path("look.png"), help="image to write")
     args = parser.parse_args(arguments)
     try:
         sheet(args.files, args.titles).savefig(args.output, dpi=110)

@@ -1,10 +1,10 @@
-"""Which experts see what: the load of every expert, per layer and modality, as a heat map.
+"""The load of every expert as a heat map, per layer and modality.
 
-    python -m tools.routing <repository> --output routing.png [--image FILE ...] [--audio FILE ...] [--video FILE ...]
+    python -m tools.routing REPOSITORY --output routing.png [--image FILE ...] [--audio FILE ...] [--video FILE ...]
                             [--text TEXT ...] [--json FILE]
 
-Without files the demo's own are read. A cell is the share of a modality's token assignments that an expert of a layer
-got, times the number of experts: 1 everywhere is a perfect balance.
+The default inputs are the files of the demo. A cell is the share of a modality's token assignments that an expert of
+a layer gets, times the number of experts: 1 everywhere is a perfect balance.
 """
 
 import argparse
@@ -17,9 +17,10 @@ from torch.nn.functional import one_hot
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from ming.modeling_bailing_moe import ROUTERS
+from ming.training.chats import prompt_batch
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
-DEFAULTS = {
+DEFAULTS: dict[str, list] = {
     "text": ["What comes after three?", "Draw a large red star in the center on a white background."],
     "image": [DEMO / "picture.jpg"],
     "audio": [DEMO / "recording.wav", DEMO / "question.wav"],
@@ -29,7 +30,7 @@ DEFAULTS = {
 
 @torch.no_grad()
 def expert_load(model, inputs) -> dict[str, torch.Tensor]:
-    """Load of every expert, per router that saw a token: float32 [layers, E], 1 where balanced.
+    """Load of every expert, per router that got a token: float32 [layers, E], 1 where balanced.
 
     Args:
         model: a `BailingMMNativeForConditionalGeneration`.
@@ -41,7 +42,7 @@ def expert_load(model, inputs) -> dict[str, torch.Tensor]:
     chosen = logits.topk(config.num_experts_per_tok, dim=-1).indices
     assigned = one_hot(chosen, config.num_experts).sum(dim=-2).float() / config.num_experts_per_tok
     types = inputs.get("mm_token_type_ids", torch.zeros_like(inputs["input_ids"])).reshape(-1)
-    # Types are text, image, video, audio; clips go through the router of pictures.
+    # Types are text, image, video, audio; videos use the router of images.
     routers = torch.tensor([0, 1, 1, 2], device=types.device)[types]
     valid = inputs["attention_mask"].reshape(-1).bool()
     loads = {}
@@ -53,7 +54,7 @@ def expert_load(model, inputs) -> dict[str, torch.Tensor]:
 
 
 def chats_of(media: dict[str, list]) -> list[list[dict]]:
-    """One chat per text and file; files come with a request to describe them."""
+    """One chat per text and file; a file is sent with a request to describe it."""
     chats = []
     for kind, items in media.items():
         for item in items:
@@ -65,8 +66,8 @@ def chats_of(media: dict[str, list]) -> list[list[dict]]:
 
 
 def plot(loads: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Write one heat map per router, layers downwards, experts to the right."""
-    from matplotlib.figure import Figure  # needed for drawing only
+    """Write one heat map per router: layers from top to bottom, experts from left to right."""
+    from matplotlib.figure import Figure  # needed for plotting only
 
     layers, experts = next(iter(loads.values())).shape
     highest = max(float(load.max()) for load in loads.values())
@@ -80,27 +81,21 @@ def plot(loads: dict[str, torch.Tensor], path: str | Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
+    """Write the heat map."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.routing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("repository", help="directory or Hub id")
-    parser.add_argument("--output", type=Path, default=Path("routing.png"), help="picture to write")
-    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    parser.add_argument("--output", type=Path, default=Path("routing.png"), help="image to write")
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
     for kind in DEFAULTS:
-        parser.add_argument(f"--{kind}", nargs="+", default=[], help="what to read instead of the demo's own")
+        parser.add_argument(f"--{kind}", nargs="+", default=[], help="inputs instead of those of the demo")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device-map", help='for example "auto"')
     args = parser.parse_args(arguments)
-    media = {kind: getattr(args, kind) for kind in DEFAULTS}
+    media: dict[str, list] = {kind: getattr(args, kind) for kind in DEFAULTS}
     processor = AutoProcessor.from_pretrained(args.repository, trust_remote_code=True)
-    inputs = processor.apply_chat_template(
-        chats_of(media if any(media.values()) else DEFAULTS),
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-    )
+    inputs = prompt_batch(processor, chats_of(media if any(media.values()) else DEFAULTS))
     model = AutoModelForMultimodalLM.from_pretrained(
         args.repository, trust_remote_code=True, dtype=args.dtype, device_map=args.device_map, load_talker=False
     ).eval()

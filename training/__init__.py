@@ -1,1 +1,1 @@
-"""Recipes: Ming-Tiny from nothing (`tiny/`), and examples of fine-tuning."""
+"""Recipes: Ming-Tiny from random weights (`tiny/`), and examples of fine-tuning."""

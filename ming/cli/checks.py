@@ -1,11 +1,9 @@
-"""What the command line checks before it loads a model: the model's place, files in, files out, sizes, devices."""
+"""What commands find out before they load a model: where the model is, and whether files can be read and written."""
 
 import argparse
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import soundfile
@@ -13,24 +11,15 @@ import torch
 from PIL import Image
 
 from image_gen.configuration_image_gen import FOLDER as IMAGE_FOLDER
-from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE, ImageGenConfig
-from ming.configuration_bailingmm import BailingMMConfig, has_component
+from image_gen.configuration_image_gen import ImageGenConfig
+from ming.cli.usage import UsageError, user_input
+from ming.configuration_bailingmm import BailingMMConfig
+from ming.loading import default_device
+from ming.source import CheckpointSource
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NOT_A_FILE = ("http://", "https://", "data:", "file://")
-
-
-class UsageError(Exception):
-    """Something the user can put right; its message is one line."""
-
-
-@contextmanager
-def user_input(prefix: str = "") -> Iterator[None]:
-    """Where values of the user are looked at for the first time: what is wrong with them is a `UsageError`."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        raise UsageError(prefix + " ".join(str(error).split())) from error
+CONFIG = f"config.json of model_type {BailingMMConfig.model_type!r}"
 
 
 def _holds_model(folder: Path) -> bool:
@@ -44,30 +33,48 @@ def _holds_model(folder: Path) -> bool:
 
 
 def find_model(value: str | None) -> str:
-    """The directory or Hub id to load: what was asked for, or the repository that the command runs in.
+    """The directory or Hub id to load: the given one, or the repository that the command runs in.
 
     Raises:
         UsageError: there is no model of this kind.
     """
-    wanted = f"a config.json of model_type {BailingMMConfig.model_type!r}"
     if value is None:
         for folder in (Path.cwd(), Path(__file__).resolve().parents[2]):
             if _holds_model(folder):
                 return str(folder)
-        raise UsageError(f"{Path.cwd()} holds no {wanted[2:]}; give --model DIRECTORY_OR_HUB_ID")
+        raise UsageError(f"{Path.cwd()} holds no {CONFIG}; give --model DIRECTORY_OR_HUB_ID")
     if os.path.isdir(value):
         if not _holds_model(Path(value)):
-            raise UsageError(f"--model {value}: the directory holds no {wanted[2:]}; give one that does")
+            raise UsageError(f"--model {value}: the directory holds no {CONFIG}; give one that does")
     elif not HUB_ID.fullmatch(value):
-        raise UsageError(f"--model {value}: no such directory; give a directory with {wanted}, or a Hub id owner/name")
+        raise UsageError(f"--model {value}: no such directory; give one with a {CONFIG}, or a Hub id owner/name")
     return value
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of a name; default is the first CUDA GPU, or else the CPU.
+
+    Raises:
+        UsageError: it does not exist here.
+    """
+    if name is None:
+        return default_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: unknown; use cpu, cuda, cuda:1, mps, ...") from error
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if device.type in counts and (device.index or 0) >= counts[device.type]:
+        found = ", ".join(f"{kind} ({number})" for kind, number in counts.items() if number)
+        raise UsageError(f"--device {name}: there is none here; use one of {found}")
+    return device
 
 
 def read_config(model: str) -> BailingMMConfig:
     """The configuration of a directory or Hub id.
 
     Raises:
-        UsageError: it cannot be read, or is of another kind of model.
+        UsageError: it cannot be read, or belongs to another kind of model.
     """
     with user_input(f"--model {model}: "):
         fields, _ = BailingMMConfig.get_config_dict(model)
@@ -77,108 +84,88 @@ def read_config(model: str) -> BailingMMConfig:
 
 
 def read_image_config(model: str) -> ImageGenConfig:
-    """The configuration of the component that draws.
+    """The configuration of the image head.
 
     Raises:
-        UsageError: the repository has none.
+        UsageError: the repository has no image head.
     """
     with user_input(f"--model {model}: "):
-        if not has_component(model, IMAGE_FOLDER):
-            raise ValueError(f"there is nothing in its folder {IMAGE_FOLDER}/ that draws; give another model")
+        if not CheckpointSource(model).has_component(IMAGE_FOLDER):
+            raise ValueError(f"there is no image head in its folder {IMAGE_FOLDER}/; give a model that draws")
         return ImageGenConfig.from_pretrained(model, subfolder=IMAGE_FOLDER)
 
 
-def check_media(medium: str, source: str) -> str:
-    """A file or address of a picture, recording or video, as the processor takes it.
-
-    Raises:
-        UsageError: there is no such file.
-    """
-    if source.startswith(NOT_A_FILE):
-        return source
-    if not os.path.exists(source):
-        raise UsageError(f"{medium} {source}: no such file; give a file or an address (https://...)")
-    if not os.access(source, os.R_OK):
-        raise UsageError(f"{medium} {source}: no permission to read it")
-    return source
-
-
-def check_output(option: str, path: str, kind: str) -> str:
-    """A file to write.
+def check_media(name: str, source: str) -> None:
+    """Raise a `UsageError` for a file that is missing or cannot be read; addresses are read later.
 
     Args:
-        option: as the user wrote it, for messages.
-        kind: "sound" or "picture".
-
-    Raises:
-        UsageError: it cannot be written, or its ending names no format of its kind.
+        name: of the argument, for messages.
+        source: file or address of an image, a recording or a video.
     """
-    folder, ending = os.path.dirname(path) or ".", os.path.splitext(path)[1].lower()
-    if kind == "sound":
-        known, usual = ending.lstrip(".").upper() in soundfile.available_formats(), ".wav, .flac, .ogg or .mp3"
-    else:
-        known, usual = Image.registered_extensions().get(ending) in Image.SAVE, ".png, .jpg or .webp"
-    if not known:
-        raise UsageError(f"{option} {path}: {ending or 'no ending'} is no {kind} format; use {usual}")
+    if source.startswith(NOT_A_FILE):
+        return
+    if not os.path.exists(source):
+        raise UsageError(f"{name} {source}: no such file; give a file or an address (https://...)")
+    if not os.access(source, os.R_OK):
+        raise UsageError(f"{name} {source}: no permission to read it")
+
+
+def check_audio_output(option: str, path: str) -> None:
+    """Raise a `UsageError` for an audio file that cannot be written, or whose ending names no audio format.
+
+    Args:
+        option: of the command line, for messages.
+    """
+    ending = _ending(path)
+    if ending.lstrip(".").upper() not in soundfile.available_formats():
+        found = ending or "no ending"
+        raise UsageError(f"{option} {path}: {found} is not an audio format; use .wav, .flac, .ogg or .mp3")
+    _check_writable(option, path)
+
+
+def check_image_output(option: str, path: str) -> None:
+    """Raise a `UsageError` for an image file that cannot be written, or whose ending names no image format.
+
+    Args:
+        option: of the command line, for messages.
+    """
+    ending = _ending(path)
+    if Image.registered_extensions().get(ending) not in Image.SAVE:
+        raise UsageError(f"{option} {path}: {ending or 'no ending'} is not an image format; use .png, .jpg or .webp")
+    _check_writable(option, path)
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _check_writable(option: str, path: str) -> None:
+    folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise UsageError(f"{option} {path}: the directory {folder} does not exist; make it first")
     if os.path.isdir(path):
         raise UsageError(f"{option} {path}: it is a directory; give the name of a file")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise UsageError(f"{option} {path}: no permission to write it; give another place")
-    return path
 
 
-def check_device(name: str | None) -> torch.device:
-    """The device to work on; default is the first CUDA card, or else the CPU.
+def check_voice_options(args: argparse.Namespace, option: str, output: str | None) -> None:
+    """Raise a `UsageError` for an audio file that cannot be written, or for voice options that do not fit together.
 
-    Raises:
-        UsageError: it does not exist here.
+    Args:
+        args: `voice`, `prompt_audio` and `prompt_text` of the command line.
+        option: the option that names the audio file.
+        output: the audio file; None when no speech is wanted.
     """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device {name}: unknown; use cpu, cuda, cuda:1, mps, ...") from error
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if device.type in counts and (device.index or 0) >= counts[device.type]:
-        found = ", ".join(f"{kind} ({count})" for kind, count in counts.items() if count)
-        raise UsageError(f"--device {name}: there is none here; use one of {found}")
-    return device
-
-
-def picture_size(text: str) -> tuple[int, int]:
-    """WxH -> (width, height) in pixels, for argparse."""
-    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
-    size = tuple(int(side) for side in match.groups()) if match else ()
-    if not size or not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
-        raise argparse.ArgumentTypeError(
-            f"{text} is no size; give WIDTHxHEIGHT with sides of {MIN_SIDE} to {MAX_SIDE} pixels, such as 512x512"
-        )
-    return size
-
-
-def count(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number of at least 1")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """A whole number of 0 to 2**63 - 1, for argparse."""
-    if not text.isascii() or not text.isdigit() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number of 0 to 2**63 - 1")
-    return int(text)
-
-
-def guidance(text: str) -> float:
-    """A finite number of at least 1, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number of at least 1 (1: no guidance)")
-    return value
+    given = [name for name in ("voice", "prompt_audio", "prompt_text") if getattr(args, name) is not None]
+    if output is None:
+        if given:
+            raise UsageError(f"--{given[0].replace('_', '-')} chooses a voice for {option} FILE; give it, too")
+        return
+    check_audio_output(option, output)
+    if args.prompt_audio is not None:
+        check_media("--prompt-audio", args.prompt_audio)
+    if (args.prompt_audio is None) != (args.prompt_text is None):
+        raise UsageError("--prompt-audio FILE and --prompt-text WORDS (its words) belong together; give both")
+    if args.voice is not None and args.prompt_audio is not None:
+        raise UsageError(f"--voice {args.voice} and --prompt-audio are two voices; give one of them")

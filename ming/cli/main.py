@@ -1,115 +1,95 @@
-"""Ming-Lite-Omni on the command line: files in, files out.
+"""Ming-Lite-Omni on the command line.
 
 Answers go to stdout, everything else to stderr. Exit codes: 0 done, 2 wrong usage or input, 130 interrupted, 1 else.
 """
 
-import argparse
-import logging
+import importlib
+import importlib.util
 import sys
-from typing import NoReturn
+from dataclasses import dataclass
 
-from transformers.utils import logging as library_logging
-
-from ming.cli import commands
-from ming.cli.checks import UsageError, count, guidance, picture_size, seed
-from ming.cli.session import DTYPES
+from ming.cli.usage import Parser, UsageError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, raised as `UsageError`."""
+@dataclass(frozen=True)
+class Command:
+    """A command: a module with a function `main(arguments)`, imported when the command runs.
 
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
+    Args:
+        module: its full name.
+        summary: one line for the list of commands.
+        extra: the optional dependencies that it needs, a key of `EXTRAS`.
+    """
+
+    module: str
+    summary: str
+    extra: str | None = None
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of all commands."""
-    parser = Parser(prog="ming", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+COMMANDS = {
+    "chat": Command("ming.cli.chat", "hold a conversation in the terminal, or answer the lines of stdin"),
+    "ask": Command("ming.cli.ask", "answer one question about any files, aloud too if asked for"),
+    "speak": Command("ming.cli.speak", "read a text aloud into an audio file"),
+    "draw": Command("ming.cli.draw", "draw an image from a text"),
+    "edit": Command("ming.cli.edit", "change an image as a text says"),
+    "transcribe": Command("ming.cli.transcribe", "write down the words of audio files"),
+    "serve": Command("ming.cli.serve", "serve a model over HTTP with the API of OpenAI", "serving"),
+    "page": Command("ming.cli.page", "show a page to try a model in the browser", "page"),
+    "cluster": Command("ming.cli.cluster", "serve a model by several processes or machines", "cluster"),
+    "adopt": Command("ming.cli.adopt", "make a checkpoint of this package from a released one"),
+    "memory": Command("ming.cli.memory", "estimate the memory that a checkpoint needs, without loading it"),
+    "finetune": Command("ming.training.finetune", "fine-tune a checkpoint on your own chats", "finetuning"),
+}
+# Optional dependencies of the package and the modules that they bring.
+SERVING_MODULES = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "python_multipart", "httpx")
+EXTRAS = {
+    "serving": SERVING_MODULES,
+    "cluster": (*SERVING_MODULES, "ray"),
+    "page": ("gradio",),
+    "finetuning": ("peft",),
+}
 
-    def add(name: str, *arguments: str):
-        run = getattr(commands, name)
-        command = subparsers.add_parser(name, help=run.__doc__, description=run.__doc__, allow_abbrev=False)
-        for argument, text in zip(arguments[::2], arguments[1::2], strict=True):
-            command.add_argument(argument, help=text)
-        command.set_defaults(run=run, name=name)
-        _add_common_options(command)
-        return command
 
-    command = add("chat")
-    command.add_argument("--system", metavar="TEXT", help="what stands above the conversation")
-    _add_whisper(command)
-    command = add("ask")
-    command.add_argument("question", nargs="?", help="may be left out when --audio asks it")
-    for medium, what in (("image", "picture"), ("video", "video"), ("audio", "recording")):
-        command.add_argument(
-            f"--{medium}", action="append", metavar="FILE", help=f"a {what}, file or address; may be repeated"
-        )
-    _add_whisper(command)
-    command.add_argument("--speak", metavar="FILE", help="answer aloud, too, into this sound file")
-    _add_voice(command)
-    command = add("speak", "text", "what to say")
-    command.add_argument("--out", required=True, metavar="FILE", help="sound file: .wav, .flac, .ogg or .mp3")
-    _add_voice(command)
-    _add_drawing(add("draw", "prompt", "what to draw"))
-    _add_drawing(add("edit", "picture", "file or address", "instruction", "what to change"))
-    command = add("transcribe")
-    command.add_argument("recordings", nargs="+", metavar="recording", help="file or address")
-    _add_whisper(command)
+def build_parser() -> Parser:
+    """The parser of `ming` itself; it leaves the arguments of a command alone."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
+    listing = "\n".join(["commands:", *lines, "", "ming COMMAND --help shows the options of a command."])
+    parser = Parser("", __doc__, listing, usage="ming COMMAND ...", add_help=False)
+    parser.add_argument("-h", "--help", action="help", help="show this help")
+    parser.add_argument("command", metavar="COMMAND", choices=tuple(COMMANDS), help="one of those below")
     return parser
 
 
-def _add_common_options(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("common options")
-    group.add_argument("--model", metavar="DIRECTORY_OR_ID", help="default: the repository the command runs in")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, mps, ...; default: a CUDA card if there is one")
-    group.add_argument("--dtype", choices=tuple(DTYPES), help="default: float32 on a CPU, else bfloat16")
-    group.add_argument("--load-in-4bit", action="store_true", help="a quarter of the memory (bitsandbytes)")
-    group.add_argument("--max-new-tokens", type=count, default=512, metavar="N", help="longest answer (%(default)s)")
-    group.add_argument("--seed", type=seed, metavar="N", help="the same seed repeats sound, picture or sampled text")
-    group.add_argument("--json", action="store_true", help="one JSON object per result, a line each, on stdout")
-    group.add_argument("--quiet", action="store_true", help="no progress bars and remarks on stderr")
+def raise_if_not_installed(name: str, extra: str | None) -> None:
+    """Raise a `UsageError` with the remedy when a command lacks optional dependencies."""
+    if extra is None:
+        return
+    missing = [module for module in EXTRAS[extra] if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(
+            f'ming {name} needs {", ".join(missing)}; install what is missing: pip install "ming-lite-omni[{extra}]"'
+        )
 
 
-def _add_whisper(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--whisper", action="store_true", help="listen with the Whisper encoder instead of SANM")
+def run(arguments: list[str]) -> None:
+    """Run the command that the first argument names with the other arguments.
 
-
-def _add_voice(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--voice", metavar="NAME", help="a voice of the repository; default: its first one")
-    command.add_argument("--prompt-audio", metavar="FILE", help="speak in the voice of this recording (0.5 to 30 s)")
-    command.add_argument("--prompt-text", metavar="WORDS", help="what is said in that recording")
-
-
-def _add_drawing(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", required=True, metavar="FILE", help="picture file: .png, .jpg, .webp, ...")
-    command.add_argument("--size", type=picture_size, metavar="WxH", help="in pixels; default: the model's own size")
-    command.add_argument("--steps", type=count, metavar="N", help="denoising steps; default: the model's own")
-    command.add_argument("--guidance", type=guidance, metavar="SCALE", help="1: none; default: the model's own")
-
-
-def set_up_logging(quiet: bool) -> None:
-    """Our remarks and the library's go to stderr, with `quiet` only warnings (ours) and errors (theirs)."""
-    log, handler = logging.getLogger("ming"), logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("ming: %(message)s"))
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
-    if quiet:
-        library_logging.set_verbosity_error()
-        library_logging.disable_progress_bar()
-    else:
-        library_logging.set_verbosity_warning()
-        library_logging.enable_progress_bar()
+    Raises:
+        UsageError: the command, its arguments or its input are wrong, or it is not installed.
+    """
+    name = build_parser().parse_args(arguments[:1]).command
+    command = COMMANDS[name]
+    raise_if_not_installed(name, command.extra)
+    importlib.import_module(command.module).main(arguments[1:])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit code. What is neither wrong input nor Ctrl-C is raised."""
+    """Run a command and return the exit code; errors that the user cannot put right are raised."""
     try:
-        args = build_parser().parse_args(arguments)
-        set_up_logging(args.quiet)
-        args.run(args)
+        run(sys.argv[1:] if arguments is None else arguments)
     except UsageError as error:
         sys.stderr.write(f"ming: error: {error}\n")
         return USAGE_ERROR

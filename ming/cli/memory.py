@@ -1,14 +1,13 @@
-"""What a checkpoint needs in memory, told before anything is loaded.
+"""Estimate the memory that a checkpoint needs, without loading it.
 
-    ming memory <repository | released> [--quantization 4bit] [--parts text,vision,speech] [--context 8192]
+    ming memory REPOSITORY [--quantization 4bit] [--parts text,vision,speech] [--context 8192]
 
-Weights are counted on a model without storage, with the layers that quantisation leaves alone. The peak of activations
-is that of a real forward pass over tensors without storage, with attention that keeps no matrix of scores (SDPA's
-memory-efficient kernels, flash attention). Not counted: the CUDA context (0.3 to 0.5 GB), the allocator's reserve,
-workspaces of kernels.
+The weights are counted on a model without storage, including the layers that quantisation leaves alone. The peak of
+the activations comes from a real forward pass over tensors without storage; its attention keeps no matrix of scores,
+like SDPA's memory-efficient kernels and flash attention. Not counted: the CUDA context (0.3 to 0.5 GB), the reserve
+of the allocator, and the workspaces of kernels.
 """
 
-import argparse
 import copy
 import json
 import sys
@@ -16,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,15 +25,18 @@ from transformers import BitsAndBytesConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.quantizers.quantizers_utils import should_convert_module
-from transformers.utils import cached_file
 
 from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerConfig
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from image_gen.configuration_image_gen import ImageGenConfig
 from image_gen.modeling_image_gen import ImageGen
+from ming.cli.arguments import count
+from ming.cli.usage import Parser, user_input
+from ming.components import AUDIO_DETOKENIZER, IMAGE_GEN
 from ming.configuration_bailingmm import BailingMMConfig, BailingMMTalkerConfig
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from ming.quantization import KEPT_OF_IMAGE_GEN, with_skip_list
+from ming.quantization import IMAGE_GEN_UNQUANTIZED, with_skip_list
+from ming.source import CheckpointSource
 
 PARTS = ("text", "vision", "audio", "speech", "image")
 RELEASED = "released"
@@ -48,19 +51,21 @@ MODULES = {
     "linear_proj_whisper": "audio",
     "talker": "speech",
 }
+# Option of the configuration that loads a part -> the part.
+LOADED_BY = {"load_vision": "vision", "load_audio": "audio", "load_whisper": "audio", "load_talker": "speech"}
 QUANTIZATION = {
     "4bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
     "8bit": BitsAndBytesConfig(load_in_8bit=True),
 }
-BLOCK, NESTED_BLOCK = 64, 256  # weights per scale of 4 bit, scales per scale of scales
+BLOCK, NESTED_BLOCK = 64, 256  # 4 bit: weights per scale, and scales per scale of the nested quantisation
 PATCH, FRAMES_PER_SECOND, SANM_WIDTH = 14, 1000 / 60, 560
-TALKER_CONTEXT = 2048  # tokens of a long piece with its voice
-GIB = 2**30  # a card of 16 GB has 16 of these
+TALKER_CONTEXT = 2048  # tokens of a long piece of text with its voice prompt
+GIB = 2**30  # a GPU of 16 GB has 16 of these
 
 
 @dataclass(frozen=True)
-class Component:
-    """Bytes of a part: weights, the cache of keys and values, and what its forward pass holds at its peak."""
+class PartMemory:
+    """Bytes of a part: its weights, its key-value cache, and the peak of the activations of its forward pass."""
 
     part: str
     weights: int
@@ -70,7 +75,15 @@ class Component:
 
 @dataclass(frozen=True)
 class Workload:
-    """What the model is used for: tokens of prompt and reply, chats at once, pictures of (width, height), seconds."""
+    """What the model is used for.
+
+    Args:
+        context: tokens of prompt and reply.
+        batch: chats at once.
+        images: images in a prompt.
+        image_size: their (width, height) in pixels.
+        seconds: audio in a prompt.
+    """
 
     context: int = 4096
     batch: int = 1
@@ -80,7 +93,13 @@ class Workload:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes of all storages that are made inside, as far as they live: `now` and `peak`. `known` are not counted."""
+    """Counts the bytes of the tensors that are created inside this context: alive `now`, and at the `peak`.
+
+    The library's `torch.distributed._tools.mem_tracker.MemTracker` does more, but is private.
+
+    Args:
+        known: tensors whose storage is not counted.
+    """
 
     def __init__(self, known: Iterable[torch.Tensor] = ()):
         super().__init__()
@@ -89,6 +108,7 @@ class PeakMemory(TorchDispatchMode):
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        """Call an operator and note the storages of its outputs."""
         output = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
             if isinstance(tensor, torch.Tensor):
@@ -110,7 +130,7 @@ class PeakMemory(TorchDispatchMode):
 
 
 def _attention_without_scores(module, query, key, value, attention_mask, **kwargs):
-    """What memory-efficient attention leaves behind: its output [B, L, heads, D]."""
+    """The output [B, L, heads, D] of memory-efficient attention, and no scores."""
     rows, heads, length, size = query.shape
     return query.new_empty(rows, length, heads, size), None
 
@@ -119,7 +139,7 @@ ATTENTION = "memory_estimate"
 
 
 def peak_of(model: nn.Module, run: Callable[[], object]) -> int:
-    """Peak of activations of a call, in bytes; its outputs are still held."""
+    """Peak of the activations of a call, in bytes, its outputs included."""
     with torch.no_grad(), PeakMemory([*model.parameters(), *model.buffers()]) as memory:
         output = run()
     del output
@@ -127,7 +147,7 @@ def peak_of(model: nn.Module, run: Callable[[], object]) -> int:
 
 
 def weight_bytes(model: nn.Module, quantization: BitsAndBytesConfig | None = None) -> dict[str, int]:
-    """Bytes of a model's weights and buffers per top-level module, as they are once loaded."""
+    """Bytes of the loaded weights and buffers of a model, per top-level module."""
     sizes: dict[str, int] = {}
     precise = set(model._keep_in_fp32_modules_strict or ())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -155,7 +175,7 @@ def quantised_bytes(layer: nn.Linear, quantization: BitsAndBytesConfig) -> int:
 
 
 def make(model_class: type, config, dtype: torch.dtype, quantization: BitsAndBytesConfig | None) -> nn.Module:
-    """A model without storage, as loading makes it; of a quantised one the layers still have `dtype`."""
+    """A model without storage, as loading creates it; layers to be quantised still have `dtype`."""
     config = copy.deepcopy(config)
     config.quantization_config = quantization
     usual = torch.get_default_dtype()
@@ -167,27 +187,23 @@ def make(model_class: type, config, dtype: torch.dtype, quantization: BitsAndByt
         torch.set_default_dtype(usual)
 
 
-def configs(repository: str) -> dict[str, object]:
-    """Configurations of a repository's parts: "main", and "detokenizer" and "image_gen" where it has them.
+def configs(repository: str) -> dict[str, Any]:
+    """Configurations of a repository: "main", and "audio_detokenizer" and "image_gen" if it has them.
 
     Raises:
-        OSError: there is no such repository or no config.json in it.
-        ValueError: what is named cannot be a repository.
+        OSError: there is no such repository or it has no config.json.
+        ValueError: the name cannot be that of a repository.
     """
     if repository == RELEASED:
         main = BailingMMConfig(talker_config=BailingMMTalkerConfig())
-        return {"main": main, "detokenizer": AudioDetokenizerConfig(), "image_gen": ImageGenConfig()}
+        return {"main": main, AUDIO_DETOKENIZER: AudioDetokenizerConfig(), IMAGE_GEN: ImageGenConfig()}
     if not Path(repository).is_dir() and repository.count("/") != 1:
         raise ValueError(f"{repository!r} is neither a directory nor a Hub id (owner/name) nor {RELEASED!r}")
-    found: dict[str, object] = {"main": BailingMMConfig.from_pretrained(repository)}
-    folders = {
-        "audio_detokenizer": ("detokenizer", AudioDetokenizerConfig),
-        "image_gen": ("image_gen", ImageGenConfig),
-    }
-    for folder, (name, config_class) in folders.items():
-        options = {"subfolder": folder, "_raise_exceptions_for_missing_entries": False}
-        if cached_file(repository, "config.json", **options) is not None:
-            found[name] = config_class.from_pretrained(repository, subfolder=folder)
+    found: dict[str, Any] = {"main": BailingMMConfig.from_pretrained(repository)}
+    source = CheckpointSource(repository)
+    for folder, config_class in ((AUDIO_DETOKENIZER, AudioDetokenizerConfig), (IMAGE_GEN, ImageGenConfig)):
+        if source.has_component(folder):
+            found[folder] = config_class.from_pretrained(repository, subfolder=folder)
     return found
 
 
@@ -197,13 +213,13 @@ def estimate(
     dtype: torch.dtype = torch.bfloat16,
     quantization: str | None = None,
     work: Workload = Workload(),
-) -> list[Component]:
-    """Bytes per part, without reading a weight.
+) -> list[PartMemory]:
+    """Bytes per part; no weights are read.
 
     Args:
         repository: directory, Hub id, or "released" for the sizes of the release.
-        parts: of `PARTS`; "text" is always there. Parts that the repository lacks are left out.
-        dtype: of what is not quantised.
+        parts: a selection of `PARTS`; "text" is always included. Parts that the repository lacks are left out.
+        dtype: of the weights that are not quantised, and of the activations.
         quantization: None, "4bit" or "8bit".
 
     Raises:
@@ -213,70 +229,90 @@ def estimate(
     if unknown := set(parts) - set(PARTS):
         raise ValueError(f"unknown parts {sorted(unknown)}; there are {', '.join(PARTS)}")
     found = configs(repository)
-    loaded = {"load_vision": "vision", "load_audio": "audio", "load_whisper": "audio", "load_talker": "speech"}
-    for option, part in loaded.items():
-        setattr(found["main"], option, getattr(found["main"], option) and part in parts)
-    wanted = QUANTIZATION[quantization] if quantization else None
-    main_class = BailingMMNativeForConditionalGeneration
-    if wanted is not None:
-        wanted = with_skip_list(wanted, lambda own: make(main_class, found["main"], dtype, own))
+    main = found["main"]
+    for option, part in LOADED_BY.items():
+        setattr(main, option, getattr(main, option) and part in parts)
     sizes = dict.fromkeys(parts, 0)
-    for module, size in weight_bytes(make(main_class, found["main"], dtype, wanted), wanted).items():
+    for module, size in _main_weights(main, dtype, quantization).items():
         sizes[MODULES[module]] += size
-    # Experts without storage multiply in 16 bit only; what is twice as wide takes twice as much.
+    peaks, caches = _main_work(make(BailingMMNativeForConditionalGeneration, main, torch.bfloat16, None), work)
+    # Experts without storage multiply in 16 bit only; a type of twice the width takes twice the memory.
     width = torch.finfo(dtype).bits // 16
-    peaks, caches = _main_work(make(main_class, found["main"], torch.bfloat16, None), work, torch.bfloat16)
     peaks, caches = ({part: width * size for part, size in sizes.items()} for sizes in (peaks, caches))
-    if "speech" in parts and "detokenizer" in found:
-        sizes["speech"] += sum(weight_bytes(make(AudioDetokenizer, found["detokenizer"], dtype, None)).values())
-    if "image" in parts and "image_gen" in found:
-        image_gen = make(ImageGen, found["image_gen"], dtype, None).to(dtype)
-        if quantization:
-            own = with_skip_list(QUANTIZATION[quantization], lambda _: image_gen, KEPT_OF_IMAGE_GEN)
-        sizes["image"] = sum(weight_bytes(image_gen, own if quantization else None).values())
-        peaks["image"] = _drawing_peak(image_gen, dtype)
-    return [Component(part, sizes[part], caches.get(part, 0), peaks.get(part, 0)) for part in PARTS if sizes.get(part)]
+    if "speech" in parts and AUDIO_DETOKENIZER in found:
+        sizes["speech"] += sum(weight_bytes(make(AudioDetokenizer, found[AUDIO_DETOKENIZER], dtype, None)).values())
+    if "image" in parts and IMAGE_GEN in found:
+        image_gen = make(ImageGen, found[IMAGE_GEN], dtype, None).to(dtype)
+        sizes["image"] = _image_gen_weights(image_gen, quantization)
+        peaks["image"] = _image_gen_peak(image_gen, dtype)
+    return [
+        PartMemory(part, sizes[part], caches.get(part, 0), peaks.get(part, 0)) for part in PARTS if sizes.get(part)
+    ]
 
 
-def _main_work(model: nn.Module, work: Workload, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int]]:
-    """Peaks and caches of the parts of the main model."""
+def _main_weights(config, dtype: torch.dtype, quantization: str | None) -> dict[str, int]:
+    """Bytes of the main model per top-level module."""
+    model_class = BailingMMNativeForConditionalGeneration
+    if quantization is None:
+        return weight_bytes(make(model_class, config, dtype, None))
+    with_list = with_skip_list(QUANTIZATION[quantization], lambda own: make(model_class, config, dtype, own))
+    return weight_bytes(make(model_class, config, dtype, with_list), with_list)
+
+
+def _image_gen_weights(image_gen: nn.Module, quantization: str | None) -> int:
+    """Bytes of the image head."""
+    if quantization is None:
+        return sum(weight_bytes(image_gen).values())
+    with_list = with_skip_list(QUANTIZATION[quantization], lambda _: image_gen, IMAGE_GEN_UNQUANTIZED)
+    return sum(weight_bytes(image_gen, with_list).values())
+
+
+def _main_work(model: nn.Module, work: Workload) -> tuple[dict[str, int], dict[str, int]]:
+    """Peaks and caches of the parts of the main model, which is in bfloat16."""
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention_without_scores)
     ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, lambda *args, **kwargs: None)
     model.set_attn_implementation(ATTENTION)
-    config, size = model.config.llm_config, torch.finfo(dtype).bits // 8
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size
-    caches = {"text": work.batch * work.context * per_token}
+    config = model.config.llm_config
+    caches = {"text": cache_bytes(config, config.head_dim, work.batch * work.context)}
     ids = torch.zeros(work.batch, work.context, dtype=torch.long, device="meta")
     whole = peak_of(model, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
     peaks = {"text": whole - caches["text"]}
     if model.config.load_vision and work.images:
         rows, columns = (2 * round(side / (2 * PATCH)) for side in reversed(work.image_size))
-        peaks["vision"] = peak_of(model, lambda: _see(model, [rows * columns] * work.images, dtype))
+        peaks["vision"] = peak_of(model, lambda: _encode_images(model, [rows * columns] * work.images))
     if model.config.load_audio and work.seconds:
         frames = int(work.seconds * FRAMES_PER_SECOND)
-        sound = torch.empty(1, frames, SANM_WIDTH, dtype=dtype, device="meta")
-        peaks["audio"] = peak_of(model, lambda: model.audio(sound, torch.tensor([frames], device="meta")))
+        features = torch.empty(1, frames, SANM_WIDTH, dtype=torch.bfloat16, device="meta")
+        peaks["audio"] = peak_of(model, lambda: model.audio(features, torch.tensor([frames], device="meta")))
     if hasattr(model, "talker"):
         llm = model.talker.config.llm_config
-        head = llm.hidden_size // llm.num_attention_heads
-        caches["speech"] = 2 * llm.num_hidden_layers * llm.num_key_value_heads * head * TALKER_CONTEXT * size
+        caches["speech"] = cache_bytes(llm, llm.hidden_size // llm.num_attention_heads, TALKER_CONTEXT)
     return peaks, caches
 
 
-def _see(model: nn.Module, patches: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """The vision tower over pictures of so many patches; its own `forward` needs to know where the patches lie."""
+def cache_bytes(config, head_dim: int, tokens: int) -> int:
+    """Bytes of the bfloat16 key-value cache of a decoder."""
+    return 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens
+
+
+def _encode_images(model: nn.Module, patches: list[int]) -> torch.Tensor:
+    """The vision tower on images of so many patches each.
+
+    The `forward` of the tower cannot run here: it computes positions from the values of a grid.
+    """
     tower, count = model.vision, sum(patches)
-    states = tower.patch_embed(torch.empty(count, 6 * PATCH**2, dtype=dtype, device="meta"))
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "device": "meta"}
+    states = tower.patch_embed(torch.empty(count, 6 * PATCH**2, **options))
     size = model.config.vision_config.hidden_size // model.config.vision_config.num_heads
-    turns = tuple(torch.empty(count, size, dtype=dtype, device="meta") for _ in range(2))
+    cos, sin = torch.empty(count, size, **options), torch.empty(count, size, **options)
     ends = torch.tensor([0, *patches]).cumsum(0)
     for block in tower.blocks:
-        states = block(states, cu_seqlens=ends, position_embeddings=turns)
+        states = block(states, cu_seqlens=ends, position_embeddings=(cos, sin))
     return model.linear_proj(tower.merger(states))
 
 
-def _drawing_peak(image_gen: nn.Module, dtype: torch.dtype) -> int:
-    """Peak of one step with guidance and of the autoencoder, at the native size."""
+def _image_gen_peak(image_gen: nn.Module, dtype: torch.dtype) -> int:
+    """The larger peak of a denoising step with guidance and of the autoencoder's decoder, at the native size."""
     config = image_gen.config
     side = config.native_side // image_gen.vae.spatial_compression_ratio
     channels, num_queries = config.vae["latent_channels"], config.scales[-1] ** 2
@@ -287,13 +323,13 @@ def _drawing_peak(image_gen: nn.Module, dtype: torch.dtype) -> int:
     return max(step, peak_of(image_gen, lambda: image_gen.vae.decode(latents[:1])))
 
 
-def total(components: list[Component]) -> int:
-    """Bytes of all weights and caches, and of the largest peak: the parts work one after another."""
+def total(components: list[PartMemory]) -> int:
+    """Bytes of all weights and caches, and of the largest peak, since the parts run one after another."""
     return sum(item.weights + item.cache for item in components) + max(item.activations for item in components)
 
 
-def table(components: list[Component]) -> str:
-    """Markdown table in GiB, the unit of graphics memory."""
+def table(components: list[PartMemory]) -> str:
+    """Markdown table in GiB, the unit of GPU memory."""
     lines = ["| part | weights (GiB) | cache (GiB) | activations, peak (GiB) |", "|---|---|---|---|"]
     for item in components:
         row = (item.weights, item.cache, item.activations)
@@ -302,35 +338,31 @@ def table(components: list[Component]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m ming.cli.memory", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("repository", help='directory, Hub id, or "released" for the sizes of the release')
+def main(arguments: list[str] | None = None) -> None:
+    """Print the estimate.
+
+    Raises:
+        UsageError: the repository or an option cannot be used.
+    """
+    parser = Parser("memory", __doc__)
+    parser.add_argument("repository", help=f'directory, Hub id, or "{RELEASED}" for the sizes of the release')
     parser.add_argument("--quantization", choices=QUANTIZATION)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated; text is always there")
-    parser.add_argument("--context", type=int, default=4096, help="tokens of prompt and reply")
-    parser.add_argument("--batch", type=int, default=1, help="chats at once")
-    parser.add_argument("--images", type=int, default=1, help="pictures in a prompt")
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated; text is always included")
+    parser.add_argument("--context", type=count, default=4096, help="tokens of prompt and reply")
+    parser.add_argument("--batch", type=count, default=1, help="chats at once")
+    parser.add_argument("--images", type=int, default=1, help="images in a prompt")
     parser.add_argument("--image-size", default="896x896", help="WIDTHxHEIGHT in pixels")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of sound in a prompt")
-    parser.add_argument("--json", action="store_true", help="bytes as JSON instead of a table")
-    args = parser.parse_args()
-    try:
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds of audio in a prompt")
+    parser.add_argument("--json", action="store_true", help="print bytes as JSON instead of a table")
+    args = parser.parse_args(arguments)
+    with user_input():
         width, height = (int(side) for side in args.image_size.split("x"))
         work = Workload(args.context, args.batch, args.images, (width, height), args.seconds)
         dtype = getattr(torch, args.dtype)
         components = estimate(args.repository, args.parts.split(","), dtype, args.quantization, work)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
     if args.json:
-        sys.stdout.write(
-            json.dumps({"parts": [asdict(item) for item in components], "total": total(components)}) + "\n"
-        )
+        record = {"parts": [asdict(item) for item in components], "total": total(components)}
+        sys.stdout.write(json.dumps(record) + "\n")
     else:
         sys.stdout.write(table(components) + "\n")
-
-
-if __name__ == "__main__":
-    main()

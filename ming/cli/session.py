@@ -1,4 +1,4 @@
-"""A model and its processor as the command line uses them: read in two steps, so that bad input is noticed between."""
+"""A model and its processor for one command: read in two steps, so that bad input is noticed before the weights."""
 
 import argparse
 import json
@@ -10,62 +10,116 @@ from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
+from transformers.utils import logging as library_logging
 
-from ming.cli.checks import UsageError, check_device, find_model, read_config, user_input
+from ming.cli.checks import find_device, find_model, read_config
+from ming.cli.usage import UsageError, user_input
 from ming.configuration_bailingmm import BailingMMConfig
+from ming.loading import DTYPES, default_dtype, load_model
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
-from ming.quantization import four_bit
+from ming.speech import SpeechOutput
 from ming.talker_processor import BailingMMTalkerProcessor
 from ming.voices import Voice
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PARTS = ("vision", "audio", "whisper", "talker", "image_gen")
-SEEDS = 2**31
+SEEDS = 2**31  # seeds that are drawn for the user have few digits to type again
 
 log = logging.getLogger("ming")
 
 
-class Session:
-    """What one command needs of a repository.
+def set_up_logging(quiet: bool) -> None:
+    """Our remarks and the library's go to stderr; with `quiet` only warnings (ours) and errors (theirs)."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("ming: %(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    if quiet:
+        library_logging.set_verbosity_error()
+        library_logging.disable_progress_bar()
+    else:
+        library_logging.set_verbosity_warning()
+        library_logging.enable_progress_bar()
 
-    The constructor reads configuration and processor; `load` the weights of the parts that are wanted.
+
+class Session:
+    """The constructor reads configuration and processor, `load` the weights of the parts that are needed.
 
     Args:
-        args: the common options of the command line.
+        model: directory or Hub id; None is the repository that the command runs in.
+        device: its name; None is a CUDA GPU, or the CPU.
+        dtype: a key of `DTYPES`; None chooses by the device.
+        quantization: as of `load_model`.
+        seed: of speech, images and sampled text; None draws one.
+        as_json: whether results are written as JSON.
+        quiet: whether there are no progress bars.
+
+    Raises:
+        UsageError: there is no such model or device.
     """
 
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.device = check_device(args.device)
-        default = "float32" if self.device.type == "cpu" else "bfloat16"
-        self.dtype = DTYPES[args.dtype or default]
-        self.source = find_model(args.model)
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        quantization: str | None = None,
+        seed: int | None = None,
+        as_json: bool = False,
+        quiet: bool = False,
+    ):
+        self.quantization, self.as_json, self.quiet = quantization, as_json, quiet
+        self.device = find_device(device)
+        self.dtype = DTYPES[dtype] if dtype else default_dtype(self.device)
+        self.source = find_model(model)
         self.config: BailingMMConfig = read_config(self.source)
         with user_input(f"--model {self.source}: "):
             self.processor = BailingMMProcessor.from_pretrained(self.source)
         self.talker_processor: BailingMMTalkerProcessor | None = None
-        self.seed = secrets.randbelow(SEEDS) if args.seed is None else args.seed
-        torch.manual_seed(self.seed)  # of sampled text; speech and pictures take the seed itself
+        self.seed = secrets.randbelow(SEEDS) if seed is None else seed
+        torch.manual_seed(self.seed)  # of sampled text; speech and images take the seed itself
 
-    def voice(self) -> Voice:
-        """The voice that was asked for, by name or as a recording.
+    @classmethod
+    def of_arguments(cls, args: argparse.Namespace) -> "Session":
+        """The session that the common options of the command line ask for; sets up logging, too."""
+        set_up_logging(args.quiet)
+        return cls(
+            args.model,
+            device=args.device,
+            dtype=args.dtype,
+            quantization="4bit" if args.load_in_4bit else None,
+            seed=args.seed,
+            as_json=args.json,
+            quiet=args.quiet,
+        )
+
+    def read_talker_processor(self) -> BailingMMTalkerProcessor:
+        """What the talker needs beside the weights: voices, tokenizer, codec vocabulary.
+
+        Raises:
+            UsageError: the model does not speak.
+        """
+        if self.config.talker_config is None:
+            raise UsageError(f"--model {self.source} has no talker; give a model that speaks")
+        if self.talker_processor is None:
+            with user_input():
+                self.talker_processor = BailingMMTalkerProcessor.from_pretrained(self.source)
+        return self.talker_processor
+
+    def read_voice(self, name: str | None, prompt_audio: str | None, prompt_text: str | None) -> Voice:
+        """A voice by its name, or the voice of a recording with these words; without either, the first voice.
 
         Raises:
             UsageError: the model does not speak, has no such voice, or cannot clone the recording.
         """
-        if self.config.talker_config is None:
-            raise UsageError(f"--model {self.source} has no talker; give one that speaks")
-        args = self.args
         with user_input():
-            self.talker_processor = BailingMMTalkerProcessor.from_pretrained(self.source)
-            return self.talker_processor.voice(args.voice, args.prompt_audio, args.prompt_text)
+            return self.read_talker_processor().voice(name, prompt_audio, prompt_text)
 
     def prepare(self, content: str | list[dict], use_whisper_encoder: bool = False):
         """One user message as inputs of the model, on the CPU.
 
         Raises:
-            UsageError: a medium that cannot be read, or a message that is too long.
+            UsageError: an image, a recording or a video cannot be read, or the message is too long.
         """
         with user_input():
             return self.processor.apply_chat_template(
@@ -78,34 +132,35 @@ class Session:
             )
 
     def load(self, *parts: str) -> BailingMMNativeForConditionalGeneration:
-        """The model with those of `PARTS` that are named here.
+        """The model with the named parts, of `ming.loading.PARTS`.
 
         Raises:
             UsageError: the weights cannot be read, or do not belong to the configuration.
         """
-        options = {f"load_{part}": part in parts for part in PARTS}
-        if self.args.load_in_4bit:
-            options["quantization_config"] = four_bit(self.dtype)
         log.info("loading %s (text%s) on %s", self.source, "".join(f", {part}" for part in parts), self.device)
         with user_input(f"--model {self.source}: "):
-            model = BailingMMNativeForConditionalGeneration.from_pretrained(
-                self.source, dtype=self.dtype, device_map={"": self.device}, **options
-            ).eval()
+            model = load_model(
+                self.source, device=self.device, dtype=self.dtype, parts=parts, quantization=self.quantization
+            )
         if self.talker_processor is not None:
-            model.talker_processor = self.talker_processor
+            model.components.use(talker_processor=self.talker_processor)
         return model
+
+    def decode_reply(self, inputs: dict[str, torch.Tensor], sequences: torch.Tensor) -> str:
+        """The text that the model wrote after the prompt `inputs`, from the ids [1, L] of both."""
+        return str(self.processor.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
     def bar(self, what: str, total: int | None, unit: str = "steps") -> tqdm:
         """A progress bar on stderr."""
-        return tqdm(desc=what, total=total, unit=f" {unit}", disable=self.args.quiet, file=sys.stderr)
+        return tqdm(desc=what, total=total, unit=f" {unit}", disable=self.quiet, file=sys.stderr)
 
     @contextmanager
-    def speaking(self, model: BailingMMNativeForConditionalGeneration) -> Iterator[None]:
-        """Shows a bar that counts the steps of the talker; nobody knows before how many there will be."""
+    def speaking_bar(self, model: BailingMMNativeForConditionalGeneration) -> Iterator[None]:
+        """A bar that counts the talker's steps during the block; their number is not known in advance."""
         bars: list[tqdm] = []
 
-        def after_step(module, args, output) -> None:  # what a hook returns would take the output's place
-            if not bars:  # not before: a reply is written first
+        def after_step(module, args, output) -> None:  # the result of a hook would replace the output
+            if not bars:  # the bar appears with the first step, since the text of a reply is written before
                 bars.append(self.bar("speaking", None))
             bars[0].update()
 
@@ -117,9 +172,22 @@ class Session:
             for bar in bars:
                 bar.close()
 
-    def result(self, line: str, fields: dict) -> None:
-        """One result on stdout: a line of text, or with --json all fields as one object."""
-        line = json.dumps(fields, ensure_ascii=False) if self.args.json else line
-        with tqdm.external_write_mode():  # takes bars off the screen meanwhile
+    def write_speech(self, output: SpeechOutput, path: str) -> dict:
+        """Write the waveform of a reply as a file; returns fields for `write_result`.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        assert output.waveforms is not None and output.sampling_rate is not None, "a spoken reply has a waveform"
+        with user_input():
+            output.save(path)
+        seconds = round(len(output.waveforms[0]) / output.sampling_rate, 3)
+        log.info("wrote %s (%.1f s, seed %d)", path, seconds, self.seed)
+        return {"speech": path, "seconds": seconds, "sampling_rate": output.sampling_rate, "seed": self.seed}
+
+    def write_result(self, line: str, fields: dict) -> None:
+        """Write one result to stdout: the line, or with --json the fields as one object."""
+        line = json.dumps(fields, ensure_ascii=False) if self.as_json else line
+        with tqdm.external_write_mode():  # hides progress bars meanwhile
             sys.stdout.write(line + "\n")
             sys.stdout.flush()

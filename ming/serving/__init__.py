@@ -1,5 +1,12 @@
-"""An HTTP server with the shapes of OpenAI's API: `python -m serving --model DIRECTORY`.
+"""An HTTP server with the API of OpenAI (`ming serve`), its replicas (`ming cluster`), a web page (`ming page`).
 
-request -> requests.py (shapes) -> media.py, fetch.py (media, guarded) -> prepare.py (processor: a job)
-        -> engine.py (queue, one thread with the model; batching.py) -> server.py, replies.py (answers, streams)
+    middleware.py   a request comes in: API key, size of the body, room in the queue
+    requests.py     its JSON is validated
+    media.py        its images, audio and videos are read (fetch.py) and measured
+    prepare.py      the processor makes the model's inputs: a job (engine_jobs.py)
+    engine.py       jobs wait in a queue; one thread runs them on the model (batching.py)
+    server.py       routes; the job's events become an answer or a stream (responses.py, audio_formats.py)
+
+options.py builds that app from what the command line says (settings.py). With several replicas, cluster.py starts them
+and failover.py passes requests on to them (forwarding.py). page.py is the page in the browser, without HTTP API.
 """

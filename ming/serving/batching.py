@@ -1,4 +1,4 @@
-"""Several text jobs in one `generate`: joined inputs, and each row's tokens handed to its own job as they come.
+"""Several text jobs in one `generate`: their inputs are joined, and each job gets the tokens of its row at once.
 
 Letters: B rows, L tokens.
 """
@@ -9,12 +9,13 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from tokenizers.decoders import DecodeStream
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from ming.serving.jobs import Finished, TextDelta, TextJob
+from ming.events import TextDelta
+from ming.serving.engine_jobs import Finished, TextJob
 
-# Media of all rows, one row after the other.
+# Inputs of images and videos, which hold those of all rows one after the other.
 CONCATENATED = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
 
 
@@ -29,21 +30,32 @@ def join_inputs(rows: list[dict[str, torch.Tensor]], pad_id: int) -> dict[str, t
     for name in CONCATENATED:
         if parts := [row[name] for row in rows if name in row]:
             joined[name] = torch.cat(parts)
-    if sounds := [row["audio_feats"] for row in rows if "audio_feats" in row]:
-        frames, width = max(part.shape[1] for part in sounds), sounds[0].shape[2]
-        segments = max(row["audio_feats_lengths"].shape[1] for row in rows if "audio_feats" in row)
-        joined["audio_feats"] = sounds[0].new_zeros(len(rows), frames, width)
-        joined["audio_feats_lengths"] = torch.zeros(len(rows), segments, dtype=torch.long)
-        for index, row in enumerate(rows):
-            if "audio_feats" in row:
-                feats, lengths = row["audio_feats"][0], row["audio_feats_lengths"][0]
-                joined["audio_feats"][index, : len(feats)] = feats
-                joined["audio_feats_lengths"][index, : len(lengths)] = lengths
-    return joined
+    return joined | _join_audio(rows)
+
+
+def _join_audio(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Audio features [B, frames, width] and lengths [B, segments], padded on the right; {} without audio."""
+    heard = {index: row for index, row in enumerate(rows) if "audio_feats" in row}
+    if not heard:
+        return {}
+    feats = {index: row["audio_feats"][0] for index, row in heard.items()}
+    lengths = {index: row["audio_feats_lengths"][0] for index, row in heard.items()}
+    some = next(iter(feats.values()))
+    joined_feats = some.new_zeros(len(rows), max(map(len, feats.values())), some.shape[1])
+    joined_lengths = torch.zeros(len(rows), max(map(len, lengths.values())), dtype=torch.long)
+    for index in heard:
+        joined_feats[index, : len(feats[index])] = feats[index]
+        joined_lengths[index, : len(lengths[index])] = lengths[index]
+    return {"audio_feats": joined_feats, "audio_feats_lengths": joined_lengths}
+
+
+def to_model(inputs: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:
+    """Inputs on the model's device; floating-point ones in its dtype."""
+    return dict(BatchFeature(inputs).to(model.device, model.dtype))
 
 
 class ReplyText:
-    """Token ids one by one -> text as soon as it is certain: no half characters, nothing of a stop string.
+    """Token ids one by one -> text as soon as it is final: no incomplete characters, no part of a stop string.
 
     Args:
         tokenizer: the thinker's.
@@ -55,18 +67,18 @@ class ReplyText:
         self.decoder = DecodeStream(skip_special_tokens=True)
         self.ids: list[int] = []
         self.decoded = 0  # characters that have left the decoder
-        self.held = ""  # decoded, and perhaps the beginning of a stop string
+        self.held = ""  # decoded, but it may be the beginning of a stop string
         self.stopped = False
 
     def push(self, token_id: int) -> str:
-        """The text that became certain with this token."""
+        """The text that became final with this token."""
         self.ids.append(token_id)
         text = self.decoder.step(self.tokenizer.backend_tokenizer, token_id) or ""
         self.decoded += len(text)
         return self._release(text)
 
     def finish(self) -> str:
-        """What is left at the end of the ids."""
+        """The rest of the text, at the end of the ids."""
         if self.stopped:
             return ""
         rest = self.tokenizer.decode(self.ids, skip_special_tokens=True)[self.decoded :]
@@ -86,7 +98,7 @@ class ReplyText:
 
 
 def _overlap(text: str, word: str) -> int:
-    """How many characters at the end of the text are a beginning of the word, but not all of it."""
+    """How many characters at the end of the text are the beginning of the word, but not all of it."""
     return next((size for size in range(min(len(text), len(word) - 1), 0, -1) if word.startswith(text[-size:])), 0)
 
 
@@ -109,32 +121,32 @@ class Row:
         return self.job.ended is not None or self.job.cancelled
 
     def take(self, token_id: int) -> None:
-        """The row's next token; those behind its end are padding."""
+        """Take the row's next token; tokens after its end are padding."""
         if self.ended:
             return
         self.count += 1
         if token_id in self.end_ids:
             self.finish("stop")
             return
-        self._say(self.text.push(token_id))
+        self._send(self.text.push(token_id))
         if self.text.stopped:
             self.finish("stop")
         elif self.count >= self.job.max_new_tokens:
             self.finish("length")
 
     def finish(self, reason: str) -> None:
-        """The end of the row, unless it ended before."""
+        """End the row, unless it ended before."""
         if not self.job.cancelled:
-            self._say(self.text.finish())
+            self._send(self.text.finish())
         self.job.send(Finished(reason, self.job.prompt_tokens, self.count))
 
-    def _say(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         if text:
             self.job.send(TextDelta(text))
 
 
 class RowStreamer(BaseStreamer):
-    """Hands the ids [B] of each step to their rows; the first call brings the prompts."""
+    """Gives the ids [B] of each step to their rows; the first call holds the prompts."""
 
     def __init__(self, rows: list[Row]):
         self.rows, self.has_prompts = rows, False
@@ -166,7 +178,8 @@ class CountTokens(StoppingCriteria):
     """Counts the tokens of one reply and remembers the last one; never stops anything."""
 
     def __init__(self, prompt_length: int):
-        self.prompt_length, self.count, self.last_id = prompt_length, 0, None
+        self.prompt_length, self.count = prompt_length, 0
+        self.last_id: int | None = None
 
     def __call__(self, input_ids, scores, **kwargs):
         self.count, self.last_id = input_ids.shape[1] - self.prompt_length, int(input_ids[0, -1])
@@ -175,7 +188,7 @@ class CountTokens(StoppingCriteria):
 
 @contextmanager
 def own_randomness(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Torch's random numbers from a seed, and as they were before, afterwards; no seed changes nothing."""
+    """PyTorch's global random numbers start from a seed in the block and go on as before after it; None: no change."""
     if seed is None:
         yield
         return
@@ -194,10 +207,7 @@ def answer(model, tokenizer, jobs: list[TextJob]) -> None:
     """Decode jobs of one group at once; each gets its events."""
     rows = [Row(job, tokenizer, end_ids(model)) for job in jobs]
     joined = join_inputs([job.inputs for job in jobs], model.generation_config.pad_token_id)
-    inputs = {
-        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
-        for name, tensor in joined.items()
-    }
+    inputs = to_model(joined, model)
     sampling = jobs[0].sampling
     with own_randomness(sampling.seed, model.device):
         model.generate(
@@ -211,4 +221,4 @@ def answer(model, tokenizer, jobs: list[TextJob]) -> None:
         row.finish("cancelled" if row.job.cancelled else "length")
 
 
-__all__ = ["CountTokens", "ReplyText", "answer", "end_ids", "join_inputs", "own_randomness"]
+__all__ = ["CountTokens", "ReplyText", "answer", "end_ids", "join_inputs", "own_randomness", "to_model"]

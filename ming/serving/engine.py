@@ -1,6 +1,6 @@
-"""A bounded queue, and one thread that owns the model.
+"""A bounded queue, and one thread that runs its jobs on the model.
 
-Text jobs that wait and choose tokens alike become one batch; speech and pictures go one at a time.
+Waiting text jobs that sample alike become one batch; speech and images are made one at a time.
 """
 
 import logging
@@ -9,10 +9,10 @@ import time
 from collections import deque
 
 from ming.serving.batching import answer
+from ming.serving.engine_jobs import Failed, Finished, Job, StreamJob, TextJob
 from ming.serving.errors import ApiError, shutting_down
-from ming.serving.jobs import Failed, Finished, Job, StreamJob, TextJob
-from ming.serving.limits import EngineSettings
 from ming.serving.metrics import Metrics
+from ming.serving.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread works."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class Engine:
             if self._places >= self.settings.queue:
                 seconds = self.settings.retry_after
                 raise ApiError(
-                    f"{self._places} requests are waiting, as many as may; try again in {seconds} s",
+                    f"{self._places} requests are waiting, and no more may; try again in {seconds} s",
                     status=429,
                     code="queue_full",
                     kind="rate_limit_error",
@@ -91,7 +91,7 @@ class Engine:
             self._count_places(-1)
 
     def submit(self, job: Job) -> None:
-        """Let a job wait in a place that was taken before."""
+        """Let a job wait in a place that was taken with `reserve`."""
         with self._changed:
             if self._closing:
                 job.cancel()
@@ -107,7 +107,8 @@ class Engine:
             self._run(batch)
 
     def cancel(self, job: Job) -> None:
-        """End a job: one that waits leaves the queue at once, one that runs stops at its next token, sound or step."""
+        """End a job: one that waits leaves the queue at once, one that runs stops at its next token, audio
+        chunk or denoising step."""
         job.cancel()
         with self._changed:
             waiting = [entry for entry in self._jobs if entry[0] is job]
@@ -119,7 +120,7 @@ class Engine:
             self._count(job, 0.0)
 
     def _next(self) -> list[Job]:
-        """The jobs to do now; [] when the engine is closed and nothing waits."""
+        """The jobs to run next; [] when the engine is closed and nothing waits."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._jobs or self._closing)
@@ -130,7 +131,7 @@ class Engine:
                     return self._take(self._fitting())
 
     def _is_full(self) -> bool:
-        """Whether waiting for more text jobs is of no use."""
+        """Whether no further text job could join the next batch."""
         alone = not self._jobs or not isinstance(self._jobs[0][0], TextJob)
         return alone or self._closing or len(self._fitting()) >= self.settings.batch
 
@@ -148,7 +149,8 @@ class Engine:
         first = self._jobs[0][0]
         if not isinstance(first, TextJob):
             return [first]
-        batch, length, width = [first], first.prompt_tokens + first.max_new_tokens, first.audio_width
+        batch: list[Job] = [first]
+        length, width = first.prompt_tokens + first.max_new_tokens, first.audio_width
         for job, _ in list(self._jobs)[1:]:
             if len(batch) == self.settings.batch:
                 break
@@ -166,31 +168,32 @@ class Engine:
         self.metrics.running.set(len(live))
         started = time.monotonic()
         try:
-            if live and isinstance(live[0], TextJob):
-                self.metrics.batch_rows.observe(len(live))
-                answer(self.model, self.tokenizer, live)
-            elif live:
-                _hand_on(live[0])
-        except Exception as error:  # told to all who wait for it; the thread goes on with other jobs
+            if texts := [job for job in live if isinstance(job, TextJob)]:
+                self.metrics.batch_rows.observe(len(texts))
+                answer(self.model, self.tokenizer, texts)
+            for job in live:
+                if isinstance(job, StreamJob):
+                    _send_events(job)
+        except Exception as error:  # every client that waits for it gets the error; the thread goes on with other jobs
             logger.exception("a %s job failed", live[0].kind)
             for job in live:
                 job.send(Failed(error))
         self.metrics.running.set(0)
         for job in batch:
-            job.send(Finished("cancelled"))  # those that were cancelled before they began
+            job.send(Finished("cancelled"))  # has no effect on a job that has ended
             self._count(job, time.monotonic() - started)
 
     def _count(self, job: Job, seconds: float) -> None:
         self.metrics.seconds.labels(job.kind).observe(seconds)
         ended = job.ended
-        self.metrics.jobs.labels(job.kind, "failed" if isinstance(ended, Failed) else ended.reason).inc()
+        self.metrics.jobs.labels(job.kind, ended.reason if isinstance(ended, Finished) else "failed").inc()
         if isinstance(ended, Finished):
             self.metrics.prompt_tokens.inc(ended.prompt_tokens)
             self.metrics.new_tokens.inc(ended.completion_tokens)
 
 
-def _hand_on(job: StreamJob) -> None:
-    """Events of a job's iterator, until its end or until it is cancelled."""
+def _send_events(job: StreamJob) -> None:
+    """Send the events of a job's iterator, until its end or until the job is cancelled."""
     try:
         for event in job.events:
             if job.cancelled:

@@ -1,20 +1,22 @@
 """Errors of the API: one exception, and OpenAI's shape of it."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 SHOWN_CHARACTERS = 80
-NOT_OF_CLIENTS = ("body", "plain", "parts")  # names of places that are FastAPI's and our own
+INTERNAL_NAMES = ("body", "plain", "parts")  # parts of places that FastAPI and our own tags add
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class ApiError(HTTPException):
-    """What a client is told.
+    """An error that a client receives.
 
     Args:
-        message: names the value and the remedy.
+        message: names the wrong value and the remedy.
         param: the field of the request that is wrong.
         status: HTTP status.
         code: a word for programs.
@@ -31,7 +33,8 @@ class ApiError(HTTPException):
         kind: str = "invalid_request_error",
         headers: dict[str, str] | None = None,
     ):
-        super().__init__(status, message, headers)  # FastAPI lets its own kind pass where it reads a body
+        # An HTTPException, since FastAPI lets only these pass while it reads a body.
+        super().__init__(status, message, headers)
         self.message, self.param, self.code, self.kind = message, param, code, kind
 
     def body(self) -> dict[str, Any]:
@@ -44,7 +47,7 @@ class ApiError(HTTPException):
 
 
 def server_error(message: str = "the server failed at this request; its log says why") -> ApiError:
-    """An error that is not the client's."""
+    """The server failed, not the client."""
     return ApiError(message, status=500, code="internal_error", kind="server_error")
 
 
@@ -60,25 +63,25 @@ def shorten(value: Any) -> str:
 
 
 def from_validation(errors: list[Any]) -> ApiError:
-    """The first of pydantic's errors; `errors` as of `ValidationError.errors()`."""
+    """The first of pydantic's errors, of `ValidationError.errors()`, as an error of the API."""
     first = errors[0]
-    parts = [str(part) for part in first["loc"] if part not in NOT_OF_CLIENTS]
+    parts = [str(part) for part in first["loc"] if part not in INTERNAL_NAMES]
     # A content part's type stands before its field of the same name.
     place = ".".join(part for part, before in zip(parts, ["", *parts], strict=False) if part != before) or None
     if first["type"] == "extra_forbidden":
         return ApiError(f"{place} is not supported here; leave it out", place, code="unknown_parameter")
     if first["type"] == "json_invalid":
-        return ApiError(f"the body is no JSON: {first['ctx']['error']}", code="invalid_json")
+        return ApiError(f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
     where = f"{place}: " if place else ""
     got = "" if first["type"] == "missing" else f", got {shorten(first['input'])}"
     return ApiError(f"{where}{first['msg']}{got}", place, code="invalid_value")
 
 
-def validate(shape: type, data: dict[str, Any]) -> Any:
-    """A pydantic shape of plain data.
+def validate(shape: type[Model], data: dict[str, Any]) -> Model:
+    """Plain data as an instance of a pydantic model.
 
     Raises:
-        ApiError: the data do not fit.
+        ApiError: the data do not fit the model.
     """
     try:
         return shape.model_validate(data)

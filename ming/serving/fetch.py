@@ -1,12 +1,10 @@
-"""Media that a request points to: data URLs, and addresses where that is allowed. Files of the server never.
+"""Files that a request points to: data URLs, and addresses where that is allowed; never files of the server.
 
-An address is resolved first, every network address of it must be public, and the connection goes to the address that
-was checked, so that a name cannot point elsewhere the second time. Redirects go through the same check.
+The host name is resolved first, all its network addresses must be public, and the connection goes to an address that
+was checked, so that the name cannot point elsewhere the second time. Redirects pass the same check.
 """
 
 import asyncio
-import base64
-import binascii
 import ipaddress
 import socket
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from ming.media import decode_base64, split_data_url
 from ming.serving.errors import ApiError, shorten
 
 MAX_REDIRECTS = 3
@@ -22,7 +21,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the open internet, also where it is written inside an IPv6 address."""
+    """Whether an address belongs to the public internet, also an IPv4 address inside an IPv6 address."""
     if isinstance(address, ipaddress.IPv6Address):
         teredo = address.teredo
         inner = address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else None)
@@ -43,19 +42,19 @@ async def resolve(host: str, port: int) -> list[Address]:
         OSError: the name has none.
     """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [ipaddress.ip_address(entry[4][0].partition("%")[0]) for entry in found]
+    return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
 
 
-def decode_base64(text: str, param: str) -> bytes:
-    """Bytes of base64.
+def decode_field(text: str, param: str, is_data_url: bool = False) -> bytes:
+    """The bytes of a field of a request that holds base64 or a data URL.
 
     Raises:
-        ApiError: it is none, or holds nothing.
+        ApiError: the text is not what it should be, or holds no data.
     """
     try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ApiError(f"{param}: the base64 cannot be decoded: {error}", param, code="invalid_base64") from error
+        data = split_data_url(text)[1] if is_data_url else decode_base64(text, "this field")
+    except ValueError as error:
+        raise ApiError(f"{param}: {error}", param, code="invalid_base64") from error
     if not data:
         raise ApiError(f"{param}: the base64 holds no data", param, code="invalid_base64")
     return data
@@ -63,12 +62,12 @@ def decode_base64(text: str, param: str) -> bytes:
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Reads what a URL of a request points to.
+    """Reads the files that URLs of a request point to.
 
     Args:
         allow_remote: http and https addresses may be read.
-        max_bytes, max_seconds: of one medium.
-        is_allowed: which network addresses may be reached; the default is the open internet.
+        max_bytes, max_seconds: limits of one file.
+        is_allowed: which network addresses may be reached; the default is the public internet.
     """
 
     allow_remote: bool = False
@@ -77,17 +76,14 @@ class Fetcher:
     is_allowed: Callable[[Address], bool] = is_public
 
     def read(self, url: str, param: str) -> bytes:
-        """The bytes behind a data URL or an address; not from within an event loop.
+        """The bytes of a data URL or of the file at an address; not to be called from an event loop.
 
         Raises:
             ApiError: it is neither, it may not be read, or it cannot be.
         """
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
-            header, comma, payload = url.partition(",")
-            if not comma or not header.endswith(";base64"):
-                raise ApiError(f"{param}: a data URL must look like data:<type>;base64,<data>", param)
-            return decode_base64(payload, param)
+            return decode_field(url, param, is_data_url=True)
         if scheme not in ("http", "https"):
             raise ApiError(
                 f"{param}: {shorten(url)} is neither a data URL nor an address; files of the server are never read, "
@@ -97,7 +93,7 @@ class Fetcher:
             )
         if not self.allow_remote:
             raise ApiError(
-                f"{param}: this server reads no addresses, so not {shorten(url)}; send the file as "
+                f"{param}: this server does not read addresses such as {shorten(url)}; send the file as "
                 "data:<type>;base64,<data>, or start the server with --allow-remote",
                 param,
                 code="remote_not_allowed",
@@ -110,7 +106,7 @@ class Fetcher:
             ) from error
 
     async def _in_time(self, url: httpx.URL, param: str) -> bytes:
-        """The body of a url; a server that answers drop by drop is cut off, as timeouts of single reads would not."""
+        """The body at a URL within `max_seconds` in all; timeouts of single reads would not end a slow stream."""
         try:
             async with asyncio.timeout(self.max_seconds):
                 return await self._download(url, param)
@@ -123,23 +119,32 @@ class Fetcher:
         # No proxies or passwords of the environment: the connection goes to the address that was checked.
         async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None) as client:
             for _ in range(MAX_REDIRECTS + 1):
-                async with client.stream(**await self._pinned(url, param)) as response:
-                    if not response.has_redirect_location:
-                        return await self._body(response, url, param)
-                    url = url.join(response.headers["location"])
+                found = await self._get(client, url, param)
+                if isinstance(found, bytes):
+                    return found
+                url = found
         raise ApiError(f"{param}: more than {MAX_REDIRECTS} redirects, at last to {shorten(str(url))}", param)
 
+    async def _get(self, client: httpx.AsyncClient, url: httpx.URL, param: str) -> bytes | httpx.URL:
+        """The body, or the URL that the answer redirects to."""
+        async with client.stream(**await self._pinned(url, param)) as response:
+            if response.has_redirect_location:
+                return url.join(response.headers["location"])
+            return await self._body(response, url, param)
+
     async def _pinned(self, url: httpx.URL, param: str) -> dict:
-        """A request to one of the url's addresses, checked; the name stays in the header and in the TLS handshake."""
+        """A request to a checked network address of the URL; header and TLS handshake keep the host name."""
         if url.scheme not in ("http", "https") or not url.host:
-            raise ApiError(f"{param}: {shorten(str(url))} is no http or https address", param, code="unsupported_url")
+            raise ApiError(
+                f"{param}: {shorten(str(url))} is not an http or https address", param, code="unsupported_url"
+            )
         port = url.port or {"http": 80, "https": 443}[url.scheme]
         addresses = await resolve(url.host, port)
         refused = [address for address in addresses if not self.is_allowed(address)]
         if refused or not addresses:
             raise ApiError(
                 f"{param}: {shorten(str(url))} leads to {refused[0] if refused else 'no address'}, which is not on "
-                "the open internet; send the file as data:<type>;base64,<data>",
+                "the public internet; send the file as data:<type>;base64,<data>",
                 param,
                 code="address_not_allowed",
             )
@@ -160,4 +165,4 @@ class Fetcher:
         return bytes(data)
 
 
-__all__ = ["Fetcher", "decode_base64", "is_public", "resolve"]
+__all__ = ["Fetcher", "decode_field", "is_public", "resolve"]

@@ -7,7 +7,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """The counters; names begin with `ming_`."""
+    """Counters, gauges and histograms; their names begin with `ming_`."""
 
     def __init__(self):
         self.registry = CollectorRegistry()

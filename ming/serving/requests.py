@@ -1,7 +1,7 @@
-"""Shapes of requests, as in OpenAI's API; content parts -> content items of our chats.
+"""Shapes of requests, as in OpenAI's API, and how their content parts become content items of our chats.
 
-Fields that would change the answer and are not supported are refused; a field typed with a neutral value only, such as
-`n`, takes that value and no other.
+Unknown fields are refused, since they might change the answer. Some fields are known, but take their neutral value
+only, such as `n`.
 """
 
 import re
@@ -9,17 +9,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from ming.randomness import MAX_SEED
+from ming.serving.engine_jobs import Sampling
 from ming.serving.errors import ApiError
-from ming.serving.jobs import Sampling
 from ming.serving.media import MediaReader
 
 
 def _encodable(text: str) -> str:
-    """JSON can write halves of characters, which no tokenizer takes."""
+    """Refuse lone surrogates: JSON can hold such halves of characters, a tokenizer cannot take them."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"no text: {error.reason} at {error.start}") from error
+        raise ValueError(f"not text: {error.reason} at {error.start}") from error
     return text
 
 
@@ -47,8 +48,8 @@ class ImagePart(Shape):
     image_url: ImageUrl
 
 
-class Sound(Shape):
-    """`format` is told from the data; the field is there because OpenAI's clients send it."""
+class InputAudio(Shape):
+    """`format` is not used, since the data show it; the field is there because OpenAI's clients send it."""
 
     data: str
     format: str | None = None
@@ -56,7 +57,7 @@ class Sound(Shape):
 
 class AudioPart(Shape):
     type: Literal["input_audio"]
-    input_audio: Sound
+    input_audio: InputAudio
 
 
 class Url(Shape):
@@ -69,7 +70,7 @@ class VideoPart(Shape):
 
 
 Part = Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discriminator="type")]
-# The tags tell pydantic which of the two to complain about.
+# The tags let pydantic report errors of the one form that was sent.
 Content = Annotated[
     Annotated[Text | None, Tag("plain")] | Annotated[list[Part], Tag("parts")],
     Discriminator(lambda value: "parts" if isinstance(value, list) else "plain"),
@@ -77,7 +78,7 @@ Content = Annotated[
 
 
 class ChatMessage(Shape):
-    """One turn. The fields behind the second one are those of a reply that a client sends back."""
+    """One turn. The fields after `content` occur in replies, which clients send back unchanged."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
@@ -99,15 +100,15 @@ class AudioOptions(Shape):
     format: Literal["wav", "flac", "pcm16"] = "wav"
 
 
-class Client(Shape):
-    """What every request may say. `user`, `metadata` and `store` are for whoever sends it; nothing is kept."""
+class Request(Shape):
+    """Fields of every request. `user` is accepted and ignored, as are `metadata` and `store` of a chat."""
 
     model: str | None = None
     user: str | None = None
 
 
-class ChatRequest(Client):
-    """POST /v1/chat/completions. `top_k`, `use_whisper_encoder` and `load_audio_from_video` are our own."""
+class ChatRequest(Request):
+    """POST /v1/chat/completions. `top_k`, `use_whisper_encoder` and `load_audio_from_video` are not OpenAI's."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = False
@@ -117,7 +118,7 @@ class ChatRequest(Client):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
-    seed: int | None = Field(None, ge=0, lt=2**62)
+    seed: int | None = Field(None, ge=0, lt=MAX_SEED)
     stop: Text | list[Text] | None = None
     modalities: list[Literal["text", "audio"]] | None = None
     audio: AudioOptions | None = None
@@ -150,19 +151,20 @@ class ChatRequest(Client):
         return words
 
 
-class SpeechRequest(Client):
-    """POST /v1/audio/speech. `seed` is our own."""
+class SpeechRequest(Request):
+    """POST /v1/audio/speech. `seed` is not in OpenAI's API."""
 
     input: Text = Field(min_length=1)
     voice: str | None = None
     response_format: Literal["wav", "pcm", "flac"] = "wav"
-    seed: int | None = Field(None, ge=0, lt=2**62)
+    seed: int | None = Field(None, ge=0, lt=MAX_SEED)
     speed: float | None = Field(None, ge=1, le=1)
     stream_format: Literal["audio"] | None = None
 
 
-class TranscriptionRequest(Client):
-    """Fields beside the file of POST /v1/audio/transcriptions. `use_whisper_encoder` is our own.
+class TranscriptionRequest(Request):
+    """Fields beside the file of POST /v1/audio/transcriptions. `use_whisper_encoder` is not in OpenAI's
+    API.
 
     `prompt` replaces the instruction that goes with the recording; the model recognises the language itself.
     """
@@ -174,10 +176,10 @@ class TranscriptionRequest(Client):
     use_whisper_encoder: bool = False
 
 
-class ImageRequest(Client):
-    """POST /v1/images/generations, and the fields beside the pictures of /v1/images/edits.
+class ImageRequest(Request):
+    """POST /v1/images/generations, and the fields beside the images of /v1/images/edits.
 
-    `seed`, `num_inference_steps` and `guidance_scale` are our own.
+    `seed`, `num_inference_steps` and `guidance_scale` are not in OpenAI's API.
     """
 
     prompt: Text = Field(min_length=1)
@@ -185,12 +187,12 @@ class ImageRequest(Client):
     size: str = "auto"
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png", "jpeg", "webp"] = "png"
-    seed: int | None = Field(None, ge=0, lt=2**62)
+    seed: int | None = Field(None, ge=0, lt=MAX_SEED)
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=1)
 
     def height_and_width(self) -> tuple[int | None, int | None]:
-        """In pixels; None is the model's own.
+        """The size in pixels; None leaves a side to the model.
 
         Raises:
             ApiError: `size` is neither "auto" nor "WIDTHxHEIGHT".
@@ -207,7 +209,7 @@ ROLES = {"developer": "system"}
 
 
 def to_chat(messages: list[ChatMessage], reader: MediaReader) -> list[dict[str, Any]]:
-    """Messages of a request -> a chat for the processor, its media read and checked.
+    """Messages of a request -> a chat for the processor, with its images, audio and videos read and checked.
 
     Raises:
         ApiError: media outside of user messages, a chat that does not end with the user, or unusable media.

@@ -1,7 +1,6 @@
-"""The app and its routes."""
+"""The ASGI app: routes, and how the events of a job become an answer."""
 
 import asyncio
-import io
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,32 +14,34 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from ming.cli.session import SEEDS
-from ming.serving import sounds
-from ming.serving.asgi import IDENTITY, disconnected
+from ming.encoding import encode_image, to_pcm16
+from ming.events import AudioChunk, ImageDone, TextDelta
+from ming.randomness import MAX_SEED
+from ming.serving import audio_formats
 from ming.serving.engine import Engine
+from ming.serving.engine_jobs import Deliver, Event, Failed, Finished, Job
 from ming.serving.errors import ApiError, from_validation, server_error, shorten, shutting_down, validate
 from ming.serving.fetch import Fetcher
-from ming.serving.gate import Gate
-from ming.serving.jobs import AudioChunk, Deliver, Event, Failed, Finished, ImageDone, Job, TextDelta
-from ming.serving.limits import EngineSettings, Limits, Site
+from ming.serving.forwarding import IDENTITY, wait_for_disconnect
 from ming.serving.metrics import Metrics
-from ming.serving.prepare import Preparer
-from ming.serving.replies import END_OF_STREAM, ChatReply, encode_base64, sse, usage
+from ming.serving.middleware import AdmissionMiddleware
+from ming.serving.prepare import Preparer, load_components
 from ming.serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest
+from ming.serving.responses import END_OF_STREAM, ChatResponse, encode_base64, server_sent_event, usage
+from ming.serving.settings import EngineSettings, Limits, Site
 
-CLIENT_LEFT = 499  # nobody reads it; the metrics count it
+CLIENT_LEFT = 499  # the client does not read it, but the metrics count it
 Result = TypeVar("Result")
 Seeded = TypeVar("Seeded", ChatRequest, SpeechRequest, ImageRequest)
 router = APIRouter()
 
 
-class Reply:
+class JobEvents:
     """The events of a job, read in the event loop while the engine's thread delivers them."""
 
     def __init__(self):
-        self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue()
-        self.finished: Finished | None = None
+        self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        self.finished = Finished("cancelled")  # until the job ends otherwise
 
     def put(self, event: Event) -> None:
         """Deliver an event, from any thread."""
@@ -50,8 +51,8 @@ class Reply:
         """Events before the last one, which is kept as `finished`.
 
         Raises:
-            ApiError: the job failed, and the server's log holds the reason; or it was cancelled, which only a server
-                that ends does while somebody reads.
+            ApiError: the job failed, and the server's log holds the reason; or it was cancelled since the server is
+                shutting down.
         """
         while True:
             event = await self._events.get()
@@ -82,14 +83,14 @@ class Service:
                 code="model_not_found",
             )
 
-    async def submit(self, prepare: Callable[[Deliver], Job]) -> tuple[Job, Reply]:
+    async def submit(self, prepare: Callable[[Deliver], Job]) -> tuple[Job, JobEvents]:
         """Prepare a job in a thread and hand it to the engine.
 
         Raises:
             ApiError: the queue is full, or the request cannot be served.
         """
         self.engine.reserve()
-        reply = Reply()
+        reply = JobEvents()
         try:
             job = await asyncio.to_thread(prepare, reply.put)
         except BaseException:
@@ -98,38 +99,39 @@ class Service:
         self.engine.submit(job)
         return job, reply
 
-    async def unless_gone(self, request: Request, job: Job, work: Awaitable[Result]) -> Result:
-        """Wait for something of a job; the job is cancelled when the client leaves first.
+    async def while_connected(self, request: Request, job: Job, work: Awaitable[Result]) -> Result:
+        """Wait for a result of a job; the job is cancelled when the client leaves first.
 
         Raises:
             ApiError: the client left.
         """
-        tasks = [asyncio.ensure_future(work), asyncio.ensure_future(disconnected(request.receive))]
+        task = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(wait_for_disconnect(request.receive))
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if not tasks[0].done():
+            await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
                 raise ApiError("the client left", status=CLIENT_LEFT)
-            return tasks[0].result()
+            return task.result()
         except BaseException:
             self.engine.cancel(job)
             raise
         finally:
-            for task in tasks:
-                task.cancel()
+            task.cancel()
+            leaving.cancel()
 
     async def stream(self, request: Request, job: Job, pieces: AsyncIterator[bytes], **options) -> Response:
-        """A streamed answer; it begins with its first piece, so that what fails before has a status of its own."""
-        first = await self.unless_gone(request, job, anext(pieces))
+        """A streamed answer. It begins when its first piece is there: an error before it has its own status."""
+        first = await self.while_connected(request, job, anext(pieces))
         return JobStream(self.engine, job, _chain(first, pieces), **options)
 
     async def stream_events(self, request: Request, job: Job, pieces: AsyncIterator[bytes]) -> Response:
-        """An event stream; what fails later is its last event."""
-        first = await self.unless_gone(request, job, anext(pieces))
+        """An event stream; an error after its first piece is its last event."""
+        first = await self.while_connected(request, job, anext(pieces))
         return JobStream(self.engine, job, _as_events(_chain(first, pieces)), media_type="text/event-stream")
 
 
 class JobStream(StreamingResponse):
-    """A streamed answer whose end, in whatever way it comes, ends the job."""
+    """A streamed answer that ends the job when it ends, for whatever reason."""
 
     def __init__(self, engine: Engine, job: Job, pieces: AsyncIterator[bytes], **options):
         super().__init__(pieces, **options)
@@ -148,7 +150,7 @@ async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
         yield piece
 
 
-async def _collect(reply: Reply) -> list[Event]:
+async def _collect(reply: JobEvents) -> list[Event]:
     return [event async for event in reply]
 
 
@@ -156,7 +158,7 @@ def _text(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
-def _sound(events: list[Event]) -> tuple[torch.Tensor, int | None]:
+def _audio(events: list[Event]) -> tuple[torch.Tensor, int | None]:
     """The waveform [N] of all chunks and its rate in Hz; None without any chunk."""
     chunks = [event for event in events if isinstance(event, AudioChunk)]
     if not chunks:
@@ -164,13 +166,17 @@ def _sound(events: list[Event]) -> tuple[torch.Tensor, int | None]:
     return torch.cat([chunk.waveform for chunk in chunks]), chunks[0].sampling_rate
 
 
+def _empty_speech() -> ApiError:
+    return ApiError("the model said nothing; try another seed", status=500, code="empty_speech", kind="server_error")
+
+
 async def _as_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """An event stream that ends as it should, or with an error."""
+    """An event stream with its last line, or with an error as the last event."""
     try:
         async for piece in pieces:
             yield piece
     except ApiError as error:
-        yield sse(error.body())
+        yield server_sent_event(error.body())
         return
     yield END_OF_STREAM
 
@@ -190,20 +196,20 @@ def _service(request: Request) -> Service:
 
 
 def _identity(request: Request) -> dict[str, Any]:
-    """Name and time of a request that may be asked again; empty where it came straight from a client."""
+    """Name and time of a request that a proxy may repeat; empty where it came straight from a client."""
     return request.scope.get("extensions", {}).get(IDENTITY, {})
 
 
-def _repeatable(request: Request, body: Seeded) -> Seeded:
-    """The request with a seed of its name, so that it draws the same numbers when it is asked again."""
+def _with_own_seed(request: Request, body: Seeded) -> Seeded:
+    """The request with a seed made of its name, so that it draws the same numbers when it is repeated."""
     if body.seed is not None or not (identity := _identity(request)):
         return body
-    return body.model_copy(update={"seed": int(identity["id"], 16) % SEEDS})
+    return body.model_copy(update={"seed": int(identity["id"], 16) % MAX_SEED})
 
 
 @router.get("/health")
 async def health(request: Request) -> dict[str, Any]:
-    """Whether the engine works, and what the model can do."""
+    """Whether the engine runs, and what the model can generate."""
     service = _service(request)
     if not service.engine.is_alive:
         raise ApiError("the engine's thread has ended; restart the server", status=503, kind="server_error")
@@ -225,7 +231,7 @@ async def metrics(request: Request) -> Response:
 async def models(request: Request) -> dict[str, Any]:
     """The one model."""
     service = _service(request)
-    return {"object": "list", "data": [_model_card(service)]}
+    return {"object": "list", "data": [_model_entry(service)]}
 
 
 @router.get("/v1/models/{name:path}")
@@ -233,10 +239,10 @@ async def model(request: Request, name: str) -> dict[str, Any]:
     """The one model, by its name."""
     service = _service(request)
     service.check_model(name)
-    return _model_card(service)
+    return _model_entry(service)
 
 
-def _model_card(service: Service) -> dict[str, Any]:
+def _model_entry(service: Service) -> dict[str, Any]:
     return {"id": service.name, "object": "model", "created": service.started, "owned_by": "serving"}
 
 
@@ -244,68 +250,72 @@ def _model_card(service: Service) -> dict[str, Any]:
 async def chat(request: Request, body: ChatRequest) -> Response:
     """Answer a chat in text, or in text and speech; at once or streamed."""
     service = _service(request)
-    shape = ChatReply.named(service.name, _identity(request))
+    response = ChatResponse.of_request(service.name, _identity(request))
     service.check_model(body.model)
     if body.wants_audio and body.stream and body.audio and body.audio.format != "pcm16":
         raise ApiError(
             f"audio.format: {body.audio.format!r} cannot be streamed in a chat; use 'pcm16'", "audio.format"
         )
     if body.wants_audio:  # seeded chats in text would be decoded one by one
-        body = _repeatable(request, body)
+        body = _with_own_seed(request, body)
     job, reply = await service.submit(lambda deliver: service.preparer.chat(body, deliver))
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
-        pieces = _chat_pieces(shape, reply, body.wants_audio, wants_usage)
+        pieces = _chat_pieces(response, reply, body.wants_audio, wants_usage)
         return await service.stream_events(request, job, pieces)
-    events = await service.unless_gone(request, job, _collect(reply))
+    events = await service.while_connected(request, job, _collect(reply))
     audio = None
     if body.wants_audio:
-        waveform, rate = _sound(events)
+        waveform, rate = _audio(events)
         if rate is None:
-            raise ApiError("nothing was said; try another seed", status=500, code="empty_speech", kind="server_error")
-        format = body.audio.format if body.audio else "wav"
-        audio = sounds.encode(waveform, rate, "pcm" if format == "pcm16" else format)
-    return JSONResponse(shape.whole(_text(events), reply.finished, audio))
+            raise _empty_speech()
+        audio_format = body.audio.format if body.audio else "wav"
+        audio = audio_formats.encode(waveform, rate, "pcm" if audio_format == "pcm16" else audio_format)
+    return JSONResponse(response.whole(_text(events), reply.finished, audio))
 
 
-async def _chat_pieces(shape: ChatReply, reply: Reply, audio: bool, wants_usage: bool) -> AsyncIterator[bytes]:
+async def _chat_pieces(
+    response: ChatResponse, reply: JobEvents, audio: bool, wants_usage: bool
+) -> AsyncIterator[bytes]:
     role = {"role": "assistant"}
     async for event in reply:
+        delta: dict[str, Any] = {}
         if isinstance(event, AudioChunk):
-            part: dict[str, Any] = {"data": encode_base64(sounds.to_pcm(event.waveform).tobytes())}
-        else:
-            part = {"transcript": event.text}
-        delta = {"audio": {"id": shape.audio_id, **part}} if audio else {"content": event.text}
-        yield shape.chunk({**role, **delta})
+            delta = {"audio": {"id": response.audio_id, "data": encode_base64(to_pcm16(event.waveform).tobytes())}}
+        elif isinstance(event, TextDelta) and audio:
+            delta = {"audio": {"id": response.audio_id, "transcript": event.text}}
+        elif isinstance(event, TextDelta):
+            delta = {"content": event.text}
+        yield response.chunk({**role, **delta})
         role = {}
     if audio:
-        yield shape.chunk({**role, "audio": {"id": shape.audio_id, "expires_at": shape.created}})
-    yield shape.chunk({} if audio else role, reply.finished.reason)
+        yield response.chunk({**role, "audio": {"id": response.audio_id, "expires_at": response.created}})
+    yield response.chunk({} if audio else role, reply.finished.reason)
     if wants_usage:
-        yield shape.usage_chunk(reply.finished)
+        yield response.usage_chunk(reply.finished)
 
 
 @router.post("/v1/audio/speech")
 async def speech(request: Request, body: SpeechRequest) -> Response:
-    """Read a text aloud; the sound is sent while it is made."""
-    service, format = _service(request), body.response_format
+    """Read a text aloud; the audio is sent while it is generated."""
+    service, audio_format = _service(request), body.response_format
     service.check_model(body.model)
-    body = _repeatable(request, body)
+    body = _with_own_seed(request, body)
     job, reply = await service.submit(lambda deliver: service.preparer.speech(body, deliver))
     rate = service.preparer.sampling_rate
-    kind = f"audio/pcm;rate={rate};channels=1" if format == "pcm" else sounds.FORMATS[format]
-    pieces = _sound_pieces(reply, sounds.STREAMS[format](rate))
+    kind = f"audio/pcm;rate={rate};channels=1" if audio_format == "pcm" else audio_formats.MIME_TYPES[audio_format]
+    pieces = _audio_pieces(reply, audio_formats.ENCODERS[audio_format](rate))
     return await service.stream(request, job, pieces, media_type=kind, headers={"X-Sample-Rate": str(rate)})
 
 
-async def _sound_pieces(reply: Reply, encoder: sounds.PcmStream) -> AsyncIterator[bytes]:
+async def _audio_pieces(reply: JobEvents, encoder: audio_formats.PcmEncoder) -> AsyncIterator[bytes]:
     spoken = False
     async for event in reply:
         if isinstance(event, AudioChunk) and (data := encoder.push(event.waveform)):
             spoken = True
             yield data
     if not spoken:
-        raise ApiError("nothing was said; try another seed", status=500, code="empty_speech", kind="server_error")
+        raise _empty_speech()
     yield encoder.finish()
 
 
@@ -321,18 +331,19 @@ async def transcriptions(request: Request) -> Response:
     job, reply = await service.submit(lambda deliver: service.preparer.transcription(body, files[0], deliver))
     if body.stream:
         return await service.stream_events(request, job, _transcript_pieces(reply))
-    events = await service.unless_gone(request, job, _collect(reply))
+    events = await service.while_connected(request, job, _collect(reply))
     if body.response_format == "text":
         return PlainTextResponse(_text(events) + "\n")
     return JSONResponse({"text": _text(events), "usage": _transcript_usage(reply.finished)})
 
 
-async def _transcript_pieces(reply: Reply) -> AsyncIterator[bytes]:
+async def _transcript_pieces(reply: JobEvents) -> AsyncIterator[bytes]:
     text = ""
     async for event in reply:
-        text += event.text
-        yield sse({"type": "transcript.text.delta", "delta": event.text})
-    yield sse({"type": "transcript.text.done", "text": text, "usage": _transcript_usage(reply.finished)})
+        if isinstance(event, TextDelta):
+            text += event.text
+            yield server_sent_event({"type": "transcript.text.delta", "delta": event.text})
+    yield server_sent_event({"type": "transcript.text.done", "text": text, "usage": _transcript_usage(reply.finished)})
 
 
 def _transcript_usage(finished: Finished) -> dict[str, Any]:
@@ -347,36 +358,30 @@ def _transcript_usage(finished: Finished) -> dict[str, Any]:
 
 @router.post("/v1/images/generations")
 async def image_generations(request: Request, body: ImageRequest) -> Response:
-    """Draw pictures of a text."""
+    """Draw images from a text."""
     return await _draw(request, body, [])
 
 
 @router.post("/v1/images/edits")
 async def image_edits(request: Request) -> Response:
-    """Draw pictures after a text and pictures."""
+    """Draw images from a text and images."""
     fields, files = await _form(request, ("image", "image[]"))
     if not files:
-        raise ApiError("image: no file; send at least one picture, or use /v1/images/generations", "image")
+        raise ApiError("image: no file; send at least one image, or use /v1/images/generations", "image")
     return await _draw(request, validate(ImageRequest, fields), files)
 
 
 async def _draw(request: Request, body: ImageRequest, files: list[bytes]) -> Response:
     service = _service(request)
     service.check_model(body.model)
-    body = _repeatable(request, body)
+    body = _with_own_seed(request, body)
     job, reply = await service.submit(lambda deliver: service.preparer.drawing(body, files, deliver))
-    events = await service.unless_gone(request, job, _collect(reply))
+    events = await service.while_connected(request, job, _collect(reply))
     images = next(event for event in events if isinstance(event, ImageDone)).images
-    encoded = await asyncio.to_thread(lambda: [_encode_image(image, body.output_format) for image in images])
-    data = [{"b64_json": picture} for picture in encoded]
+    encoded = await asyncio.to_thread(lambda: [encode_image(image, body.output_format) for image in images])
+    data = [{"b64_json": encode_base64(image)} for image in encoded]
     size = f"{images[0].width}x{images[0].height}"
     return JSONResponse({"created": int(time.time()), "data": data, "output_format": body.output_format, "size": size})
-
-
-def _encode_image(image, format: str) -> str:
-    file = io.BytesIO()
-    image.save(file, format.upper())
-    return encode_base64(file.getvalue())
 
 
 async def _on_api_error(request: Request, error: ApiError) -> Response:
@@ -393,7 +398,7 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return server_error().response()  # the server raises it again behind the answer, into the log
+    return server_error().response()  # the server raises the error again after the answer, into the log
 
 
 def create_app(
@@ -407,15 +412,16 @@ def create_app(
     """The server as an ASGI app.
 
     Args:
-        model: a `BailingMMNativeForConditionalGeneration` in eval mode; while the app runs, its engine owns it.
+        model: a `BailingMMNativeForConditionalGeneration` in eval mode; while the app runs, only its engine uses it.
         processor: its processor.
-        limits, settings, site: of requests, of how they wait, and of how the model is offered; defaults otherwise.
+        limits, settings, site: see there; None takes the defaults.
         fetcher: reads URLs of requests; the default reads data URLs only.
 
     Returns:
         An app whose `state.service.engine` works between its start and its shutdown.
     """
     limits, site, metrics = limits or Limits(), site or Site(), Metrics()
+    load_components(model)
     preparer = Preparer(model, processor, limits, fetcher or Fetcher(), site.transcription_prompt)
     engine = Engine(model, processor.tokenizer, settings or EngineSettings(), metrics)
 
@@ -431,7 +437,11 @@ def create_app(
     app.state.service = Service(site.name, preparer, engine, metrics)
     app.include_router(router)
     app.add_middleware(
-        Gate, body_bytes=limits.body_bytes, metrics=metrics, check_room=engine.check_room, api_key=site.api_key
+        AdmissionMiddleware,
+        body_bytes=limits.body_bytes,
+        metrics=metrics,
+        check_room=engine.check_room,
+        api_key=site.api_key,
     )
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

@@ -1,1 +1,1 @@
-"""Training of Ming-Lite-Omni: objectives, data and recipes."""
+"""Training of Ming-Lite-Omni: losses, batches, the loop, and fine-tuning (`ming finetune`)."""

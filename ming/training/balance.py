@@ -1,6 +1,6 @@
 """Balance between modalities (M2-omni, arXiv 2502.18778, which Ming-Omni follows).
 
-Step-wise balance (pre-training): one optimiser step is one forward pass per modality; the losses are summed with
+Step-wise balance (pre-training): one optimizer step is one forward pass per modality; the losses are summed with
 fixed weights. Dynamic adaptive balance (instruction tuning): the weights follow each modality's convergence.
 """
 
@@ -12,7 +12,7 @@ import torch
 
 
 def weighted_sum(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
-    """Step-wise balance: the sum of the modalities' losses times their weights (1 where none is given)."""
+    """Step-wise balance: the scalar sum of the modalities' losses times their weights (1 for a missing weight)."""
     return sum(weights.get(name, 1.0) * loss for name, loss in losses.items())
 
 
@@ -27,16 +27,18 @@ class DynamicBalance:
     """Weights from the convergence of recent validation losses.
 
     The paper fits a line to each modality's recent validation losses and lets the weights follow the convergence
-    rates, so that the modalities finish together; the map from slopes to weights is left open. Our choice: with
-    p = -relative slope (progress per observation), a modality whose loss still falls gets a weight proportional to
-    exp(-(p - mean p) / temperature), so that slower ones get more; one whose loss rises is finished or over-fits and
-    gets `min_weight`. The weights of the falling ones have mean 1 before they are clipped to
-    [min_weight, max_weight].
+    rates, so that the modalities finish together. It does not give the map from slopes to weights. We use progress
+    p = -relative slope: a modality whose loss still falls gets a weight proportional to exp(-(p - mean p) /
+    temperature), so slower ones get more. A modality whose loss rises is finished or overfits and gets `min_weight`.
+    The weights of the falling ones have mean 1 before they are clipped to [min_weight, max_weight].
 
     Args:
         names: modalities.
-        window: validation losses per fit; until each has that many, all weights are 1.
-        temperature: progress difference that changes the ratio of two weights by e.
+        window: validation losses per fit; all weights are 1 until each modality has that many.
+        temperature: difference in progress that changes the ratio of two weights by a factor of e.
+
+    Raises:
+        ValueError: `window` is below 2.
     """
 
     def __init__(
@@ -49,12 +51,16 @@ class DynamicBalance:
     ):
         if window < 2:
             raise ValueError(f"window must be at least 2 to fit a line, got {window}")
-        self.history = {name: deque(maxlen=window) for name in names}
+        self.history: dict[str, deque[float]] = {name: deque(maxlen=window) for name in names}
         self.window, self.temperature = window, temperature
         self.min_weight, self.max_weight = min_weight, max_weight
 
     def observe(self, losses: Mapping[str, float]) -> None:
-        """Record one validation loss per modality."""
+        """Record one validation loss per modality.
+
+        Raises:
+            ValueError: an unknown modality, or a loss that is not finite.
+        """
         for name, loss in losses.items():
             if name not in self.history:
                 raise ValueError(f"unknown modality {name!r}; this balance follows {sorted(self.history)}")
@@ -84,6 +90,6 @@ class DynamicBalance:
         return {name: list(values) for name, values in self.history.items()}
 
     def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the losses that `state_dict` returned."""
         for name, values in state.items():
             self.history[name] = deque(values, maxlen=self.window)

@@ -1,10 +1,11 @@
-"""Objectives of drawing (Ming-Lite-Uni, arXiv 2505.02471, section 3): a fixed language model, a learnable image head.
+"""Training losses of the image head (Ming-Lite-Uni, arXiv 2505.02471, section 3); the language model stays frozen.
 
-One set of transformer blocks learns to denoise a picture at every scale of query tokens: small from the coarsest
-states, full size from the finest. What trains the queries flows back through the language model, whose own weights are
-frozen.
+One set of transformer blocks learns to denoise an image at every scale of query tokens: a small image from the states
+of the coarsest scale, the full size from the finest. The gradients of the query tokens flow back through the frozen
+language model.
 
-Shape letters: B pictures, n query tokens of a scale, H width of the language model, C latent channels, h x w latents.
+Shape letters: B images, n query tokens of a scale, H width of the language model, D width of the transformer,
+C latent channels, h x w latents.
 """
 
 import math
@@ -18,23 +19,27 @@ from torch import nn
 
 from image_gen.modeling_image_gen import ImageGen
 
-CONDITION_DROPOUT = 0.1  # share of pictures learned without a condition, for classifier-free guidance
+CONDITION_DROPOUT = 0.1  # share of images learned without a condition, for classifier-free guidance
 
 
 def scale_sizes(image_gen: ImageGen, height: int, width: int) -> list[tuple[int, int]]:
-    """(height, width) in pixels of a picture at every scale, coarse to fine: its own size for the finest, and shares
-    of that like those of the grids' sides, in whole latents."""
+    """(height, width) in pixels of an image at every scale, coarse to fine.
+
+    The finest scale has the size of the image. The others have the same share of it as their grids have of the finest
+    grid's side, rounded to whole latents.
+    """
     factor = image_gen.vae.spatial_compression_ratio
     finest = image_gen.config.scales[-1]
-    return [
-        tuple(max(factor, round(side * scale / finest / factor) * factor) for side in (height, width))
-        for scale in image_gen.config.scales
-    ]
+
+    def scaled(side: int, scale: int) -> int:
+        return max(factor, round(side * scale / finest / factor) * factor)
+
+    return [(scaled(height, scale), scaled(width, scale)) for scale in image_gen.config.scales]
 
 
 @torch.no_grad()
 def encode_scales(image_gen: ImageGen, pixels: torch.Tensor) -> list[torch.Tensor]:
-    """Pictures [B, 3, H, W] in -1..1 -> scaled latents [B, C, h, w] at every scale, coarse to fine."""
+    """Images [B, 3, H, W] in -1..1 -> scaled latents [B, C, h, w] at every scale, coarse to fine."""
     latents = []
     for size in scale_sizes(image_gen, *pixels.shape[-2:]):
         resized = F.interpolate(pixels, size, mode="bilinear", antialias=True) if size != pixels.shape[-2:] else pixels
@@ -43,63 +48,69 @@ def encode_scales(image_gen: ImageGen, pixels: torch.Tensor) -> list[torch.Tenso
 
 
 def sample_sigmas(count: int, generator: torch.Generator | None = None, shift: float = 1.0) -> torch.Tensor:
-    """Noise levels [count] in 0..1, logit-normal and shifted like those of the sampler (Esser et al., arXiv
-    2403.03206, sections 3.1 and 5.3.2); the release does not show its own choice."""
+    """Noise levels [count] in 0..1, logit-normal and shifted like those of the sampler.
+
+    See Esser et al., arXiv 2403.03206, sections 3.1 and 5.3.2; the release does not show its own choice.
+    """
     sigmas = torch.randn(count, generator=generator).sigmoid()
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
 def noised(latents: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents [B, C, h, w], noise alike, sigmas [B] -> noised latents and the velocity that the transformer must give.
+    """Noised latents and the velocity that the transformer must predict, both [B, C, h, w].
 
     The straight path of flow matching (Lipman et al., arXiv 2210.02747), in the direction of the released sampler.
+
+    Args:
+        latents, noise: [B, C, h, w].
+        sigmas: [B].
     """
     sigmas = sigmas.view(-1, 1, 1, 1)
     return (1 - sigmas) * latents + sigmas * noise, noise - latents
 
 
 class AlignmentHead(nn.Module):
-    """Middle block states [B, h * w, D] -> [B, h * w, C] to compare with clean latents; as released, 2240-4480-32.
+    """Projects middle block states [B, h * w, D] to [B, h * w, C], the space of clean latents; released: 2240-4480-32.
 
-    Linear layers start Kaiming-normal with zero bias, as released.
+    The linear layers start Kaiming-normal with zero bias, as released.
     """
 
     def __init__(self, image_gen: ImageGen):
         super().__init__()
         sizes = image_gen.config.transformer
         hidden_size, latent_channels = sizes["num_attention_heads"] * sizes["attention_head_dim"], sizes["in_channels"]
-        self.layers = nn.Sequential(
-            nn.Linear(hidden_size, 2 * hidden_size),
-            nn.GELU(),
-            nn.Linear(2 * hidden_size, latent_channels),
-            nn.LayerNorm(latent_channels),
-        )
-        for layer in (self.layers[0], self.layers[2]):
+        widen, project = nn.Linear(hidden_size, 2 * hidden_size), nn.Linear(2 * hidden_size, latent_channels)
+        for layer in (widen, project):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
+        self.layers = nn.Sequential(widen, nn.GELU(), project, nn.LayerNorm(latent_channels))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """[B, h * w, D] -> [B, h * w, C]."""
         return self.layers(states)
 
 
 def alignment_loss(head: AlignmentHead, states: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Representation alignment at one scale: mean squared error between the projected states of a middle block
-    [B, h * w, D] and the clean latents [B, C, h, w] of the same places (the mean of those that a token stands for,
-    where the transformer's patches are larger than one latent).
+    """Representation alignment at one scale, a scalar.
 
-    The paper names the mean squared error and the release the block and the head, which ends in a layer norm over
-    latent channels; the target is our choice: the clean latent of a place, normalised over its channels like the
-    head's output.
+    It is the mean squared error between the projected states of a middle block [B, h * w, D] and the clean latents
+    [B, C, h, w] of the same places. Where the patches of the transformer are larger than one latent, a state is
+    compared with the mean of the latents of its patch.
+
+    The paper names the mean squared error; the release shows the block and the head, which ends in a layer norm over
+    latent channels. The target is our choice: the clean latent of a place, normalised over its channels like the
+    output of the head.
     """
     patch = math.isqrt(latents.shape[-2] * latents.shape[-1] // states.shape[1])
-    wanted = F.avg_pool2d(latents, patch).flatten(2).transpose(1, 2)
-    return F.mse_loss(head(states), F.layer_norm(wanted, wanted.shape[-1:]))
+    target = F.avg_pool2d(latents, patch).flatten(2).transpose(1, 2)
+    return F.mse_loss(head(states), F.layer_norm(target, target.shape[-1:]))
 
 
 @contextmanager
 def middle_states(image_gen: ImageGen) -> Iterator[list[torch.Tensor]]:
-    """Collects what the middle block of the transformer puts out, call after call: [B, h * w, D] each."""
-    blocks, states = image_gen.transformer.transformer_blocks, []
+    """Collect the output [B, h * w, D] of the transformer's middle block, one item per call."""
+    blocks = image_gen.transformer.transformer_blocks
+    states: list[torch.Tensor] = []
     handle = blocks[len(blocks) // 2].register_forward_hook(lambda module, args, output: states.append(output))
     try:
         yield states
@@ -109,8 +120,10 @@ def middle_states(image_gen: ImageGen) -> Iterator[list[torch.Tensor]]:
 
 @dataclass(frozen=True)
 class DrawingLosses:
-    """Scalars: `loss` = the mean of `flow` over scales + weight * the mean of `alignment`; both by scale, coarse to
-    fine."""
+    """Scalars; `flow` and `alignment` have one per scale, coarse to fine.
+
+    `loss` is the mean of `flow` plus the alignment weight times the mean of `alignment`.
+    """
 
     loss: torch.Tensor
     flow: list[torch.Tensor]
@@ -128,31 +141,27 @@ def drawing_loss(
     weights: Sequence[torch.Tensor] | None = None,
     noises: int = 1,
 ) -> DrawingLosses:
-    """Flow matching at every scale, and the alignment of the scales where there is a `head`.
+    """Flow matching at every scale; with a `head` also representation alignment at every scale.
 
     Args:
-        states: per scale [B, n, H], as `image_states` of the model gives them.
-        latents: per scale, as from `encode_scales`.
-        generator: of noise, noise levels and dropped conditions, on the CPU.
-        weights: per scale [B, 1, h, w], how much the flow of a place counts; mean 1. None counts all alike.
-        noises: how many times every picture is noised; its condition is made once.
+        states: per scale [B, n, H], what `model.drawing.states` returns.
+        latents: per scale [B, C, h, w], from `encode_scales`.
+        generator: for noise, noise levels and dropped conditions; on the CPU.
+        weights: per scale [B, 1, h, w] with mean 1, the weight of each place in the flow loss. None: equal weights.
+        noises: how often every image is noised; its condition is computed once.
     """
-    flow, alignment = [], []
+    flow: list[torch.Tensor] = []
+    alignment: list[torch.Tensor] = []
     scheduler = image_gen.config.scheduler
     with middle_states(image_gen) as collected:
         for scale, (scale_states, latent) in enumerate(zip(states, latents, strict=True)):
             clean = latent.repeat_interleave(noises, dim=0)
-            rows = len(clean)
-            sigmas = sample_sigmas(rows, generator, scheduler.get("shift", 1.0)).to(clean)
+            sigmas = sample_sigmas(len(clean), generator, scheduler.get("shift", 1.0)).to(clean)
             noise = torch.randn(clean.shape, generator=generator).to(clean)
-            kept = (torch.rand(rows, generator=generator) >= condition_dropout).to(clean.device)
-            condition = image_gen.condition(scale_states)
-            wanted = image_gen.mlp(condition).repeat_interleave(noises, dim=0)
-            wanted = torch.where(kept[:, None, None], wanted, image_gen.mlp(torch.zeros_like(condition[:1])))
             values, velocity = noised(clean, noise, sigmas)
             predicted = image_gen.transformer(
                 values,
-                encoder_hidden_states=wanted,
+                encoder_hidden_states=_captions(image_gen, scale_states, noises, condition_dropout, generator),
                 timestep=sigmas * scheduler["num_train_timesteps"],
                 return_dict=False,
             )[0]
@@ -166,3 +175,17 @@ def drawing_loss(
     if alignment:
         loss = loss + alignment_weight * torch.stack(alignment).mean()
     return DrawingLosses(loss, flow, alignment)
+
+
+def _captions(
+    image_gen: ImageGen,
+    states: torch.Tensor,
+    noises: int,
+    condition_dropout: float,
+    generator: torch.Generator | None,
+) -> torch.Tensor:
+    """Captions of the transformer [B * noises, n, caption width]; a random share has the empty condition."""
+    condition = image_gen.condition(states)
+    captions = image_gen.mlp(condition).repeat_interleave(noises, dim=0)
+    kept = (torch.rand(len(captions), generator=generator) >= condition_dropout).to(captions.device)
+    return torch.where(kept[:, None, None], captions, image_gen.mlp(torch.zeros_like(condition[:1])))

@@ -1,4 +1,4 @@
-"""The training loop: `transformers.Trainer` over ready-made batches, in order, resumable to the same result."""
+"""The training loop: `transformers.Trainer` over ready-made batches, in order, so that a resumed run ends the same."""
 
 import json
 import logging
@@ -6,16 +6,32 @@ import os
 from collections import defaultdict
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
-from .optimizer import MuonAdamW
+from ming.training.optimizer import MuonAdamW
 
 logger = logging.getLogger(__name__)
+
+
+def last_checkpoint(output: str | Path) -> Path | None:
+    """The last complete checkpoint in an output directory; the trainer writes its state last."""
+    states = Path(output).glob("checkpoint-*/trainer_state.json")
+    return max((state.parent for state in states), key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def local_device_arguments() -> dict[str, Any]:
+    """`TrainingArguments` that depend on the machine and on `torchrun`."""
+    on_cpu = not torch.cuda.is_available()
+    return {
+        "use_cpu": on_cpu,
+        "ddp_backend": "gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
+        "ddp_find_unused_parameters": True,  # a batch may use no image, no audio, or not every expert
+    }
 
 
 def _only_item(batches: list[dict]) -> dict:
@@ -26,9 +42,9 @@ def _only_item(batches: list[dict]) -> dict:
 class BatchTrainer(Trainer):
     """Trainer for a module that maps a batch to {"loss": scalar, name: scalar, ...}.
 
-    Item `step` of the data set is the batch of step `step`, so that resuming needs no replay of random numbers. The
-    module's other scalars are averaged over the logging interval and logged beside the loss. Under `torchrun` the
-    processes take the items of the data set in turn: item 0 and 1 make step 0 of two processes.
+    Item `step` of the data set is the batch of step `step`, so resuming needs no replay of random numbers. The other
+    scalars of the module are averaged over the logging interval and logged beside the loss. Under `torchrun` the
+    processes take the items of the data set in turn: items 0 and 1 make step 0 of two processes.
     """
 
     def __init__(self, *args, **kwargs):
@@ -40,6 +56,7 @@ class BatchTrainer(Trainer):
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The "loss" of the module's outputs; the other outputs are kept for the next log entry."""
         outputs = model(**inputs)
         for name, value in outputs.items():
             if name != "loss":
@@ -47,6 +64,7 @@ class BatchTrainer(Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs, *args, **kwargs):
+        """Add the means of the other outputs since the last entry."""
         logs.update({name: round(torch.stack(values).mean().item(), 4) for name, values in self.pending.items()})
         self.pending.clear()
         super().log(logs, *args, **kwargs)
@@ -61,8 +79,7 @@ class JsonLog(TrainerCallback):
 
 
 def _training_arguments(num_steps: int, **arguments) -> TrainingArguments:
-    """What all trainings here share, unless `arguments` say otherwise."""
-    on_cpu = not torch.cuda.is_available()
+    """The defaults of every training here, overridden by `arguments`."""
     defaults = {
         "per_device_train_batch_size": 1,
         "num_train_epochs": 1,
@@ -73,14 +90,12 @@ def _training_arguments(num_steps: int, **arguments) -> TrainingArguments:
         "logging_steps": 25,
         "save_steps": 200,
         "save_total_limit": 2,
-        # A card waits for nothing but batches.
-        "dataloader_num_workers": 1 if on_cpu else max(1, min(8, (os.cpu_count() or 1) // 3)),
+        # A GPU waits for nothing but batches.
+        "dataloader_num_workers": max(1, min(8, (os.cpu_count() or 1) // 3)) if torch.cuda.is_available() else 1,
         "dataloader_prefetch_factor": 4,
         "remove_unused_columns": False,
-        "use_cpu": on_cpu,
-        "ddp_backend": "gloo" if "WORLD_SIZE" in os.environ and on_cpu else None,
-        "ddp_find_unused_parameters": True,  # a batch may leave a whole encoder out
         "report_to": "none",
+        **local_device_arguments(),
     }
     return TrainingArguments(**{**defaults, **arguments})
 
@@ -92,40 +107,39 @@ def fit(
     learning_rate: float,
     seed: int,
     callbacks: tuple[TrainerCallback, ...] = (),
-    trainer_class: type[BatchTrainer] = BatchTrainer,
     parameters: list[nn.Parameter] | None = None,
     scales: dict[str, float] | None = None,
     adamw: bool = False,
     **arguments,
 ) -> BatchTrainer:
-    """Train a module over a data set of batches; go on from the last checkpoint in `output_dir` if there is one.
+    """Train a module on a data set of batches; continue from the last checkpoint in `output_dir` if there is one.
 
     Args:
-        module: maps a batch to {"loss": ...}.
+        module: maps a batch to {"loss": scalar, ...}.
         dataset: item `step` is the batch of step `step`; its length is the number of steps.
         parameters: what to train; None trains everything that requires a gradient.
         scales: see `MuonAdamW`.
-        adamw: take the library's AdamW, for weights that are trained already.
-        arguments: further `transformers.TrainingArguments`, among them `bf16`: compute in bfloat16 under autocast.
+        adamw: use the library's AdamW, for weights that are already trained.
+        arguments: further `transformers.TrainingArguments`, such as `bf16`, which computes in bfloat16 (autocast).
     """
     if parameters is not None:
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
+        module.requires_grad_(False)
         for parameter in parameters:
             parameter.requires_grad_(True)
     args = _training_arguments(
         len(dataset), output_dir=str(output_dir), learning_rate=learning_rate, seed=seed, **arguments
     )
-    trainer = trainer_class(
+    trainer = BatchTrainer(
         model=module,
         args=args,
         train_dataset=dataset,
         callbacks=[JsonLog(), *callbacks],
         optimizers=(None if adamw else MuonAdamW(module, learning_rate, args.weight_decay, scales=scales), None),
     )
-    if last := get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None:
-        logger.info("going on from %s", last)
+    last = last_checkpoint(output_dir)
+    if last is not None:
+        logger.info("continuing from %s", last)
     # The fused attention of CPUs takes eight times as long backwards in bfloat16 as in float32.
     with sdpa_kernel(SDPBackend.MATH) if args.bf16 and args.use_cpu else nullcontext():
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return trainer

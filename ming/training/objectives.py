@@ -1,9 +1,9 @@
-"""Training objectives of the perception stage as functions of tensors.
+"""Training losses of the thinker as functions of tensors.
 
-The next-token loss and the router losses come from the model itself (`labels=`, `output_router_logits=True`); here is
-what turns chats into labels and what warms the encoders up before they meet the decoder.
+`next_token_loss` equals the loss of the model itself (`labels=`, `output_router_logits=True`) but needs less memory;
+`chat_labels` makes its labels. The CTC functions train the audio encoders before the decoder hears them.
 
-Shape letters: B batch, L tokens, T audio tokens, V vocabulary, H decoder hidden size.
+Shape letters: B batch, L tokens, T audio tokens, V vocabulary, H hidden size of the decoder.
 """
 
 import torch
@@ -20,15 +20,16 @@ def chat_labels(
 ) -> torch.Tensor:
     """Labels for every assistant turn of a batch of chats.
 
-    A turn reaches from its header to the next `<role>`; there the label is the end token, while the input keeps the
-    `<role>` of the next turn. So every turn learns to stop and the context of later turns is what inference shows.
+    A turn reaches from its header to the next `<role>`. At that position the label is the end token, while the input
+    keeps the `<role>` of the next turn: every turn learns to stop, and later turns see the context of inference.
 
     Args:
-        input_ids, attention_mask: [B, L].
+        input_ids, attention_mask: int64 [B, L].
         assistant_header: ids of `<role>ASSISTANT</role>`; its first id opens every turn.
-        eos_token_id: label behind the last token of a turn.
+        eos_token_id: label of the position after a turn.
+
     Returns:
-        [B, L] int64, `IGNORE` outside assistant turns.
+        int64 [B, L], `IGNORE` outside assistant turns.
     """
     labels = torch.full_like(input_ids, IGNORE)
     role, header_length = assistant_header[0], len(assistant_header)
@@ -48,30 +49,26 @@ def chat_labels(
     return labels
 
 
-def next_token_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The model's own training loss, without the logits of positions that are not trained.
-
-    Equals `model(**batch, output_router_logits=True).loss`. In a chat most positions are prompt; with the released
-    vocabulary their logits are most of the memory of a training step.
-
-    Args:
-        model: a `BailingMMNativeForConditionalGeneration`.
-        batch: its inputs with `labels` [B, L].
-    """
-    batch = dict(batch)
-    labels, attention_mask = batch.pop("labels"), batch.pop("attention_mask")
-    return embedded_loss(model, *model.embed(**batch), attention_mask, labels)[0]
-
-
-def embedded_loss(
+def next_token_loss(
     model: nn.Module,
     inputs_embeds: torch.Tensor,
     mm_token_type_ids: torch.Tensor | None,
     attention_mask: torch.Tensor,
     labels: torch.Tensor,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """`next_token_loss` from what `model.embed` returns, inputs_embeds [B, L, H], the others [B, L]; also the hidden
-    states [B, L, H] before the first layer and behind each one."""
+    """The loss of the model itself, without the logits of positions that have no label.
+
+    Most positions of a chat are prompt; with the released vocabulary their logits take most of the memory of a
+    training step.
+
+    Args:
+        model: a `BailingMMNativeForConditionalGeneration`; its loss is `model(..., output_router_logits=True).loss`.
+        inputs_embeds, mm_token_type_ids: [B, L, H] and [B, L], what `model.embed` returns.
+        attention_mask, labels: [B, L].
+
+    Returns:
+        The scalar loss, and the hidden states [B, L, H] before the first layer and after each layer.
+    """
     causal_lm = model.model
     outputs = causal_lm.model(
         inputs_embeds=inputs_embeds,
@@ -97,10 +94,11 @@ def ctc_loss(
 
     Args:
         logits: [B, T, V + 1].
-        logit_lengths, target_lengths: [B].
-        targets: [B, max target length], padded with anything.
+        logit_lengths, target_lengths: int64 [B].
+        targets: int64 [B, max target length]; the padding values do not matter.
+
     Returns:
-        Scalar, mean over the batch of the loss per target token; utterances too short for their text count as 0.
+        Scalar: the loss per target token, averaged over the batch; utterances too short for their text count as 0.
     """
     log_probabilities = logits.float().log_softmax(dim=-1).transpose(0, 1)
     return F.ctc_loss(
@@ -119,14 +117,14 @@ def ctc_targets(rows: list[list[int]]) -> dict[str, torch.Tensor]:
 def ctc_exact(
     logits: torch.Tensor, logit_lengths: torch.Tensor, targets: torch.Tensor, target_lengths: torch.Tensor
 ) -> torch.Tensor:
-    """Share of rows that `ctc_greedy` spells without an error; arguments as of `ctc_loss`."""
-    spelled = ctc_greedy(logits.detach(), logit_lengths)
-    wanted = [row[:length].tolist() for row, length in zip(targets, target_lengths.tolist(), strict=True)]
-    return torch.tensor([a == b for a, b in zip(spelled, wanted, strict=True)]).double().mean()
+    """Share of rows that `ctc_greedy` decodes without an error (float64 scalar); arguments as of `ctc_loss`."""
+    decoded = ctc_greedy(logits.detach(), logit_lengths)
+    expected = [row[:length].tolist() for row, length in zip(targets, target_lengths.tolist(), strict=True)]
+    return torch.tensor([a == b for a, b in zip(decoded, expected, strict=True)]).double().mean()
 
 
 def ctc_greedy(logits: torch.Tensor, logit_lengths: torch.Tensor) -> list[list[int]]:
-    """Best class per frame [B, T, V + 1], repeats merged, blanks dropped -> token ids per row."""
+    """Token ids per row: the best class of each frame of logits [B, T, V + 1], repeats merged, blanks dropped."""
     blank = logits.shape[-1] - 1
     rows = []
     for best, length in zip(logits.argmax(dim=-1), logit_lengths.tolist(), strict=True):

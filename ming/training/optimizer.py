@@ -1,4 +1,4 @@
-"""Muon for matrices, AdamW for everything else, as one optimizer."""
+"""Muon for matrices and AdamW for everything else, as one optimizer."""
 
 import math
 from collections import defaultdict
@@ -11,9 +11,9 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """Matrices [N, m, n] -> about U V^T of each one's singular value decomposition, bfloat16 [N, m, n].
+    """Approximate U V^T of the singular value decomposition of each matrix [N, m, n], bfloat16 [N, m, n].
 
-    The quintic Newton-Schulz iteration of Muon, as `torch.optim.Muon` runs it on one matrix.
+    This is the quintic Newton-Schulz iteration of Muon, which `torch.optim.Muon` runs on one matrix at a time.
     """
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -28,8 +28,8 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) on matrices [m, n] and on stacks of matrices [N, m, n], such as experts.
 
-    `torch.optim.Muon` takes no stacks. Here equally large matrices go through the iteration together, too. Updates are
-    scaled to AdamW's root mean square (Liu et al., arXiv 2502.16982).
+    `torch.optim.Muon` takes no stacks. Matrices of equal size also go through the iteration together. Updates are
+    scaled to the root mean square of AdamW's (Liu et al., arXiv 2502.16982).
     """
 
     def __init__(self, params, lr: float, weight_decay: float = 0.01, momentum: float = 0.95):
@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(direction.view_as(parameter), alpha=-0.2 * math.sqrt(max(size)) * group["lr"])
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> torch.Tensor:
-        """The parameter's gradient with Nesterov momentum."""
+        """The gradient of a parameter with Nesterov momentum, in the shape of the parameter."""
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
@@ -67,11 +67,10 @@ class MuonAdamW(torch.optim.Optimizer):
     Both parts share `param_groups` with this object, so learning-rate schedulers and checkpoints see one optimizer.
 
     Args:
-        module: its trainable 2-D parameters and the stacked ones of experts go to Muon, except embeddings and output
-            heads (by name).
-        learning_rate: of both parts.
-        head_names: parts of parameter names that stay with AdamW.
-        scales: part of a parameter name -> factor on its learning rate, for parts that were trained before.
+        module: Muon takes its trainable 2-D parameters and the stacked ones of experts, except those of `head_names`.
+        learning_rate: for both parts.
+        head_names: substrings of the names of embeddings and output heads, which stay with AdamW.
+        scales: substring of a parameter name -> factor on the learning rate, for modules that were trained before.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 for (is_hidden, scale), values in groups.items()
                 if is_hidden == wanted
             ]
-            or [{"params": []}]  # a part may have nothing to do
+            or [{"params": []}]  # a part may have no parameters
             for wanted in (True, False)
         )
         options = {"lr": learning_rate, "weight_decay": weight_decay}
@@ -123,7 +122,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.muon.load_state_dict(state_dict["muon"])
         self.adamw.load_state_dict(state_dict["adamw"])
         self.param_groups = self.muon.param_groups + self.adamw.param_groups

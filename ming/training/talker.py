@@ -1,7 +1,9 @@
-"""The talker's objectives: the next codec id, from text, voice and what the thinker made of the chat; and, where it is
-known when which word is said, attention that points at the word that is due.
+"""Training losses of the talker.
 
-Shape letters: B rows, L places of a row, H width of the talker.
+`talker_loss` predicts the next codec id from the text, the voice and the thinker's states. `pointing_loss` is for data
+that say when each word is spoken: it makes an attention head point at the current word.
+
+Shape letters: B rows, L positions of a row, H width of the talker, D width of the thinker.
 """
 
 from dataclasses import replace
@@ -13,13 +15,11 @@ from torch import nn
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from ming.modeling_talker import BailingMMTalker, TalkerPrompt
-
-IGNORE = -100
+from ming.training.objectives import IGNORE
 
 
 class WordAlignment(NamedTuple):
-    """Which word, counted from 0, each token of the whole text belongs to, and which is said by each codec id, the
-    voice's own included."""
+    """The word, counted from 0, of each token of the whole text and of each codec id, prompt included."""
 
     tokens: list[int]
     codec_ids: list[int]
@@ -31,13 +31,17 @@ def talker_batch(
     targets: list[torch.Tensor],
     alignments: list[WordAlignment] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Prompts and the codec ids [n] that must follow -> inputs of the talker's `forward` with labels [B, L].
+    """Inputs of the talker's `forward`, with labels int64 [B, L].
 
-    Built by the code that speaks, so that positions and prefix are those of inference: the release trains with
-    ordinary positions and speaks with one position for the whole prefix. The voice's own ids are trained too, they
-    say the first part of the text; the end token follows the last id.
+    The code of inference builds them, so positions and prefix are those of inference: the release trains with
+    ordinary positions and speaks with one position for the whole prefix. The codec ids of the voice prompt are trained
+    too, since they speak the first part of the text. The end token follows the last id.
 
-    With alignments also "words" and "due" [B, L], as `pointing_loss` takes them; the end of the text is a word too.
+    Args:
+        prompts: B prompts.
+        targets: per prompt int64 [n], the codec ids that must follow.
+        alignments: per prompt; with them the batch also has "words" and "due" int64 [B, L] for `pointing_loss`. The
+            end of the text counts as a word.
     """
     whole = [
         replace(prompt, prompt_ids=torch.cat([prompt.prompt_ids, ids]))
@@ -47,15 +51,15 @@ def talker_batch(
     audio_ids, eos = inputs["audio_ids"], talker.config.special_token_ids["<audio_eos>"]
     labels = torch.full_like(audio_ids, IGNORE)
     for row, prompt in enumerate(whole):
-        said = len(prompt.prompt_ids)
-        labels[row, -said - 1 : -1] = audio_ids[row, -said:]
+        spoken = len(prompt.prompt_ids)
+        labels[row, -spoken - 1 : -1] = audio_ids[row, -spoken:]
         labels[row, -1] = eos
     batch = {**inputs, "labels": labels}
     if alignments is not None:
         batch |= {"words": torch.full_like(labels, IGNORE), "due": torch.full_like(labels, IGNORE)}
         for row, alignment in enumerate(alignments):
             end = max(alignment.tokens) + 1
-            first = labels.shape[1] - len(alignment.codec_ids) - 1  # here begin the text and what is said
+            first = labels.shape[1] - len(alignment.codec_ids) - 1  # the text and the codec ids begin here
             tokens = torch.tensor([*alignment.tokens, end])[: labels.shape[1] - first]
             batch["words"][row, first : first + len(tokens)] = tokens
             batch["due"][row, first:] = torch.tensor([*alignment.codec_ids, end])
@@ -64,8 +68,15 @@ def talker_batch(
 
 @torch.no_grad()
 def thinker_states(thinker: nn.Module, chats: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What a talker is told about chats: embeddings + last hidden states of left-padded prompts, moved to the left,
-    [B, L, D]. The sum is the released one; see `PrefillStates`, which takes it while a reply is decoded."""
+    """The talker's input from the thinker: embeddings + last hidden states [B, L, D] of left-padded chats.
+
+    The result is padded on the right. The sum is the released one; at inference `generate` collects it while it reads
+    the prompt.
+
+    Args:
+        thinker: a `BailingMMNativeForConditionalGeneration`.
+        chats: its inputs, with `attention_mask` [B, L].
+    """
     inputs = dict(chats)
     attention_mask = inputs.pop("attention_mask")
     embeds, token_types = thinker.embed(**inputs)
@@ -80,16 +91,20 @@ def thinker_states(thinker: nn.Module, chats: dict[str, torch.Tensor]) -> torch.
 def talker_loss(
     talker: BailingMMTalker, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Mean cross-entropy of the ids that are trained, without the logits of the others; also the hidden states
-    [B, L, H] before the first layer and behind each one."""
-    batch = dict(batch)
-    labels = batch.pop("labels")
-    batch.pop("words", None), batch.pop("due", None)
-    position_ids, attention_mask = batch.pop("position_ids"), batch.pop("attention_mask")
+    """Mean cross-entropy of the labelled ids; the logits of other positions are not computed.
+
+    Args:
+        batch: from `talker_batch`.
+
+    Returns:
+        The scalar loss, and the hidden states [B, L, H] before the first layer and after each layer.
+    """
+    others = ("labels", "words", "due", "position_ids", "attention_mask")
+    labels = batch["labels"]
     outputs = talker.model.model(
-        inputs_embeds=talker.embed(**batch),
-        attention_mask=attention_mask,
-        position_ids=position_ids,
+        inputs_embeds=talker.embed(**{name: tensor for name, tensor in batch.items() if name not in others}),
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
         use_cache=False,
         output_hidden_states=True,
     )
@@ -101,30 +116,31 @@ def talker_loss(
 def pointing_loss(
     talker: BailingMMTalker, hidden_states: torch.Tensor, batch: dict[str, torch.Tensor], layer: int, head: int = 0
 ) -> torch.Tensor:
-    """Negative log of the share of an attention head that rests on the word that is due, mean over places.
+    """Negative log of the share of an attention head that rests on the current word, averaged over positions.
 
-    Guided attention (Tachibana et al., arXiv 1710.08969, section 4.1) with words in place of a diagonal. A word whose
-    tokens come later in the text stream than its sound cannot be pointed at and does not count.
+    This is guided attention (Tachibana et al., arXiv 1710.08969, section 4.1) with words in place of a diagonal. A
+    word whose tokens come later in the text stream than its audio cannot be attended to and does not count.
 
     Args:
-        hidden_states: [B, L, H] before the layer, of the pass that the loss of `batch` comes from.
-        batch: of `talker_batch` with alignments.
+        hidden_states: [B, L, H] before the layer, from the forward pass of `talker_loss` on `batch`.
+        batch: from `talker_batch` with alignments.
+        layer, head: indices of the attention head.
     """
     scores = _attention_scores(talker, hidden_states, batch["position_ids"], layer, head)
     length = scores.shape[-1]
     seen = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril()
     seen = seen & batch["attention_mask"].bool()[:, None]
     due, words = batch["due"], batch["words"]
-    wanted = seen & (due[:, :, None] == words[:, None]) & (due != IGNORE)[:, :, None]
-    counts = wanted.any(dim=-1)
+    on_word = seen & (due[:, :, None] == words[:, None]) & (due != IGNORE)[:, :, None]
+    counts = on_word.any(dim=-1)
     total = scores.masked_fill(~seen, -torch.inf)[counts].logsumexp(dim=-1)
-    return (total - scores.masked_fill(~wanted, -torch.inf)[counts].logsumexp(dim=-1)).mean()
+    return (total - scores.masked_fill(~on_word, -torch.inf)[counts].logsumexp(dim=-1)).mean()
 
 
 def _attention_scores(
     talker: BailingMMTalker, hidden_states: torch.Tensor, position_ids: torch.Tensor, layer: int, head: int
 ) -> torch.Tensor:
-    """[B, L, L] of one head, before the mask: fused attention does not give them."""
+    """Scores [B, L, L] of one head, float32 and unmasked; fused attention does not return them."""
     block = talker.model.model.layers[layer]
     attention, size = block.self_attn, block.self_attn.head_dim
     normed = block.input_layernorm(hidden_states)

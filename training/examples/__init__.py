@@ -1,1 +1,1 @@
-"""Worked examples of fine-tuning Ming-Tiny."""
+"""Complete examples of fine-tuning Ming-Tiny."""

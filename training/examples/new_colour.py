@@ -1,11 +1,12 @@
 """Teach Ming-Tiny a colour that it has never seen or named: `python -m training.examples.new_colour`.
 
-Pictures and chats are made here and written as `ming finetune` wants them: a JSONL file and a folder of pictures.
-A LoRA adapter is trained on them, old questions mixed in so that nothing gets lost. Before and after, questions about
-unseen pictures are answered greedily and a table is printed; the adapter is in the folder `adapter` of `--output`.
+The example makes pictures and chats and writes them in the format of `ming finetune`: a JSONL file and a folder of
+images. It trains a LoRA adapter on them, with old questions mixed in so that no ability is lost. Before and after, the
+model answers questions about unseen pictures greedily, and a table is printed. The adapter is in the folder `adapter`
+of `--output`.
 
-The word is three tokens ("p", "in", "k"): a tokenizer need not know it. The adapter reaches the vision tower and the
-routed experts too, since a colour is seen as well as named.
+The word has three tokens ("p", "in", "k"): the tokenizer need not know it. The adapter also covers the vision tower
+and the routed experts, since the model must see the colour as well as name it.
 """
 
 import argparse
@@ -37,14 +38,14 @@ WORD, RGB = "pink", (255, 192, 203)  # CSS
 MAX_SIDE = 160  # pixels
 TURNS = 5  # questions about a picture of the training data
 BACKGROUNDS = 0.25  # share of new pictures whose background has the colour, instead of a shape
-WITHOUT = 0.2  # share of chats about the colour whose picture lacks it
+WITHOUT = 0.2  # share of chats about the colour whose picture does not have it
 OLD_ROWS = ("image_qa", "image_count_describe", "multi_turn", "text_only")
 SEED, TEST_SEED = 11, 7_000_000
 
 
 @contextmanager
-def paint() -> Iterator[None]:
-    """The renderer knows the colour while this is open; what draws scenes at random never does."""
+def known_colour() -> Iterator[None]:
+    """Make the colour known to the renderer inside this context; random scenes never use it."""
     COLOURS[WORD] = RGB
     try:
         yield
@@ -71,7 +72,7 @@ def new_scene(rng: np.random.Generator, split: str) -> Scene:
 
 
 def new_facts(scene: Scene, rng: np.random.Generator) -> list[Fact]:
-    """What can be asked about the colour; of a scene without it, whether it is there."""
+    """The facts about the colour in a scene; for a scene without it, that it is missing."""
     facts = [fact for group in scene_facts(scene).values() for fact in group]
     facts.append(Fact("count_colour", NUMBERS[sum(s.colour == WORD for s in scene.shapes)], {"colour": WORD}))
     for kind in ("has_colour", "has_colour_shape"):
@@ -81,12 +82,12 @@ def new_facts(scene: Scene, rng: np.random.Generator) -> list[Fact]:
 
 
 def new_chat(rng: np.random.Generator, split: str, turns: int) -> list[dict]:
-    """Messages about one picture, up to `turns` questions that have to do with the new colour."""
+    """Messages about one picture, with up to `turns` questions about the new colour."""
     scene = sample_scene(rng, split) if rng.random() < WITHOUT else new_scene(rng, split)
-    with paint():
+    with known_colour():
         picture = render(scene, *sample_canvas(rng, MAX_SIDE), rng)
     facts = new_facts(scene, rng)
-    messages = []
+    messages: list[dict] = []
     for index in rng.permutation(len(facts))[:turns]:
         question = word(facts[index], rng)
         content = [{"type": "text", "text": question.text}]
@@ -98,23 +99,23 @@ def new_chat(rng: np.random.Generator, split: str, turns: int) -> list[dict]:
 
 
 def write_chats(path: Path, chats: list[list[dict]]) -> None:
-    """A JSONL file of chats, their pictures as files beside it."""
-    pictures = path.with_suffix("")
-    pictures.mkdir(parents=True, exist_ok=True)
+    """Write a JSONL file of chats and their images as files beside it."""
+    images = path.with_suffix("")
+    images.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, messages in enumerate(chats):
         for message in messages:
             for item in message["content"]:
                 if item["type"] == "image":
                     name = f"{number}.png"
-                    item["image"].save(pictures / name)
-                    item["image"] = f"{pictures.name}/{name}"
+                    item["image"].save(images / name)
+                    item["image"] = f"{images.name}/{name}"
         lines.append(json.dumps({"messages": messages}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def training_chats(new: int, old: int) -> list[list[dict]]:
-    """`new` chats about the colour and `old` ones of the world as it was."""
+    """`new` chats about the colour and `old` ones of the world without it."""
     chats = [new_chat(np.random.default_rng((SEED, 0, index)), "train", TURNS) for index in range(new)]
     for index in range(old):
         rng = np.random.default_rng((SEED, 1, index))
@@ -124,7 +125,7 @@ def training_chats(new: int, old: int) -> list[list[dict]]:
 
 
 def unseen_questions(count: int) -> dict[str, list[tuple[list[dict], str]]]:
-    """Per row of the table, prompts with their expected answers; nothing of it is in the training data."""
+    """Per row of the table, prompts with their expected answers, none of them in the training data."""
     rows: dict[str, list] = {f"name the colour: the answer is {WORD}": [], f"other questions about {WORD}": []}
     named, others = rows.values()
     index = 0
@@ -153,7 +154,7 @@ def measure(model, processor, rows: dict[str, list], batch_size: int = 32) -> li
 
 
 def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
-    """Command line; returns (before, after) per row, in percent."""
+    """Run the example; returns (before, after) per row, in percent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT))
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "new_colour")

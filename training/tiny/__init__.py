@@ -1,1 +1,1 @@
-"""Ming-Tiny: the small world, its data generators and the recipe that trains the bundled checkpoint."""
+"""Ming-Tiny: its small world, the data generators, and the recipe that trains the bundled checkpoint."""

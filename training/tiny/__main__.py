@@ -1,4 +1,4 @@
-"""Train Ming-Tiny stage by stage; every stage resumes when it is run again after a kill."""
+"""Train Ming-Tiny stage by stage; a stage that is run again continues where it stopped."""
 
 import argparse
 import logging
@@ -12,6 +12,7 @@ from transformers import set_seed
 from ming.configuration_bailingmm import AUTO_MAP
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
+from ming.source import CheckpointSource
 from ming.training.balance import DynamicBalance
 from ming.training.chats import BalanceCallback, StepwiseObjective
 from ming.training.loop import fit
@@ -21,31 +22,31 @@ from .architecture import tiny_config
 from .dense import DenseLoss
 from .perception import MIX, PerceptionData
 from .speech import SpeechPool
-from .stage import SEED
-from .stage_listeners import train_speaker_encoder, train_speech_tokenizer
+from .stage import ROOT, SEED
+from .stage_listeners import NETWORKS, train_network
 from .warmup import HeadsWarmUp, SpeechWarmUp, SpeechWarmUpData, VisionWarmUp, VisionWarmUpData
 
 logger = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
-# Parts of the model that each warm-up trains and hands over.
+# Modules of the model that each warm-up trains and saves.
 PARTS = {
     "vision": ("vision", "linear_proj"),
     "sanm": ("audio", "linear_proj_audio"),
     "whisper": ("whisper_encoder", "linear_proj_whisper"),
 }
 ORDER = ("speech", *PARTS, "heads", "chat", "speaking", "drawing")
-# Optimiser steps and batch size of each stage.
-STEPS = {"vision": (1600, 40), "sanm": (1500, 32), "whisper": (1500, 24), "heads": (150, None), "chat": (3000, None)}
+# Optimizer steps and batch size of each warm-up, and optimizer steps of the other stages.
+WARM_UPS = {"vision": (1600, 40), "sanm": (1500, 32), "whisper": (1500, 24)}
+STEPS = {"heads": 150, "chat": 3000}
 
 
 def part_parameters(model: torch.nn.Module, names: tuple[str, ...]) -> dict[str, torch.nn.Parameter]:
-    """Parameters of the named sub-modules."""
+    """Parameters of the named submodules, by name."""
     return {name: value for name, value in model.named_parameters() if name.split(".")[0] in names}
 
 
 def new_model() -> BailingMMNativeForConditionalGeneration:
-    """Ming-Tiny with the random weights every run starts from."""
+    """Ming-Tiny with the random weights that every run starts from."""
     set_seed(SEED)
     return BailingMMNativeForConditionalGeneration(tiny_config())
 
@@ -58,15 +59,17 @@ def start_model(args: argparse.Namespace) -> BailingMMNativeForConditionalGenera
 
 
 def speech(args: argparse.Namespace) -> None:
-    """Render the pool of spoken sentences (needs espeak-ng); goes on where an earlier run stopped."""
+    """Synthesise the pool of spoken sentences (needs espeak-ng); continue where an earlier run stopped."""
     SpeechPool.build(args.speech, count=80 if args.quick else 24_000, split="train")
 
 
 def warm_up(stage: str, args: argparse.Namespace) -> None:
-    """Train one encoder by dense labels and write its weights to RUNS/STAGE.safetensors."""
+    """Train one encoder on dense labels and write its weights to RUNS/STAGE.safetensors."""
     model, processor = start_model(args), BailingMMProcessor.from_pretrained(ROOT)
-    steps, batch_size = (2, 4) if args.quick else STEPS[stage]
+    steps, batch_size = (2, 4) if args.quick else WARM_UPS[stage]
     steps, batch_size = args.steps or steps, args.batch_size or batch_size
+    task: VisionWarmUp | SpeechWarmUp
+    data: torch.utils.data.Dataset
     if stage == "vision":
         task = VisionWarmUp(model)
         data = VisionWarmUpData(processor.image_processor, steps, batch_size, args.seed, "train")
@@ -79,14 +82,14 @@ def warm_up(stage: str, args: argparse.Namespace) -> None:
     parameters = [*part.values(), *heads.values()]
     rate = args.learning_rate or 2e-3
     fit(task, data, args.runs / stage, rate, SEED, parameters=parameters, bf16=args.bf16)
-    # Under the names of the chat stage's objective.
+    # Under their names in the objective of the chat stage.
     tensors = {f"model.{name}": value.detach() for name, value in part.items()}
     tensors.update({f"dense.{stage}.{name}": value for name, value in task.dense.state_dict().items()})
     save_file(tensors, args.runs / f"{stage}.safetensors")
 
 
 def new_objective(args: argparse.Namespace) -> StepwiseObjective:
-    """Model and dense heads, with what RUNS holds of warmed-up encoders and heads."""
+    """Model and dense heads, with the warmed-up encoders and heads that RUNS has."""
     model = start_model(args)
     text_config = model.config.llm_config
     objective = StepwiseObjective(model, DenseLoss(text_config.hidden_size, text_config.vocab_size))
@@ -99,9 +102,9 @@ def new_objective(args: argparse.Namespace) -> StepwiseObjective:
 
 
 def heads(args: argparse.Namespace) -> None:
-    """Fit the dense heads to the encoders as they are; writes RUNS/heads.safetensors."""
+    """Train the dense heads on the encoders as they are; write RUNS/heads.safetensors."""
     objective = new_objective(args)
-    steps, scale = (2, 0.05) if args.quick else (STEPS["heads"][0], args.scale)
+    steps, scale = (2, 0.05) if args.quick else (STEPS["heads"], args.scale)
     data = PerceptionData(
         BailingMMProcessor.from_pretrained(ROOT), SpeechPool(args.speech), steps, args.seed + 2, scale=scale
     )
@@ -112,21 +115,21 @@ def heads(args: argparse.Namespace) -> None:
 
 
 def chat(args: argparse.Namespace) -> None:
-    """Perception proper: all modalities through the decoder; writes RUNS/thinker.
+    """Stage 1: train all modalities through the decoder; write RUNS/thinker.
 
-    Starts from the warmed-up encoders and heads in RUNS; with `--start-from` the rest, and encoders that RUNS has not,
-    come from that checkpoint directory.
+    It starts from the warmed-up encoders and heads in RUNS. With `--start-from` the other weights, and encoders that
+    RUNS lacks, come from that checkpoint directory.
     """
     processor = BailingMMProcessor.from_pretrained(ROOT)
     objective = new_objective(args)
     pool = SpeechPool(args.speech)
     scale = 0.05 if args.quick else args.scale
-    steps = args.steps or (2 if args.quick else STEPS["chat"][0])
+    steps = args.steps or (2 if args.quick else STEPS["chat"])
     processes = int(os.environ.get("WORLD_SIZE", 1))
     data = PerceptionData(processor, pool, processes * steps, args.seed, scale=scale)
-    validation = PerceptionData(processor, pool, 2, args.seed + 1, scale=scale / 2)[1]  # heard by Whisper
+    validation = PerceptionData(processor, pool, 2, args.seed + 1, scale=scale / 2)[1]  # item 1 is for Whisper
     balance = BalanceCallback(objective, DynamicBalance(list(MIX)), validation, every=100)
-    # Encoders that know their job by now follow slowly.
+    # The encoders are trained already, so they learn slowly.
     scales = {f"model.{name}.": 0.5 for names in PARTS.values() for name in names}
     trainer = fit(
         objective,
@@ -146,8 +149,8 @@ def chat(args: argparse.Namespace) -> None:
 def export(model: BailingMMNativeForConditionalGeneration, processor: BailingMMProcessor, directory: Path) -> None:
     """Write model and processor as a loadable directory in bfloat16."""
     model.config.auto_map = AUTO_MAP
-    model.config.name_or_path = str(ROOT)
-    for name in model.config.sub_configs:  # training loads in float32, and their own dtype would outlive that
+    model.config.source = CheckpointSource(str(ROOT))  # its code is copied
+    for name in model.config.sub_configs:  # training loads float32 weights; the dtype of the parts must not be saved
         if (part := getattr(model.config, name)) is not None:
             part.dtype = None
     model.to(torch.bfloat16).save_pretrained(directory)
@@ -155,10 +158,10 @@ def export(model: BailingMMNativeForConditionalGeneration, processor: BailingMMP
 
 
 def speaking(args: argparse.Namespace) -> None:
-    """Stage 2a: what listens to voices, then what speaks; writes RUNS/model, thinker included."""
+    """Stage 2a: train the networks that encode voices, then those that speak; write RUNS/model with the thinker."""
     pool = SpeechPool(args.speech)
-    train_speech_tokenizer(args.runs, pool, quick=args.quick)
-    train_speaker_encoder(args.runs, pool, quick=args.quick)
+    for network in NETWORKS:
+        train_network(network, args.runs, pool, quick=args.quick)
     args = argparse.Namespace(**{**vars(args), "thinker": args.runs / "thinker"})
     for name in stage_speaking.STAGES:
         stage_speaking.train(name, args)
@@ -166,7 +169,7 @@ def speaking(args: argparse.Namespace) -> None:
 
 
 def drawing(args: argparse.Namespace) -> None:
-    """Stage 2b: what draws; writes RUNS/model/image_gen."""
+    """Stage 2b: train the image head; write RUNS/model/image_gen."""
     args = argparse.Namespace(**{**vars(args), "thinker": args.runs / "thinker"})
     for name in stage_drawing.STAGES:
         stage_drawing.train(name, args)
@@ -176,18 +179,18 @@ def drawing(args: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m training.tiny", description=__doc__)
-    parser.add_argument("stage", choices=("all", *ORDER), help="all: one after the other")
-    parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
+    parser.add_argument("stage", choices=("all", *ORDER), help="all: every stage in order")
+    parser.add_argument("--quick", action="store_true", help="a few steps of every stage, to see that it runs")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
     parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
-    parser.add_argument("--steps", type=int, help="number of optimiser steps")
-    parser.add_argument("--batch-size", type=int, help="warm-up stages: pictures or recordings per step")
+    parser.add_argument("--steps", type=int, help="number of optimizer steps")
+    parser.add_argument("--batch-size", type=int, help="warm-up stages: images or recordings per step")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument(
         "--scale", type=float, default=0.8, help="stage chat: factor on the chats per step and process"
     )
-    parser.add_argument("--start-from", type=Path, help="a checkpoint directory to go on from")
-    parser.add_argument("--seed", type=int, default=SEED, help="another one for other data than an earlier run's")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint directory to continue from")
+    parser.add_argument("--seed", type=int, default=SEED, help="give another one for other data than an earlier run")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the CPU has it")
     args = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Ming-Tiny's sizes: the released architecture at about a two-thousandth of its parameters."""
+"""Sizes of Ming-Tiny: the released architecture with about a two-thousandth of its parameters."""
 
 from ming.configuration_bailingmm import BailingMMConfig
 
-FIRST_SPECIAL_TOKEN = 736  # the byte-level BPE part comes first, then the 288 released special tokens
+FIRST_SPECIAL_TOKEN = 736  # after the byte-level BPE tokens; then come the 288 released special tokens
 END_OF_TEXT = FIRST_SPECIAL_TOKEN + 1
 IMAGE_PATCH = FIRST_SPECIAL_TOKEN + 266
 VOCAB_SIZE = FIRST_SPECIAL_TOKEN + 288

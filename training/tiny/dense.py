@@ -1,7 +1,7 @@
-"""Dense labels of Ming-Tiny's world: what every vision token sees, what a recording's tokens spell.
+"""Dense labels of Ming-Tiny's world: what every vision token shows, and which words the audio tokens spell.
 
-They warm the encoders up before the decoder listens, and stay beside the next-token loss afterwards: a reply says
-little about a picture, a label per token says everything. The heads are thrown away after training.
+They train the encoders before the decoder does, and stay beside the next-token loss afterwards: a reply says little
+about an image, a label per token says everything. The heads are discarded after training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ming.modeling_bailing_moe import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
+from ming.token_types import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
 from ming.training.objectives import ctc_exact, ctc_loss, ctc_targets
 
 from .drawing import CENTRE, RADIUS, Course
 from .scenes import COLOURS, KINDS, MOTIONS, POSITIONS, SIZES, Scene
 from .world import Sample
 
-REACH = 0.35  # of a cell: how far beyond a shape's edge a cell's centre may lie and still see it
-ASPECTS = {
+REACH = 0.35  # in cells: how far from the edge of a shape the centre of a cell may lie and still count as covered
+ASPECTS: dict[str, Sequence] = {
     "kind": ("nothing", *KINDS),
     "colour": ("nothing", *COLOURS),
     "size": ("nothing", *SIZES),
@@ -27,9 +27,9 @@ ASPECTS = {
     "background": tuple(COLOURS),
     "count": (1, 2, 3),
 }
-ORDER = {"order": ("first", "second")}  # of a chat's pictures
-NUM_PLACES = 8  # along each side, for the centre of a clip's shape
-CLIP_ASPECTS = {name: ASPECTS[name] for name in ("kind", "colour", "size", "background")} | {
+ORDER: dict[str, Sequence] = {"order": ("first", "second")}  # of the images of a chat
+NUM_PLACES = 8  # along each side, for the centre of the shape of a video
+CLIP_ASPECTS: dict[str, Sequence] = {name: ASPECTS[name] for name in ("kind", "colour", "size", "background")} | {
     "motion": MOTIONS,
     "x": range(NUM_PLACES),
     "y": range(NUM_PLACES),
@@ -37,21 +37,28 @@ CLIP_ASPECTS = {name: ASPECTS[name] for name in ("kind", "colour", "size", "back
 
 
 def cell_labels(scene: Scene, width: int, height: int, rows: int, columns: int) -> dict[str, np.ndarray]:
-    """What each of rows x columns vision tokens sees in the picture of a scene: per aspect int64 [rows * columns]."""
-    labels = {aspect: np.zeros(rows * columns, dtype=np.int64) for aspect in ASPECTS}
+    """Labels of the rows x columns vision tokens of an image: per aspect int64 [rows * columns].
+
+    Args:
+        scene: what the image shows.
+        width, height: size of the image in pixels.
+    """
+    labels: dict[str, np.ndarray] = {aspect: np.zeros(rows * columns, dtype=np.int64) for aspect in ASPECTS}
     labels["background"][:] = ASPECTS["background"].index(scene.background)
     labels["count"][:] = len(scene.shapes) - 1
     for shape in scene.shapes:
-        seen = _sees(CENTRE[shape.position], np.mean(RADIUS[shape.size]), (width, height), (rows, columns))
+        covered = _covered(CENTRE[shape.position], sum(RADIUS[shape.size]) / 2, (width, height), (rows, columns))
         for aspect in ("kind", "colour", "size", "position"):
-            labels[aspect][seen] = ASPECTS[aspect].index(getattr(shape, aspect))
+            labels[aspect][covered] = ASPECTS[aspect].index(getattr(shape, aspect))
     return labels
 
 
-def _sees(centre: tuple[float, float], radius: float, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-    """Which tokens of a grid (rows, columns) see a shape: bool [rows * columns].
+def _covered(centre: tuple[float, float], radius: float, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """Which tokens of a grid (rows, columns) a shape covers: bool [rows * columns].
 
-    Centre in shares of the picture's size (width, height), radius in shares of its shorter side.
+    Args:
+        centre: in shares of the image size (width, height).
+        radius: in shares of the shorter side.
     """
     rows, columns = grid
     y, x = np.mgrid[0:rows, 0:columns]
@@ -61,30 +68,40 @@ def _sees(centre: tuple[float, float], radius: float, size: tuple[int, int], gri
 
 
 def clip_labels(course: Course, width: int, height: int, steps: int, rows: int, columns: int) -> dict[str, np.ndarray]:
-    """What each of steps x rows x columns vision tokens sees in a clip: per aspect int64 [steps * rows * columns].
+    """Labels of the steps x rows x columns vision tokens of a video: per aspect int64 [steps * rows * columns].
 
     A step is two frames; an odd last frame is repeated.
+
+    Raises:
+        ValueError: `steps` does not fit the number of frames.
     """
     clip, last = course.clip, len(course.xs) - 1
     if steps != last // 2 + 1:
         raise ValueError(f"{last + 1} frames are {last // 2 + 1} steps of two, got {steps}")
-    labels = {aspect: np.zeros((steps, rows * columns), dtype=np.int64) for aspect in CLIP_ASPECTS}
+    labels: dict[str, np.ndarray] = {
+        aspect: np.zeros((steps, rows * columns), dtype=np.int64) for aspect in CLIP_ASPECTS
+    }
     labels["background"][:] = ASPECTS["background"].index(clip.background)
     labels["motion"][:] = MOTIONS.index(clip.motion)
     for step in range(steps):
         frames = [2 * step, min(2 * step + 1, last)]
         centre = (course.xs[frames].mean(), course.ys[frames].mean())
         labels["x"][step], labels["y"][step] = (int(NUM_PLACES * place) for place in centre)
-        seen = _sees(centre, course.radius, (width, height), (rows, columns))
+        covered = _covered(centre, course.radius, (width, height), (rows, columns))
         for aspect in ("kind", "colour", "size"):
-            labels[aspect][step, seen] = ASPECTS[aspect].index(getattr(clip, aspect))
+            labels[aspect][step, covered] = ASPECTS[aspect].index(getattr(clip, aspect))
     return {aspect: values.ravel() for aspect, values in labels.items()}
 
 
 def joined_clip_labels(
     courses: list[Course], sizes: list[tuple[int, int]], video_grid_thw: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Labels of the tokens of several clips, one after another, as `joined_cell_labels` gives those of pictures."""
+    """Concatenated labels of the tokens of several videos: per aspect int64 [tokens].
+
+    Args:
+        courses, sizes: content and (width, height) in pixels of every video.
+        video_grid_thw: int64 [N, 3], the patches; a token is 2 x 2 patches of a step.
+    """
     labels = [
         clip_labels(course, *size, steps, rows // 2, columns // 2)
         for course, size, (steps, rows, columns) in zip(courses, sizes, video_grid_thw.tolist(), strict=True)
@@ -95,11 +112,11 @@ def joined_clip_labels(
 def joined_cell_labels(
     scenes: list[Scene], sizes: list[tuple[int, int]], image_grid_thw: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Labels of the tokens of several pictures, one after another: per aspect int64 [tokens].
+    """Concatenated labels of the tokens of several images: per aspect int64 [tokens].
 
     Args:
-        scenes, sizes: content and (width, height) in pixels of every picture.
-        image_grid_thw: [N, 3], their patches; a token is 2 x 2 patches.
+        scenes, sizes: content and (width, height) in pixels of every image.
+        image_grid_thw: int64 [N, 3], the patches; a token is 2 x 2 patches.
     """
     labels = [
         cell_labels(scene, *size, rows // 2, columns // 2)
@@ -109,8 +126,8 @@ def joined_cell_labels(
 
 
 def spelling(tokenizer, texts: list[str]) -> dict[str, torch.Tensor]:
-    """CTC targets of spoken texts: `targets` [B, longest], zero-padded, and `target_lengths` [B]."""
-    # The leading space makes the first word the token that the word is elsewhere.
+    """CTC targets of B spoken texts: `targets` [B, longest], zero-padded, and `target_lengths` [B]."""
+    # With a leading space the first word has the same token as anywhere else.
     ids = [tokenizer(" " + text, add_special_tokens=False)["input_ids"] for text in texts]
     return ctc_targets(ids)
 
@@ -118,29 +135,33 @@ def spelling(tokenizer, texts: list[str]) -> dict[str, torch.Tensor]:
 def dense_labels(
     samples: list[Sample], tokenizer, inputs: Mapping[str, torch.Tensor], use_whisper_encoder: bool
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Labels for the media of a batch of chats: "vision", "clip" and "sanm" or "whisper", as far as there are any.
+    """Labels for the media of a batch of chats: "vision" and "order", "clip", and "sanm" or "whisper".
 
-    inputs: as the processor made them.
+    Args:
+        samples: the chats; a kind of label without media is left out.
+        inputs: the output of the processor for them.
     """
-    media = [pair for sample in samples for pair in zip(sample.media, sample.labels, strict=True)]
-    pictures = [(label, item["image"].size) for item, label in media if item["type"] == "image"]
-    clips = [(label, item["video"][0].size) for item, label in media if item["type"] == "video"]
-    texts = [label for item, label in media if item["type"] == "audio"]
+    media = [(item, label) for sample in samples for item, label in zip(sample.media, sample.labels, strict=True)]
+    scenes = [(label, item["image"].size) for item, label in media if isinstance(label, Scene)]
+    courses = [(label, item["video"][0].size) for item, label in media if isinstance(label, Course)]
+    texts = [label for _, label in media if isinstance(label, str)]
     labels = {}
-    if pictures:
-        labels["vision"] = joined_cell_labels(*map(list, zip(*pictures, strict=True)), inputs["image_grid_thw"])
+    if scenes:
+        sizes = [size for _, size in scenes]
+        labels["vision"] = joined_cell_labels([scene for scene, _ in scenes], sizes, inputs["image_grid_thw"])
         order = [place for sample in samples for place in range(sum(item["type"] == "image" for item in sample.media))]
         tokens = inputs["image_grid_thw"].prod(dim=1) // 4
         labels["order"] = {"order": torch.tensor(order).repeat_interleave(tokens)}
-    if clips:
-        labels["clip"] = joined_clip_labels(*map(list, zip(*clips, strict=True)), inputs["video_grid_thw"])
+    if courses:
+        sizes = [size for _, size in courses]
+        labels["clip"] = joined_clip_labels([course for course, _ in courses], sizes, inputs["video_grid_thw"])
     if texts:
         labels["whisper" if use_whisper_encoder else "sanm"] = spelling(tokenizer, texts)
     return labels
 
 
 def _runs(mask: torch.Tensor) -> torch.Tensor:
-    """Lengths of the runs of True in a mask [B, L], row by row; no run reaches over the end of a row."""
+    """Lengths of the runs of True in a mask [B, L], row by row; no run continues over the end of a row."""
     values, lengths = torch.unique_consecutive(F.pad(mask, (0, 1)).flatten(), return_counts=True)
     return lengths[values]
 
@@ -156,7 +177,12 @@ class CellHeads(nn.Module):
     def forward(
         self, features: torch.Tensor, labels: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The scalar loss, summed over aspects, and per aspect the share of tokens named right."""
+        """The scalar loss, summed over aspects, and per aspect the share of tokens with the right class.
+
+        Args:
+            features: [tokens, H].
+            labels: per aspect int64 [tokens].
+        """
         logits = {name: head(features * self.scale) for name, head in self.heads.items()}
         loss = sum(F.cross_entropy(logits[name], labels[name]) for name in logits)
         right = {name: (logits[name].argmax(dim=-1) == labels[name]).float().mean().detach() for name in logits}
@@ -164,7 +190,7 @@ class CellHeads(nn.Module):
 
 
 class SpellingHead(nn.Module):
-    """A CTC head over the tokenizer's vocabulary on audio features of unit length."""
+    """A CTC head over the vocabulary of the tokenizer, on audio features of unit length."""
 
     def __init__(self, hidden_size: int, vocab_size: int):
         super().__init__()
@@ -174,17 +200,23 @@ class SpellingHead(nn.Module):
     def forward(
         self, features: torch.Tensor, lengths: torch.Tensor, labels: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [sum of lengths, H], lengths [B] -> the scalar loss and the share spelled without an error."""
+        """The scalar loss, and the share of recordings that are spelled without an error.
+
+        Args:
+            features: [sum of lengths, H].
+            lengths: int64 [B].
+            labels: from `spelling`.
+        """
         padded = nn.utils.rnn.pad_sequence(features.split(lengths.tolist()), batch_first=True)
         logits = self.head(padded * self.scale)
         return ctc_loss(logits, lengths, **labels), ctc_exact(logits, lengths, **labels)
 
 
 class DenseLoss(nn.Module):
-    """Dense losses of a batch of chats: from the embeddings that its media got, and one from the decoder.
+    """Dense losses of a batch of chats: on the embeddings of its media, and one on the decoder.
 
-    The decoder's is the order of pictures, told by its first layer: "the second" is otherwise hardly learned, as no
-    encoder sees more than one picture.
+    The loss on the decoder is the order of the images, read from its first layer. Without it "the second picture" is
+    hardly learned, since no encoder sees more than one image.
     """
 
     def __init__(self, hidden_size: int, vocab_size: int):
@@ -202,8 +234,14 @@ class DenseLoss(nn.Module):
         mm_token_type_ids: torch.Tensor,
         labels: Mapping[str, Mapping],
     ) -> torch.Tensor:
-        """inputs_embeds and what the first layer makes of them [B, L, H] (None: without the order of pictures),
-        mm_token_type_ids [B, L], labels as from `dense_labels` -> scalar loss."""
+        """The scalar loss.
+
+        Args:
+            inputs_embeds: [B, L, H].
+            first_layer: states [B, L, H] after the first layer; None leaves out the order of images.
+            mm_token_type_ids: int64 [B, L].
+            labels: from `dense_labels`.
+        """
         loss = inputs_embeds.new_zeros(())
         if "order" in labels and first_layer is not None:
             states = F.normalize(first_layer[mm_token_type_ids == IMAGE_TYPE], dim=-1)

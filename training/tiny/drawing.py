@@ -1,4 +1,4 @@
-"""Drawing scenes and clips as RGB pictures: anti-aliased, jittered, with mild noise, blur and brightness changes."""
+"""Render scenes and clips as RGB images: anti-aliased, jittered, with mild noise, blur and brightness changes."""
 
 import io
 import math
@@ -36,13 +36,13 @@ POLYGONS = {
 def render(
     scene: Scene, width: int, height: int, rng: np.random.Generator, outline: bool = False, clean: bool = False
 ) -> Image.Image:
-    """Draw a scene.
+    """Render a scene.
 
-    The jitter of a position is drawn for all five positions in a fixed order, whatever the scene holds. The same seed
-    therefore puts the unchanged shapes of an edited scene at the same pixels.
+    Jitter is sampled for all five positions in a fixed order, whatever the scene holds. The same seed therefore puts
+    the unchanged shapes of an edited scene at the same pixels.
 
     Args:
-        scene: what to draw.
+        scene: the content of the image.
         width, height: size in pixels.
         rng: source of jitter and noise.
         outline: draw outlines instead of filled shapes.
@@ -65,7 +65,13 @@ def render(
 
 @dataclass(frozen=True)
 class Course:
-    """A clip with the radius of its shape (of the shorter side) and, per frame, its centre (of width and height)."""
+    """A clip with the course of its shape.
+
+    Args:
+        clip: the content of the video.
+        radius: of the shape, as a share of the shorter side.
+        xs, ys: float64 [T], the centre per frame, as shares of width and height.
+    """
 
     clip: Clip
     radius: float
@@ -74,7 +80,7 @@ class Course:
 
 
 def sample_course(clip: Clip, rng: np.random.Generator) -> Course:
-    """Where exactly the shape of a clip is and how large."""
+    """Sample where the shape of a clip is and how large it is."""
     radius = rng.uniform(*RADIUS[clip.size])
     return Course(clip, radius, *_path(clip, rng))
 
@@ -82,7 +88,7 @@ def sample_course(clip: Clip, rng: np.random.Generator) -> Course:
 def render_clip(
     course: Course, width: int, height: int, rng: np.random.Generator, clean: bool = False
 ) -> list[Image.Image]:
-    """Draw a clip as `clip.num_frames` RGB frames; arguments as in `render`."""
+    """Render a clip as `clip.num_frames` RGB frames; arguments as in `render`."""
     clip, radius = course.clip, course.radius * min(width, height)
     frames = []
     for x, y in zip(course.xs, course.ys, strict=True):
@@ -93,8 +99,7 @@ def render_clip(
 
 
 def compress(frames: list[Image.Image], rate_factor: int) -> list[Image.Image]:
-    """Frames as an H.264 file gives them back: half the resolution of colour, blocks; an odd last row or column is
-    cropped.
+    """Frames after H.264 compression: colour at half resolution, blocks; an odd last row or column is cropped.
 
     Args:
         rate_factor: 0 (best) to 51.
@@ -134,7 +139,7 @@ def _path(clip: Clip, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]
 def draw_shape(
     image: Image.Image, kind: str, colour: str, centre: tuple[float, float], radius: float, outline: bool
 ) -> None:
-    """Draw one shape with soft edges. Only the shape's own square is supersampled, which is what makes this fast."""
+    """Draw one shape with soft edges into an image; for speed only the square of the shape is supersampled."""
     half = math.ceil(radius) + 2
     left, top = int(centre[0]) - half, int(centre[1]) - half
     x, y = (centre[0] - left) * SUPERSAMPLING, (centre[1] - top) * SUPERSAMPLING
@@ -151,8 +156,8 @@ def draw_shape(
 
 
 def _photograph(images: list[Image.Image], rng: np.random.Generator) -> list[Image.Image]:
-    """Blur, brightness and noise; the strengths are the same for all images, the noise is not."""
-    blur = rng.uniform(-MAX_BLUR, MAX_BLUR)  # half of the pictures stay sharp
+    """Apply blur, brightness and noise; all images share the strengths, not the noise itself."""
+    blur = rng.uniform(-MAX_BLUR, MAX_BLUR)  # half of the images stay sharp
     noise = max(0.0, rng.uniform(-MAX_NOISE / 2, MAX_NOISE))
     gain, offset = rng.uniform(0.9, 1.05), rng.uniform(-6.0, 6.0)
     result = []

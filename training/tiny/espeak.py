@@ -1,7 +1,7 @@
-"""When espeak-ng begins which word: its library tells, its program does not.
+"""The times at which espeak-ng begins each word; its library reports them, its program does not.
 
-The program makes the sound (`speech.speak`), since the library's samples depend on everything that it said before; by
-that the moments of words differ by a few milliseconds.
+The program makes the audio (`speech.speak`), since the samples of the library depend on everything it has spoken
+before. For the same reason the times of words differ by a few milliseconds.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 class _Engine:
-    """The loaded library and the words it began in one sentence."""
+    """The loaded library, and the words that it began in one sentence."""
 
     def __init__(self) -> None:
         name = find_library("espeak-ng")
@@ -42,10 +42,10 @@ class _Engine:
         if rate <= 0:
             raise RuntimeError(f"espeak-ng cannot start (code {rate}); is its data installed?")
         self.starts: list[tuple[int, float]] = []
-        self.callback = _Callback(self._hear)  # kept, since the library keeps no more than its address
+        self.callback = _Callback(self._record)  # a reference is needed: the library stores only the address
         self.library.espeak_SetSynthCallback(self.callback)
 
-    def _hear(self, samples, count: int, events) -> int:
+    def _record(self, samples, count: int, events) -> int:
         place = 0
         while events[place].type != LAST_EVENT:
             if events[place].type == WORD_EVENT:
@@ -53,7 +53,8 @@ class _Engine:
             place += 1
         return 0
 
-    def say(self, text: str, voice: str, speed: int, pitch: int) -> list[tuple[int, float]]:
+    def speak(self, text: str, voice: str, speed: int, pitch: int) -> list[tuple[int, float]]:
+        """(character, second) of every word that begins."""
         self.starts = []
         data = text.encode()
         codes = [
@@ -73,13 +74,14 @@ def _engine() -> _Engine:
 
 
 def word_starts(text: str, voice: str, speed: int, pitch: int) -> list[tuple[int, float]]:
-    """(character, second) of every word that the engine begins; "of the" and the like count as one.
+    """(character, second) of every word that the engine begins; pairs like "of the" count as one word.
 
     Args:
-        voice: "accent+variant", like "en-us+f3".
-        speed: words per minute. pitch: 0 to 99.
+        voice: "accent+variant", such as "en-us+f3".
+        speed: words per minute.
+        pitch: 0 to 99.
 
     Raises:
         RuntimeError: espeak-ng is missing, or it failed.
     """
-    return _engine().say(text, voice, speed, pitch)
+    return _engine().speak(text, voice, speed, pitch)

@@ -1,7 +1,7 @@
-"""Measure Ming-Tiny: `python -m training.tiny.evaluate`, one table row per ability.
+"""Measure how Ming-Tiny understands: `python -m training.tiny.evaluate`, one table row per ability.
 
-Samples come from the test split (unseen combinations, voices and sentences), greedy decoding, one question per
-sample. Speech rows need espeak-ng or a speech pool (`--speech`).
+The samples come from the test split (unseen combinations, voices and sentences). Decoding is greedy, with one question
+per sample. The rows with speech need espeak-ng or a speech pool (`--speech`).
 """
 
 import argparse
@@ -16,7 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForMultimodalLM, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from ming.cli.memory import QUANTIZATION
+from ming.training.chats import prompt_batch
 
 from .speech import LiveSpeaker, SpeechPool
 from .world import sample_chat
@@ -27,7 +30,7 @@ EVALUATION_SEED = 7_000_000  # training seeds are far below
 
 @dataclass(frozen=True)
 class Row:
-    """An ability and its bar: exact answers in percent (higher is better) or word error rate (lower is better)."""
+    """An ability and its bar, in percent: exact answers (higher is better) or word error rate (lower is better)."""
 
     name: str
     title: str
@@ -37,11 +40,7 @@ class Row:
     world_row: str | None = None
 
 
-QUANTIZATION = {
-    4: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
-    8: BitsAndBytesConfig(load_in_8bit=True),
-}
-# Unit and sense of the bar per metric.
+# Unit and direction of the bar per metric.
 UNITS = {"exact": ("% exact", ">="), "wer": ("% WER", "<="), "difference": ("% off", "<=")}
 ROWS = (
     Row("image_qa", "image QA: colour, shape, position", 97),
@@ -73,16 +72,17 @@ class Result:
 
     @property
     def passed(self) -> bool:
+        """Whether the bar is reached."""
         return self.value >= self.bar if self.metric == "exact" else self.value <= self.bar
 
 
 def word_errors(reference: str, hypothesis: str) -> int:
     """Word edit distance (insertions, deletions, substitutions)."""
-    target, said = reference.split(), hypothesis.split()
-    distances = list(range(len(said) + 1))
+    target, found = reference.split(), hypothesis.split()
+    distances = list(range(len(found) + 1))
     for i, word in enumerate(target, start=1):
         diagonal, distances[0] = distances[0], i
-        for j, other in enumerate(said, start=1):
+        for j, other in enumerate(found, start=1):
             substituted = diagonal + (word != other)
             diagonal, distances[j] = distances[j], min(substituted, distances[j] + 1, distances[j - 1] + 1)
     return distances[-1]
@@ -98,14 +98,7 @@ def questions_of(messages: list[dict]) -> Iterator[tuple[list[dict], str]]:
 @torch.no_grad()
 def answer(model, processor, prompts: list[list[dict]], whisper: bool, max_new_tokens: int = 64) -> list[str]:
     """Greedy answers to a batch of chats."""
-    inputs = processor.apply_chat_template(
-        prompts,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-        use_whisper_encoder=whisper,
-    ).to(model.device, model.dtype)
+    inputs = prompt_batch(processor, prompts, whisper).to(model.device, model.dtype)
     sequences = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return processor.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -113,7 +106,7 @@ def answer(model, processor, prompts: list[list[dict]], whisper: bool, max_new_t
 def evaluate_row(
     row: Row, model, processor, speaker, samples: int, seed: int, batch_size: int, note: Callable[[dict], None]
 ) -> Result:
-    """Run one ability and return its line; `note` gets every wrong answer."""
+    """Measure one ability; `note` is called with every wrong answer."""
     asked = []
     for index in range(samples):
         rng = np.random.default_rng((seed, ROWS.index(row), index))
@@ -155,7 +148,7 @@ def table(results: list[Result]) -> str:
 
 
 def measuring_parser(module: str, description: str | None, batch_size: int) -> argparse.ArgumentParser:
-    """Options that all measurements share."""
+    """Options of all measurements."""
     parser = argparse.ArgumentParser(prog=f"python -m training.tiny.{module}", description=description)
     parser.add_argument("--model", default=str(ROOT), help="checkpoint directory or Hub id")
     parser.add_argument("--samples", type=int, default=200, help="samples per row")
@@ -163,23 +156,24 @@ def measuring_parser(module: str, description: str | None, batch_size: int) -> a
     parser.add_argument("--batch-size", type=int, default=batch_size)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--bits", type=int, choices=QUANTIZATION, help="quantise the weights by bitsandbytes")
+    parser.add_argument("--bits", type=int, choices=(4, 8), help="quantise the weights with bitsandbytes")
     parser.add_argument("--json", type=Path, help="write the results here too")
-    parser.add_argument("--errors", type=Path, help="write what was wrong here, one JSON object a line")
+    parser.add_argument("--errors", type=Path, help="write the wrong answers here, one JSON object per line")
     return parser
 
 
 def load(args: argparse.Namespace) -> tuple:
-    """Model and processor that are measured."""
+    """The model to measure and its processor."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
-    options = {"dtype": args.dtype, "quantization_config": QUANTIZATION.get(args.bits), "device_map": args.device}
+    quantization = QUANTIZATION[f"{args.bits}bit"] if args.bits else None
+    options = {"dtype": args.dtype, "quantization_config": quantization, "device_map": args.device}
     model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, **options)
     return model.eval(), processor
 
 
 def report(args: argparse.Namespace, results: list[Result], wrong: list[dict], started: float) -> None:
-    """Print the table, and write what was asked for; `started`: of `time.monotonic`."""
+    """Print the table, and write the files of `--json` and `--errors`; `started` is a time of `time.monotonic`."""
     seconds = time.monotonic() - started
     settings = f"seed {args.seed}, {seconds:.0f} s, {args.bits or args.dtype}, {args.device}"
     sys.stdout.write(f"{table(results)}\n\n{settings}\n")
@@ -192,7 +186,9 @@ def report(args: argparse.Namespace, results: list[Result], wrong: list[dict], s
 def main() -> None:
     """Command line."""
     parser = measuring_parser("evaluate", __doc__, batch_size=32)
-    parser.add_argument("--speech", type=Path, help="speech pool of the test split; default: espeak-ng speaks live")
+    parser.add_argument(
+        "--speech", type=Path, help="speech pool of the test split; default: espeak-ng speaks while measuring"
+    )
     parser.add_argument("--rows", nargs="*", choices=[row.name for row in ROWS], help="only these rows")
     args = parser.parse_args()
     model, processor = load(args)

@@ -1,8 +1,8 @@
-"""Measure how Ming-Tiny draws: `python -m training.tiny.evaluate_drawing`, four rows of the table.
+"""Measure how Ming-Tiny draws: `python -m training.tiny.evaluate_drawing`, five rows of the table.
 
-Wishes for pictures of the test split (combinations of attributes that training never shows) through the public call,
-one picture each. A picture is right when the judge, which is code and no network, reads exactly the wanted scene from
-its pixels: every named attribute, and nothing else in the picture.
+Requests for images of the test split (combinations of attributes that training never shows) go through the public
+call, one image each. An image is right when the judge, which is code without a network, reads exactly the requested
+scene from its pixels: every named attribute, and nothing else in the image.
 """
 
 import time
@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
+
+from ming.training.chats import prompt_batch
 
 from .evaluate import Result, load, measuring_parser, report
 from .judge import read_picture, shows
@@ -28,12 +30,12 @@ ROWS = {
 }
 CELL, MARGIN, LINE = 144, 8, 14  # pixels of a contact sheet
 PER_ROW = 6
-WRAP = 26  # letters of a caption's line
+WRAP = 26  # letters per line of a caption
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A wish, what it got, and whether that is right."""
+    """A request, the image drawn for it, and whether that is right."""
 
     sample: Sample
     image: Image.Image
@@ -41,33 +43,41 @@ class Drawn:
 
     @property
     def wanted(self) -> Picture:
-        return self.sample.pictures[-1]
+        """What the image must show."""
+        return last_picture(self.sample)
+
+
+def last_picture(sample: Sample) -> Picture:
+    """What the image of the last turn must show.
+
+    Raises:
+        ValueError: the chat asks for no image.
+    """
+    picture = sample.pictures[-1] if sample.pictures else None
+    if picture is None:
+        raise ValueError(f"a chat of the row {sample.row!r} asks for no image; use one of {', '.join(ROWS)}")
+    return picture
 
 
 def draw_row(row: str, model, processor, speaker, samples: int, seed: int, batch_size: int) -> list[Drawn]:
-    """Let the model draw what samples of a row ask for."""
-    drawn = []
+    """Draw what the samples of a row ask for."""
+    drawn: list[Drawn] = []
     for start in tqdm(range(0, samples, batch_size), desc=row, leave=False):
         numbers = range(start, min(start + batch_size, samples))
         rngs = [np.random.default_rng((seed, list(ROWS).index(row), number)) for number in numbers]
         batch = [sample_chat(row, rng, "test", speaker) for rng in rngs]
-        inputs = processor.apply_chat_template(
-            [sample.messages[:-1] for sample in batch],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-        ).to(model.device, model.dtype)
+        inputs = prompt_batch(processor, [sample.messages[:-1] for sample in batch])
+        inputs = inputs.to(model.device, model.dtype)
         images = model.generate(**inputs, generation_mode="image", seed=[seed + number for number in numbers]).images
         drawn += [
-            Drawn(sample, image, shows(image, *sample.pictures[-1]))
+            Drawn(sample, image, shows(image, *last_picture(sample)))
             for sample, image in zip(batch, images, strict=True)
         ]
     return drawn
 
 
 def contact_sheet(drawn: list[Drawn]) -> Image.Image:
-    """Wishes and pictures as one image, `PER_ROW` beside each other; a given picture stands above what came of it."""
+    """Requests and images as one image, `PER_ROW` in a row; an input image stands above the image made from it."""
     rows = [drawn[start : start + PER_ROW] for start in range(0, len(drawn), PER_ROW)]
     above = [CELL + MARGIN if any(map(_given, row)) else 0 for row in rows]
     below = 5 * LINE + CELL + 2 * MARGIN
@@ -85,7 +95,7 @@ def contact_sheet(drawn: list[Drawn]) -> Image.Image:
 
 
 def _given(item: Drawn) -> list[Image.Image]:
-    """Pictures that came with the wish."""
+    """Images that came with the request."""
     return [content["image"] for content in item.sample.media if content["type"] == "image"]
 
 
@@ -108,9 +118,11 @@ def _caption(sample: Sample) -> str:
 def main() -> None:
     """Command line."""
     parser = measuring_parser("evaluate_drawing", __doc__, batch_size=20)
-    parser.add_argument("--speech", type=Path, help="speech pool of the test split; default: espeak-ng speaks live")
+    parser.add_argument(
+        "--speech", type=Path, help="speech pool of the test split; default: espeak-ng speaks while measuring"
+    )
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first pictures of every row here")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first images of every row here")
     args = parser.parse_args()
     model, processor = load(args)
     speaker = SpeechPool(args.speech) if args.speech else LiveSpeaker("test")

@@ -1,12 +1,12 @@
-"""Measure how Ming-Tiny speaks: `python -m training.tiny.evaluate_speech`, two rows of the table.
+"""Measure how Ming-Tiny speaks: `python -m training.tiny.evaluate_speech`, three rows of the table.
 
-Test sentences are read aloud in the voices of test recordings, whose speed and pitch were never seen. Speaking: the
-model's own recogniser writes down what it hears, and espeak-ng, saying the same sentence in the same voice, gives the
-duration to compare with. Voice: the speaker encoder must find the output nearer to its prompt than to the prompts of
-other voices.
+The model reads test sentences aloud in the voices of test recordings, whose speed and pitch training never shows.
+Speaking: the model's own speech recognition transcribes the output. Duration: it is compared with that of espeak-ng
+for the same sentence and voice. Voice: to the speaker encoder, the output must be nearer to its prompt than to the
+prompts of other voices.
 
-`--floor` measures what is lost without the talker: espeak-ng's recordings of the same sentences, and what flow and
-vocoder make of their speech codes, heard by the same recogniser.
+`--floor` measures the errors without the talker. The same speech recognition transcribes espeak-ng's recordings of
+the sentences, and what flow and vocoder make of the speech codes of these recordings.
 """
 
 import sys
@@ -20,7 +20,7 @@ from torchaudio.functional import resample
 from tqdm import tqdm
 
 from ming.voices import SILENCE_PEAK, VoiceEncoder
-from ming.voices import Voice as LentVoice
+from ming.voices import Voice as PromptVoice
 
 from .evaluate import Result, answer, load, measuring_parser, report, word_errors
 from .sentences import sample_sentence
@@ -29,32 +29,38 @@ from .speech import SAMPLE_RATE, Voice, sample_voice, speak
 from .world import TRANSCRIBE
 
 WER_BAR, DURATION_BAR, VOICE_BAR = 8.0, 25.0, 90.0
-SILENCE_SECONDS = 0.1  # around what is listened to, as recordings have it
-NUM_OTHERS = 9  # voices that an output is compared with beside its own
+SILENCE_SECONDS = 0.1  # around the audio to transcribe, as recordings have it
+NUM_OTHERS = 9  # other voices that an output is compared with
 
 
 @dataclass(frozen=True)
 class Case:
-    """A test sentence, espeak-ng's recording [samples] of it, and the same voice as another recording lends it."""
+    """A test sentence, espeak-ng's recording of it (float32 [samples]), and a prompt of the same voice."""
 
     text: str
     voice: Voice
     recording: torch.Tensor
-    prompt: LentVoice
+    prompt: PromptVoice
 
 
 def sample_case(encoder: VoiceEncoder, seed: int, index: int) -> Case:
-    """The case of a number; its voice has a speed and a pitch that were never trained."""
+    """The case of an index; training never shows the speed and pitch of its voice."""
     rng = np.random.default_rng((seed, index))
     voice, text, prompt_text = sample_voice(rng, "test"), sample_sentence(rng, "test"), sample_sentence(rng, "test")
-    lent = long_enough(torch.from_numpy(speak(prompt_text, voice)))
-    prompt = encoder.encode((lent.numpy(), SAMPLE_RATE), prompt_text)
+    recording = long_enough(torch.from_numpy(speak(prompt_text, voice)))
+    prompt = encoder.encode((recording.numpy(), SAMPLE_RATE), prompt_text)
     return Case(text, voice, torch.from_numpy(speak(text, voice)), prompt)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A sentence read in a voice: what was heard of it, seconds, and cosines to its own and to other voices."""
+    """A sentence read in a voice.
+
+    Args:
+        text, heard: the sentence and its transcription.
+        seconds, espeak_seconds: durations of the output and of espeak-ng's recording.
+        similarity, best_other: cosines to the own prompt, and the largest to a prompt of another voice.
+    """
 
     text: str
     heard: str
@@ -66,12 +72,18 @@ class Reading:
 
 
 def listen(model, processor, waveforms: list[torch.Tensor], rate: int, batch_size: int = 32) -> list[str]:
-    """What the model's own recogniser writes down of waveforms [samples] at `rate` Hz, between short silences."""
-    heard, silence, ask = [], round(rate * SILENCE_SECONDS), {"type": "text", "text": TRANSCRIBE[0]}
-    for start in tqdm(range(0, len(waveforms), batch_size), desc="listening"):
+    """Transcriptions by the model itself.
+
+    Args:
+        waveforms: float [samples] each; short silences are added around them.
+        rate: their sampling rate in Hz.
+    """
+    heard: list[str] = []
+    silence, ask = round(rate * SILENCE_SECONDS), {"type": "text", "text": TRANSCRIBE[0]}
+    for start in tqdm(range(0, len(waveforms), batch_size), desc="transcribing"):
         batch = [wave.float().cpu() for wave in waveforms[start : start + batch_size]]
-        sounds = [F.pad(wave, (silence, silence)).numpy() for wave in batch]
-        contents = [[ask, {"type": "audio", "audio": (sound, rate)}] for sound in sounds]
+        padded = [F.pad(wave, (silence, silence)).numpy() for wave in batch]
+        contents = [[ask, {"type": "audio", "audio": (wave, rate)}] for wave in padded]
         heard += answer(model, processor, [[{"role": "user", "content": c}] for c in contents], whisper=False)
     return heard
 
@@ -79,7 +91,7 @@ def listen(model, processor, waveforms: list[torch.Tensor], rate: int, batch_siz
 @torch.no_grad()
 def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> list[Reading]:
     """Let the model read test sentences in test voices."""
-    encoder = model.talker_processor.voice_encoder
+    encoder = model.components.talker_processor().load_voice_encoder()
     cases = [sample_case(encoder, seed, index) for index in range(samples)]
     embeddings = F.normalize(torch.stack([case.prompt.speaker_embedding for case in cases]), dim=-1)
     waves = []
@@ -90,10 +102,10 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
     readings = []
     for index, case in enumerate(cases):
         rng = np.random.default_rng((seed, samples + index))
-        # The same espeak-ng voice in another pitch is no other voice.
-        others = [other for other in range(samples) if cases[other].voice.name != case.voice.name]
-        others = rng.permutation(others)[:NUM_OTHERS]
-        cosines = torch.full((samples,), -1.0)  # of silence, which is nobody's voice
+        # The same espeak-ng voice in another pitch does not count as another voice.
+        different = [other for other in range(samples) if cases[other].voice.name != case.voice.name]
+        others = rng.permutation(different)[:NUM_OTHERS]
+        cosines = torch.full((samples,), -1.0)  # silence is like no voice
         if len(waves[index]) and waves[index].abs().max() > 2 * SILENCE_PEAK:
             cosines = embeddings @ F.normalize(encoder.embed(long_enough(waves[index])), dim=-1)
         readings.append(
@@ -112,11 +124,12 @@ def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> li
 
 @torch.no_grad()
 def floor(model, processor, samples: int, seed: int, batch_size: int) -> dict[str, float]:
-    """Word errors in percent of espeak-ng's recordings and of these through speech codes, flow and vocoder."""
-    encoder, detokenizer = model.talker_processor.voice_encoder, model.audio_detokenizer
+    """Word error rates in percent: of espeak-ng's recordings, and of these through codes, flow and vocoder."""
+    encoder = model.components.talker_processor().load_voice_encoder()
+    detokenizer = model.audio_detokenizer.load()
     cases = [sample_case(encoder, seed, index) for index in range(samples)]
     recordings, again = [long_enough(case.recording) for case in cases], []
-    for index, case in enumerate(tqdm(cases, desc="speaking again")):
+    for index, case in enumerate(tqdm(cases, desc="resynthesis")):
         waveform = detokenizer.decode(
             [encoder.encode_codes(recordings[index])],
             speaker_embedding=case.prompt.speaker_embedding[None],
@@ -147,7 +160,11 @@ def results(readings: list[Reading]) -> list[Result]:
     return [
         line("speaking", "speaking, heard by its own recogniser", "wer", 100 * errors / words, WER_BAR),
         line(
-            "duration", "speaking, duration against espeak-ng's", "difference", 100 * np.mean(durations), DURATION_BAR
+            "duration",
+            "speaking, duration against espeak-ng's",
+            "difference",
+            100 * float(np.mean(durations)),
+            DURATION_BAR,
         ),
         line(
             "voice", f"voice nearer to its prompt than to {NUM_OTHERS} others", "exact", 100 * near / count, VOICE_BAR
@@ -166,7 +183,7 @@ def main() -> None:
     started = time.monotonic()
     if args.floor:
         for name, share in floor(model, processor, args.samples, args.seed, args.batch_size).items():
-            sys.stdout.write(f"{name}: {share} % of words misheard, {args.samples} sentences\n")
+            sys.stdout.write(f"{name}: {share} % word error rate, {args.samples} sentences\n")
         return
     readings = read_aloud(model, processor, args.samples, args.seed, args.batch_size)
     wrong = [asdict(reading) for reading in readings if word_errors(reading.text, reading.heard)]

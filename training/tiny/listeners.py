@@ -1,14 +1,15 @@
-"""The two networks that listen to a voice prompt: speech tokenizer and speaker encoder, small enough for a laptop.
+"""The two networks that encode a voice prompt: speech tokenizer and speaker encoder, small enough for a laptop.
 
 Both are exported to ONNX files with the inputs and outputs of the released `speech_tokenizer_v1.onnx` and
-`campplus.onnx`, so that `ming.voices.VoiceEncoder` runs either. What trains them is in `stage_listeners`.
+`campplus.onnx`, so `ming.voices.VoiceEncoder` runs either. `stage_listeners` trains them.
 
-Letters: B batch, T feature frames of 10 ms, N codes of 20 ms, K digits of a code, D width.
+Shape letters: B batch, T feature frames of 10 ms, N codes of 20 ms, K digits of a code, D width.
 """
 
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,23 +18,23 @@ from torch import nn
 from ming.modeling_encoders import length_mask
 from ming.voices import EMBEDDING_SIZE, SPEAKER_BANDS, TOKENIZER_BANDS
 
-LEVELS = (8, 6, 5)  # per digit of a code: 240 codes; the split that Mentzer et al. recommend for 8 bits
+LEVELS = (8, 6, 5)  # per digit of a code, 240 codes in all; Mentzer et al. recommend this split for 8 bits
 TOKENIZER_WIDTH = 128
 SPEAKER_WIDTH = 96
 STEM_KERNEL = 5
 BLOCK_KERNEL = 7
 FRAMES_PER_CODE = 2  # of 10 ms; also the stride of both stems
-MAX_FRAMES = 6000  # of an exported file; the front end refuses recordings of more than 3,000
+MAX_FRAMES = 6000  # limit of an exported file; the front end refuses recordings of more than 3,000
 MIN_VARIANCE = 1e-5  # keeps the gradient of the square root finite
 
 
 def code_lengths(lengths: torch.Tensor) -> torch.Tensor:
-    """Frames [B] -> codes [B], an odd frame at the end counting as two."""
+    """Frames int64 [B] -> codes int64 [B]; an odd frame at the end counts as two."""
     return (lengths + FRAMES_PER_CODE - 1) // FRAMES_PER_CODE
 
 
 class ConvBlock(nn.Module):
-    """Residual block as in ConvNeXt (Liu et al. 2022), over time: depthwise convolution, then a two-layer MLP."""
+    """Residual block over time, as in ConvNeXt (Liu et al. 2022): depthwise convolution, then a two-layer MLP."""
 
     def __init__(self, width: int, dilation: int = 1, expansion: int = 2):
         super().__init__()
@@ -44,7 +45,7 @@ class ConvBlock(nn.Module):
         self.contract = nn.Linear(expansion * width, width)
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, N, D] -> [B, N, D]; frames outside mask [B, N, 1] are zeros to the others, as beyond the ends."""
+        """[B, N, D] -> [B, N, D]; frames outside mask [B, N, 1] are read as zeros, like those beyond the ends."""
         visible = hidden if mask is None else hidden * mask
         mixed = self.depthwise(visible.transpose(1, 2)).transpose(1, 2)
         return hidden + self.contract(F.gelu(self.expand(self.norm(mixed))))
@@ -53,7 +54,7 @@ class ConvBlock(nn.Module):
 class FiniteScalarQuantizer(nn.Module):
     """Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): each digit is bounded, then rounded.
 
-    A digit k of L levels has the value 2k / (L - 1) - 1, so that even and odd L alike span -1..1. Without codebook:
+    A digit k of L levels has the value 2k / (L - 1) - 1, so even and odd L both span -1..1. There is no codebook:
     nothing is learned here, and nothing can collapse.
     """
 
@@ -70,7 +71,7 @@ class FiniteScalarQuantizer(nn.Module):
         return (latents.tanh() + 1) / 2 * self.steps
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [..., K] -> quantised values [..., K] in -1..1; the gradient passes as if nothing was rounded."""
+        """Latents [..., K] -> quantised values [..., K] in -1..1; the gradient ignores the rounding."""
         positions = self.positions(latents)
         rounded = positions + (positions.round() - positions).detach()
         return rounded * 2 / self.steps - 1
@@ -80,7 +81,7 @@ class FiniteScalarQuantizer(nn.Module):
         return (self.positions(latents).round().long() * self.places).sum(dim=-1)
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes [...] -> the values [..., K] that `forward` gives for them."""
+        """Codes [...] -> their values [..., K], the ones that `forward` returns."""
         digits = codes[..., None] // self.places % (self.steps.long() + 1)
         return digits * 2 / self.steps - 1
 
@@ -88,8 +89,8 @@ class FiniteScalarQuantizer(nn.Module):
 class SpeechTokenizer(nn.Module):
     """Log-mel -> 50 codes a second, in the manner of CosyVoice's supervised tokenizer (Du et al., arXiv 2407.05407).
 
-    There a speech recogniser is cut in two by a quantiser; here its encoder is convolutional, so that a code depends
-    on 0.4 s around it and a word sounds the same in any sentence.
+    There a quantiser cuts a speech recogniser in two. Here the encoder of the recogniser is convolutional, so a code
+    depends on 0.4 s around it and a word has the same codes in any sentence.
     """
 
     def __init__(self, width: int = TOKENIZER_WIDTH, blocks: int = 5, levels: tuple[int, ...] = LEVELS):
@@ -116,7 +117,7 @@ class SpeechTokenizer(nn.Module):
 
 
 class SpeakerEncoder(nn.Module):
-    """Filter banks -> what the voice is like: an x-vector network (Snyder et al. 2018) of `ConvBlock`s."""
+    """Filter banks -> speaker embedding: an x-vector network (Snyder et al. 2018) of `ConvBlock`s."""
 
     def __init__(self, width: int = SPEAKER_WIDTH, dilations: tuple[int, ...] = (1, 2, 3, 4)):
         super().__init__()
@@ -125,13 +126,13 @@ class SpeakerEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.widen = nn.Linear(width, 2 * width)
         self.project = nn.Linear(4 * width, EMBEDDING_SIZE)
-        # Any two recordings are alike at first; only what differs should turn the embedding.
+        # At first all recordings have similar embeddings; only their differences should set the direction.
         self.centre = nn.BatchNorm1d(EMBEDDING_SIZE, affine=False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Filter banks minus their mean over time [B, T, 80] -> embedding [B, 192] of length sqrt(192).
 
-        All T frames count, so rows of a batch must be equally long.
+        All T frames count, so the rows of a batch must have equal length.
         """
         hidden = self.stem(features.transpose(1, 2)).transpose(1, 2)
         for block in self.blocks:
@@ -147,8 +148,8 @@ class SpeakerEncoder(nn.Module):
 def _export(
     module: nn.Module, inputs: dict[str, torch.Tensor], output: str, time: int, path: str | os.PathLike
 ) -> None:
-    """Write one file, weights included; dimension `time` of the first input is free."""
-    shapes = dict.fromkeys(inputs)
+    """Write one ONNX file with its weights; dimension `time` of the first input is free."""
+    shapes: dict[str, Any] = dict.fromkeys(inputs)
     shapes[next(iter(inputs))] = {time: torch.export.Dim("frames", min=2, max=MAX_FRAMES)}
     was_training = module.training
     program = torch.onnx.export(
@@ -161,7 +162,7 @@ def _export(
     )
     module.train(was_training)
     model = program.model_proto
-    # The exporter notes for every node where on this machine the line stands that made it.
+    # The exporter records for every node the source file on this machine.
     for item in (model, model.graph, *model.graph.node, *model.graph.value_info):
         item.ClearField("metadata_props")
     Path(path).write_bytes(model.SerializeToString())

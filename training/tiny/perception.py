@@ -1,4 +1,4 @@
-"""Stage 1 of Ming-Tiny: chats about the world in all modalities, one forward per modality and step."""
+"""Stage 1 of Ming-Tiny: chats about the world in all modalities, one forward pass per modality and step."""
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from .scenes import choose
 from .speech import SpeechPool, Utterance
 from .world import sample_chat
 
-# Per step and modality: which abilities are drawn, and how many chats. Rows repeat to weigh them. What a question is
-# about, of several pictures or media, is learned last and late: chats of more than one medium are frequent.
+# Per modality: the rows to sample from, and the number of chats per step. A repeated row counts more. Chats with more
+# than one medium are frequent: which of them a question is about is learned last.
 MIX: dict[str, tuple[tuple[str, ...], int]] = {
     "text": (("text_only",), 24),
     "image": (("image_qa", "image_count_describe", "multi_turn"), 8),
@@ -22,13 +22,11 @@ MIX: dict[str, tuple[tuple[str, ...], int]] = {
     "mixed": (("mixed",), 12),
     "request": (("drawing", "spoken_drawing", "editing"), 5),
 }
-
-
-QUESTION_FIRST = 0.25  # share of chats that ask before they show
+QUESTION_FIRST = 0.25  # share of chats whose question stands before the media
 
 
 def vary_order(messages: list[dict], rng: np.random.Generator) -> list[dict]:
-    """At times put the text of the first message in front of its media; users write both orders."""
+    """Sometimes move the text of the first message before its media, since users write both orders."""
     first = messages[0]["content"]
     if first[-1]["type"] == "text" and rng.random() < QUESTION_FIRST:
         return [{**messages[0], "content": [first[-1], *first[:-1]]}, *messages[1:]]
@@ -36,7 +34,7 @@ def vary_order(messages: list[dict], rng: np.random.Generator) -> list[dict]:
 
 
 class SameDuration:
-    """A speaker of `count` sentences of about the same duration."""
+    """A speaker with `count` sentences of about the same duration."""
 
     def __init__(self, pool: SpeechPool, rng: np.random.Generator, count: int):
         self.pool, self.split = pool, pool.split
@@ -51,12 +49,12 @@ class SameDuration:
         return self.pool.question(rng, texts)
 
     def command(self, rng: np.random.Generator) -> Utterance | None:
-        """A spoken wish for a picture, of any duration."""
+        """A spoken request for a picture, of any duration."""
         return self.pool.command(rng)
 
 
 class PerceptionData(torch.utils.data.Dataset):
-    """Item `step` is {modality: batch}. SANM hears one item in three, Whisper, which learns later, the others."""
+    """Item `step` is {modality: batch}. One item in three is for SANM, the others for Whisper, which learns later."""
 
     def __init__(self, processor, pool: SpeechPool, steps: int, seed: int, scale: float = 1.0, max_side: int = 192):
         self.processor, self.pool, self.steps, self.seed = processor, pool, steps, seed

@@ -183,7 +183,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# How a follow-up question says it, after a first question has named the shape.
+# Wordings of follow-up questions, after a first question has named the shape.
 FOLLOW_UPS: dict[str, tuple[str, ...]] = {
     "it_shape": ("And what shape?", "And what shape is it?", "What shape is it?", "And which shape is it?"),
     "it_colour": ("And what colour?", "And what colour is it?", "What colour is it?", "And its colour?"),
@@ -217,7 +217,7 @@ class Question:
 
 
 def word(fact: Fact, rng: np.random.Generator, wordings: tuple[str, ...] | None = None) -> Question:
-    """Choose a wording for a fact; one in two says "color" instead of "colour"."""
+    """Choose a wording for a fact; every other one writes "color" instead of "colour"."""
     text = fill(choose(rng, wordings or WORDINGS[fact.kind]), fact)
     if rng.random() < 0.5:
         text = text.replace("colour", "color")
@@ -279,7 +279,7 @@ def pronoun_facts(shape: Shape) -> list[Fact]:
 
 
 def scene_facts(scene: Scene) -> dict[str, list[Fact]]:
-    """Every question with one right answer about a scene, by kind, without yes/no questions (see `sample_yes_no`)."""
+    """The questions about a scene with exactly one right answer, by kind, except yes/no (see `sample_yes_no`)."""
     shapes = scene.shapes
     facts: dict[str, list[Fact]] = {
         "background": [Fact("background", scene.background)],
@@ -399,7 +399,17 @@ def clip_facts(clip: Clip, rng: np.random.Generator) -> dict[str, Fact]:
 
 def sample_clip_fact(clip: Clip, rng: np.random.Generator) -> Fact:
     """A random fact about a clip. Two clips of three move, so "does it move" is asked twice as often of still ones."""
-    kinds = ("way", "way", "it_shape", "it_colour", "it_size", "background", "moves", "moves_way", "describe_clip")
+    kinds: tuple[str, ...] = (
+        "way",
+        "way",
+        "it_shape",
+        "it_colour",
+        "it_size",
+        "background",
+        "moves",
+        "moves_way",
+        "describe_clip",
+    )
     if clip.motion == "still":
         kinds = ("it_shape", "it_colour", "it_size", "background", "moves", "moves", "describe_clip")
     return clip_facts(clip, rng)[choose(rng, kinds)]

@@ -1,8 +1,8 @@
-"""The speaker encoder learns to know a voice again in what the detokenizer makes of it.
+"""The speaker encoder learns to recognise a voice in the output of the audio detokenizer.
 
-It was trained on recordings, where every voice is told by fine detail that a small flow and vocoder do not keep. A
-copy of it learns, from recordings spoken again by the detokenizer, to give what the first one gave for the recording
-itself; half of what it hears are still recordings, so that what flow and talker were told about voices stays true.
+It was trained on recordings, where it tells voices by fine detail that a small flow and vocoder do not keep. A copy of
+it is trained on resynthesised recordings: its embedding must equal that of the first encoder for the recording itself.
+Half of its inputs are still recordings, so that the embeddings that flow and talker were trained with stay valid.
 """
 
 import copy
@@ -18,31 +18,36 @@ from torchaudio.functional import resample
 from tqdm import tqdm
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from ming.voices import MelSettings, prompt_mel, speaker_features
+from ming.mel import MelSettings, prompt_mel
+from ming.voices import speaker_features
 
 from .listeners import SpeakerEncoder
 from .speaking import HeardPool, long_enough
 from .speech import SAMPLE_RATE
 from .stage_listeners import random_part, sample_duration
 
-LONGEST = 200  # codes of an utterance that is spoken again
-CLEAN = 0.5  # share of recordings in a batch; the others were spoken again
-WAYS = ("a", "b")  # by the vocoder from the recording's mel; by flow and vocoder from its codes
+LONGEST = 200  # codes of a resynthesised utterance
+CLEAN = 0.5  # share of recordings in a batch; the others are resynthesised
+WAYS = ("a", "b")  # a: vocoder, from the mel of the recording; b: flow and vocoder, from its codes
 
 
 @torch.no_grad()
 def speak_again(
     heard: HeardPool, detokenizer: AudioDetokenizer, path: str | os.PathLike, count: int, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Utterances that a detokenizer speaks again at 16 kHz, kept in a file: for number n "a<n>" and "b<n>" float16
-    [samples], see `WAYS`, and in "index" which utterances of the pool they are."""
+    """Resynthesise utterances at 16 kHz, or read them from the file of an earlier call.
+
+    Returns:
+        For number n "a<n>" and "b<n>", float16 [samples], see `WAYS`; "index" int64 [count]: the utterances' indices
+        in the pool.
+    """
     path = Path(path)
     if path.is_file():
         return load_file(path)
     rng, tensors = np.random.default_rng(seed), {}
     short = [index for index, codes in enumerate(heard.codes) if len(codes) <= LONGEST]
     chosen = rng.permutation(short)[:count].tolist()
-    for number, index in enumerate(tqdm(chosen, desc="speaking again", unit="utterance")):
+    for number, index in enumerate(tqdm(chosen, desc="resynthesis", unit="utterance")):
         mel = prompt_mel(torch.from_numpy(heard.pool[index].waveform))
         generator = torch.Generator().manual_seed(number)
         embedding = heard.embeddings[index][None]
@@ -60,7 +65,7 @@ def speak_again(
 
 
 class RevoicedData(torch.utils.data.Dataset):
-    """Item `step`: equally long parts of recordings or of what was made of them, and the utterances' numbers."""
+    """Item `step`: parts of equal length of recordings or of their resynthesis, and the numbers of the utterances."""
 
     def __init__(self, heard: HeardPool, again: dict[str, torch.Tensor], steps: int, batch_size: int, seed: int):
         self.heard, self.again, self.index = heard, again, again["index"].tolist()
@@ -87,30 +92,30 @@ class RevoicedData(torch.utils.data.Dataset):
 
 
 class RevoicedTask(nn.Module):
-    """One minus the cosine to what the first encoder gives for the whole recording.
+    """One minus the cosine to the embedding that the first encoder gives the whole recording.
 
     Args:
         first: the encoder that was trained on recordings.
-        data: whose recordings it hears.
+        data: its recordings give the target embeddings.
     """
 
     def __init__(self, first: SpeakerEncoder, data: RevoicedData):
         super().__init__()
         self.encoder = copy.deepcopy(first)
-        wanted = []
+        targets = []
         with torch.no_grad():
             for number in range(len(data.index)):
                 waveform = long_enough(torch.from_numpy(data.waveform(number)))
-                wanted.append(F.normalize(first(speaker_features(waveform)[None])[0], dim=0))
-        self.wanted = [torch.stack(wanted)]  # in a list: no part of the module
+                targets.append(F.normalize(first(speaker_features(waveform)[None])[0], dim=0))
+        self.targets = [torch.stack(targets)]  # in a list: not a buffer of the module
 
     def train(self, mode: bool = True) -> "RevoicedTask":
-        """The encoder keeps the statistics of the recordings."""
+        """Set the mode; the encoder keeps the batch statistics of the recordings."""
         super().train(mode)
         self.encoder.eval()
         return self
 
     def forward(self, features: torch.Tensor, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
         embeddings = F.normalize(self.encoder(features), dim=1)
-        cosines = (embeddings * self.wanted[0].to(embeddings.device)[numbers]).sum(dim=1)
+        cosines = (embeddings * self.targets[0].to(embeddings.device)[numbers]).sum(dim=1)
         return {"loss": 1 - cosines.mean(), "cosine": cosines.mean().detach()}

@@ -1,4 +1,4 @@
-"""What the world is made of: shapes, scenes and clips, the words for them, and the train/test split.
+"""The content of the world: shapes, scenes and clips, the words for them, and the train/test split.
 
 Split rule. Every (size, colour, shape, position) tuple, and for clips every (size, colour, shape, motion) tuple,
 belongs to "train" or "test" by a stable hash of its name; about one in ten is test-only. A training scene holds
@@ -6,12 +6,16 @@ training tuples only. A test scene holds at least one test-only tuple. Voices, s
 the same hash (see `speech.py` and `sentences.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 # CSS values.
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -107,8 +111,8 @@ def shapes_of_split(split: str) -> tuple[Shape, ...]:
     return tuple(shape for shape in shapes if shape.split == split)
 
 
-def choose(rng: np.random.Generator, items):
-    """One item of a sequence, uniformly. (`rng.choice` turns items into numpy scalars and is ten times slower.)"""
+def choose(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """One item of a sequence, uniformly. (`rng.choice` returns numpy scalars and is ten times slower.)"""
     return items[int(rng.integers(len(items)))]
 
 

@@ -1,4 +1,4 @@
-"""Sentences of the world without a picture: text questions, spoken sentences, drawing and editing commands.
+"""Sentences of the world that need no picture: text questions, spoken sentences, drawing and editing commands.
 
 Split rule. A text prompt and a spoken sentence belong to "train" or "test" by the hash of their words (`split_of`): a
 test prompt is a wording of a fact that training never shows, a test sentence a sequence of words it never shows.
@@ -98,7 +98,7 @@ CHINESE_SUCCESSOR = ("{a}后面是几？", "{a}的后面是几？", "{a}后面�
 CHINESE_PREDECESSOR = ("{a}前面是几？", "{a}的前面是几？", "{a}前面的数字是几？", "{a}减一等于几？")
 CHINESE_SUM = ("{a}加{b}等于几？", "{a}加{b}是几？", "{a}和{b}加起来是几？", "请问{a}加{b}是几？")
 
-# Wordings that were added after the tokenizer was made, whose corpus therefore leaves them out.
+# Wordings that are newer than the tokenizer; its training text leaves them out, so that it stays the same.
 ADDED = {
     SUCCESSOR: ("{a} comes before what?", "After {a} comes what?"),
     PREDECESSOR: ("{a} follows what?", "Before {a} comes what?"),
@@ -106,7 +106,7 @@ ADDED = {
     OPPOSITE: ("{a} has which opposite?", "The opposite of {a} is what?"),
 }
 
-# Wordings that nobody is tested with: which way a number is counted from must be read, wherever it stands.
+# Wordings for training only: the direction of counting must be read, wherever the number stands.
 TRAINED_ONLY = {
     SUCCESSOR: ("{a} is followed by which number?", "{a} is just before what?", "{a} comes right before what?"),
     PREDECESSOR: ("{a} is just after what?", "{a} comes right after what?", "{a} comes after which number?"),
@@ -140,7 +140,8 @@ def text_facts() -> dict[str, tuple[tuple[tuple[str, ...], dict[str, str], str],
 def sample_text_question(rng: np.random.Generator, split: str, added: bool = True) -> Question:
     """A question that needs no medium, one of seven kinds, e.g. "What comes after three?" -> "four".
 
-    `added`: with the wordings of `ADDED`.
+    Args:
+        added: whether the wordings of `ADDED` are used.
     """
     check_split(split)
     facts = text_facts()
@@ -159,7 +160,7 @@ def sample_text_question(rng: np.random.Generator, split: str, added: bool = Tru
 
 
 def _random_words(rng: np.random.Generator) -> str:
-    """Two to six words of the world in any order, so that a recogniser has to listen instead of guessing."""
+    """Two to six words of the world in any order, so that a recogniser cannot guess the next word."""
     words = (*COLOURS, *KINDS, *SIZES, *POSITIONS, *NUMBERS, "up", "down", "yes", "no", "first", "second")
     return " ".join(choose(rng, words) for _ in range(rng.integers(2, 7)))
 
@@ -207,7 +208,7 @@ def _statement(rng: np.random.Generator) -> str:
 
 
 def sample_spoken_question(rng: np.random.Generator, split: str) -> str:
-    """A question about a picture or a clip as it is spoken, e.g. "tell me what colour is the square"."""
+    """A spoken question about a picture or a video, e.g. "tell me what colour is the square"."""
     while True:
         if rng.random() < 0.25:
             fact = sample_clip_fact(sample_clip(rng, "train"), rng)
@@ -238,7 +239,7 @@ SENTENCES: tuple[Callable[[np.random.Generator], str], ...] = (
     _statement,
 )
 
-QUESTION_PROBABILITY = 1 / 6  # of a sentence being a question, as spoken to the model
+QUESTION_PROBABILITY = 1 / 6  # share of sentences that are spoken questions
 
 
 def sample_sentence(rng: np.random.Generator, split: str) -> str:
@@ -246,7 +247,7 @@ def sample_sentence(rng: np.random.Generator, split: str) -> str:
     check_split(split)
     if rng.random() < QUESTION_PROBABILITY:
         return sample_spoken_question(rng, split)
-    # The kind is chosen before the split is looked at, so that both splits have the same mixture.
+    # The kind is chosen first, so that both splits have the same mixture of kinds.
     draw = choose(rng, SENTENCES)
     while True:
         text = draw(rng)
@@ -297,7 +298,7 @@ def spoken_command_pattern() -> re.Pattern:
 
 
 def read_command(text: str) -> Scene | None:
-    """The scene of one shape that a spoken command wants drawn; None if the text is anything else."""
+    """The scene of one shape that a spoken command asks for; None if the text is anything else."""
     match = spoken_command_pattern().fullmatch(text)
     if match is None:
         return None
@@ -327,7 +328,7 @@ def sample_edit(scene: Scene, rng: np.random.Generator) -> tuple[str, Scene]:
 
 
 def sample_text(rng: np.random.Generator) -> list[str]:
-    """Text of the world of all kinds, for training the tokenizer: prompts and answers as they stand in a turn."""
+    """Text of all kinds for training the tokenizer: prompts and answers as they stand in a turn."""
     scene, clip = sample_scene(rng, "train"), sample_clip(rng, "train")
     kinds = (*QA_KINDS, *COUNT_KINDS)
     questions = [word(sample_fact(scene, rng, kinds), rng) for _ in range(3)]

@@ -1,7 +1,7 @@
-"""Stage 2a of Ming-Tiny: the talker, the flow and the vocoder learn to speak while the thinker stays as it is.
+"""Stage 2a of Ming-Tiny: batches and losses of the talker, the flow and the vocoder; the thinker stays frozen.
 
-The networks that listen (`stage_listeners`) come first; `HeardPool` keeps what they make of every utterance of the
-pool: its speech codes and its speaker embedding.
+The speech tokenizer and the speaker encoder (`stage_listeners`) are trained first. `HeardPool` keeps their outputs for
+every utterance of the pool: its speech codes and its speaker embedding.
 """
 
 import logging
@@ -19,13 +19,15 @@ from torchaudio.functional import resample
 from tqdm import tqdm
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from audio_detokenizer.modeling_flow import flow_matching_loss
+from ming.mel import prompt_mel, vocoder_mel
 from ming.modeling_talker import BailingMMTalker, TalkerPrompt
 from ming.talker_processor import BailingMMTalkerProcessor
-from ming.training.objectives import ctc_loss, ctc_targets
-from ming.training.talker import IGNORE, WordAlignment, pointing_loss, talker_batch, talker_loss, thinker_states
+from ming.training.chats import prompt_batch
+from ming.training.flow import flow_matching_loss
+from ming.training.objectives import IGNORE, ctc_loss, ctc_targets
+from ming.training.talker import WordAlignment, pointing_loss, talker_batch, talker_loss, thinker_states
 from ming.training.vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
-from ming.voices import CODES_PER_SECOND, MIN_SECONDS, VoiceEncoder, prompt_mel, vocoder_mel
+from ming.voices import CODES_PER_SECOND, MIN_SECONDS, VoiceEncoder
 
 from .scenes import choose
 from .speech import SAMPLE_RATE, SpeechPool
@@ -33,35 +35,35 @@ from .world import sample_chat
 
 logger = logging.getLogger(__name__)
 
-MAX_PROMPT_SECONDS = 4.0  # recordings that lend their voice; a longer one would leave no room for what is to be said
+MAX_PROMPT_SECONDS = 4.0  # longest voice prompt; a longer one would leave no room for the speech itself
 NUM_LENDERS = 3
-NO_THINKER = 0.5  # share of batches that are read without a chat
-# What is answered in the others; of long recordings and pictures in the prompt a talker must not lose its text.
+NO_THINKER = 0.5  # share of batches without a chat
+# Rows of the chats in the other batches: long recordings and pictures in a prompt must not distract from the text.
 CHATS = ("text_only", "text_only", "image_qa", "asr_sanm", "spoken_question", "spoken_drawing", "editing")
-MAX_CHAT_SIDE = 128  # pixels of their pictures
-# The talker begins with the shortest share of utterances and hears all of them after this share of the steps: which
-# word is due is learned where there are few.
+MAX_CHAT_SIDE = 128  # pixels, of their pictures
+# The talker starts with the shortest share of the utterances and gets all of them after this share of the steps: it
+# learns which word comes next where there are few words.
 SHORTEST, ALL_AFTER = 0.2, 0.5
-# A talker that knows its utterances by heart needs no text. So what it said so far is disturbed: codes are cut at
-# random places, over which the codec's pairs do not reach, and up to a share of the ids it hears are others.
+# A talker that memorises its utterances needs no text. So the ids spoken so far are disturbed: codes are cut at random
+# places, which the pairs of the codec do not cross, and up to a share of the input ids are replaced.
 CUT_SHARE, MAX_NOISE = 0.15, 0.35
 SPELLING_WEIGHT, POINTING_WEIGHT = 0.3, 0.5
-POINTING_LAYERS = (1, 2, 3)  # of the talker, whose first head points at the word that is due
-SPELLING_LAYER = 2  # of the talker, behind which it tells the words that were said so far
+POINTING_LAYERS = (1, 2, 3)  # of the talker; their first head points at the current word
+SPELLING_LAYER = 2  # of the talker; a head after it spells the words spoken so far
 COMMA_SHARE, CAPITAL_SHARE = 0.5, 0.3
-MARKS = ("", "", "", ".", ",", "?")  # what may follow the words of a piece
+MARKS = ("", "", "", ".", ",", "?")  # after the words of a piece
 SEGMENT_FRAMES = 40  # mel frames (0.46 s) of a vocoder example
-ADVERSARY_FROM = 0.7  # share of the steps after which the critics have a say
+ADVERSARY_FROM = 0.7  # share of the steps after which the critics count
 MEL_WEIGHT, MATCHING_WEIGHT, PITCH_WEIGHT = 15.0, 2.0, 0.05
 
 
 def long_enough(waveform: torch.Tensor) -> torch.Tensor:
-    """A recording [samples] at 16 kHz, with silence behind single words, which are too short to clone a voice from."""
+    """A recording [samples] at 16 kHz, padded with silence to the shortest length that a voice can be cloned from."""
     return F.pad(waveform, (0, max(0, int(MIN_SECONDS * SAMPLE_RATE) - len(waveform))))
 
 
 def written(text: str, rng: np.random.Generator) -> str:
-    """Spoken words as they may stand in a reply: at times with a capital, a comma before the background, a mark."""
+    """Spoken words as written in a reply: sometimes a capital, a comma before the background, a punctuation mark."""
     if rng.random() < COMMA_SHARE:
         text = re.sub(r" (on an? \w+ background)$", r", \1", text)
     if rng.random() < CAPITAL_SHARE:
@@ -70,13 +72,17 @@ def written(text: str, rng: np.random.Generator) -> str:
 
 
 class HeardPool:
-    """A speech pool with the codes (uint8 [N]) and the speaker embedding (float32 [192]) of every utterance."""
+    """A speech pool with the codes (uint8 [N]) and the speaker embedding (float32 [192]) of every utterance.
+
+    Raises:
+        ValueError: the tensors were made from another pool.
+    """
 
     def __init__(self, pool: SpeechPool, tensors: dict[str, torch.Tensor]):
         self.pool, self.embeddings = pool, tensors["embeddings"].float()
         lengths = tensors["lengths"].tolist()
         if len(lengths) != len(pool):
-            raise ValueError(f"{len(lengths)} utterances were heard, the pool has {len(pool)}; delete the file")
+            raise ValueError(f"{len(lengths)} utterances are encoded, the pool has {len(pool)}; delete the file")
         self.codes = tensors["codes"].split(lengths)
         self.by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
         self.by_voice: dict[str, list[int]] = {}
@@ -85,11 +91,11 @@ class HeardPool:
 
     @classmethod
     def build(cls, pool: SpeechPool, encoder: VoiceEncoder, path: str | os.PathLike) -> "HeardPool":
-        """Let the encoder hear the whole pool, or read what it heard before."""
+        """Encode the whole pool, or read the file of an earlier call."""
         path = Path(path)
         if not path.is_file():
             codes, embeddings = [], []
-            for index in tqdm(range(len(pool)), desc="listening", unit="utterance"):
+            for index in tqdm(range(len(pool)), desc="encoding", unit="utterance"):
                 waveform = torch.from_numpy(pool[index].waveform)
                 length = -(-len(waveform) * CODES_PER_SECOND // SAMPLE_RATE)
                 waveform = long_enough(waveform)
@@ -106,20 +112,23 @@ class HeardPool:
         return len(self.pool)
 
     def text(self, index: int) -> str:
+        """The words of an utterance."""
         return self.pool.records[index]["text"]
 
     def lenders(self, target: int, longest: float = MAX_PROMPT_SECONDS * CODES_PER_SECOND) -> list[int]:
-        """Utterances of at most `longest` codes whose voice, pitch and speed are nearest to those of `target`, which
-        is among them only if there is no other."""
+        """Utterances for the voice prompt of `target`: its voice, and the nearest pitch and speed.
+
+        They have at most `longest` codes; `target` itself is returned only if there is no other.
+        """
         records = self.pool.records
-        wanted = records[target]["voice"]
+        own = records[target]["voice"]
 
         def distance(index: int) -> float:
-            own = records[index]["voice"]
-            return abs(own["pitch"] - wanted["pitch"]) / 60 + abs(own["speed"] - wanted["speed"]) / 100
+            other = records[index]["voice"]
+            return abs(other["pitch"] - own["pitch"]) / 60 + abs(other["speed"] - own["speed"]) / 100
 
         others = [
-            index for index in self.by_voice[wanted["name"]] if index != target and len(self.codes[index]) <= longest
+            index for index in self.by_voice[own["name"]] if index != target and len(self.codes[index]) <= longest
         ]
         return sorted(others, key=distance)[:NUM_LENDERS] or [target]
 
@@ -152,7 +161,7 @@ class FlowData(torch.utils.data.Dataset):
 
 
 class FlowTask(nn.Module):
-    """Trains a detokenizer's flow; the loss is that of `flow_matching_loss`."""
+    """Trains the flow of a detokenizer; the loss is `flow_matching_loss`."""
 
     def __init__(self, detokenizer: AudioDetokenizer):
         super().__init__()
@@ -163,7 +172,7 @@ class FlowTask(nn.Module):
 
 
 class VocoderData(torch.utils.data.Dataset):
-    """Item `step`: short pieces of recordings [B, S] at the vocoder's rate, and whether the critics have a say."""
+    """Item `step`: short parts of recordings [B, S] at the rate of the vocoder, and whether the critics count."""
 
     def __init__(self, pool: SpeechPool, config, steps: int, batch_size: int, seed: int):
         self.pool, self.config, self.steps = pool, config, steps
@@ -174,27 +183,27 @@ class VocoderData(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, step))
-        size, pieces = SEGMENT_FRAMES * self.config.hop_length, []
+        size, parts = SEGMENT_FRAMES * self.config.hop_length, []
         for _ in range(self.batch_size):
             waveform = torch.from_numpy(self.pool[int(rng.integers(len(self.pool)))].waveform)
             source = -(-size * SAMPLE_RATE // self.config.sample_rate) + 64
             waveform = F.pad(waveform, (0, max(0, source - len(waveform))))
             start = int(rng.integers(len(waveform) - source + 1))
-            piece = resample(waveform[start : start + source], SAMPLE_RATE, self.config.sample_rate)[:size]
-            pieces.append(piece * float(rng.uniform(0.5, 1.0)) / piece.abs().max().clamp_min(0.1))
-        return {"waveform": torch.stack(pieces), "adversary": torch.tensor(float(step >= ADVERSARY_FROM * self.steps))}
+            part = resample(waveform[start : start + source], SAMPLE_RATE, self.config.sample_rate)[:size]
+            parts.append(part * float(rng.uniform(0.5, 1.0)) / part.abs().max().clamp_min(0.1))
+        return {"waveform": torch.stack(parts), "adversary": torch.tensor(float(step >= ADVERSARY_FROM * self.steps))}
 
 
 class VocoderTask(nn.Module):
-    """Trains a detokenizer's vocoder against recordings: mel, spectra, pitch, and from some step on critics."""
+    """Trains the vocoder of a detokenizer on recordings: mel, spectra, pitch, and from some step on critics."""
 
     def __init__(self, detokenizer: AudioDetokenizer, channels: int = 8):
         super().__init__()
         self.hift, self.config = detokenizer.hift, detokenizer.config
         self.heads = nn.ModuleDict({"critics": Critics(channels)})
 
-    def speak(self, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """mel [B, 80, T] -> waveform [B, S] and pitch [B, T], with gradients."""
+    def vocode(self, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mel [B, 80, T] -> waveform [B, S] and pitch [B, T], with gradients."""
         f0 = self.hift.f0_predictor(mel)
         phase = torch.stack([self.hift.draw_phase(None) for _ in mel]).to(mel.device)
         noise = torch.randn(len(mel), self.hift.m_source.num_harmonics, mel.shape[2] * self.config.hop_length)
@@ -203,20 +212,20 @@ class VocoderTask(nn.Module):
 
     def forward(self, waveform: torch.Tensor, adversary: torch.Tensor) -> dict[str, torch.Tensor]:
         mel = vocoder_mel(waveform).transpose(1, 2)
-        spoken, f0 = self.speak(mel)
-        wanted_f0 = pitch(waveform, self.config.sample_rate, self.config.hop_length)
+        output, f0 = self.vocode(mel)
+        target_f0 = pitch(waveform, self.config.sample_rate, self.config.hop_length)
         parts = {
-            "mel": mel_loss(spoken, waveform),
-            "spectral": spectral_loss(spoken, waveform),
-            "pitch": F.smooth_l1_loss(f0, wanted_f0, beta=10.0),
+            "mel": mel_loss(output, waveform),
+            "spectral": spectral_loss(output, waveform),
+            "pitch": F.smooth_l1_loss(f0, target_f0, beta=10.0),
         }
         loss = MEL_WEIGHT * parts["mel"] + parts["spectral"] + PITCH_WEIGHT * parts["pitch"]
         if adversary:
             critics = self.heads["critics"]
             critics.requires_grad_(False)
-            score, matching = adversarial_loss(critics, spoken, waveform)
+            score, matching = adversarial_loss(critics, output, waveform)
             critics.requires_grad_(True)
-            parts["critic"] = critic_loss(critics, spoken, waveform)
+            parts["critic"] = critic_loss(critics, output, waveform)
             loss = loss + score + MATCHING_WEIGHT * matching + parts["critic"]
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
 
@@ -224,8 +233,11 @@ class VocoderTask(nn.Module):
 class TalkerData(torch.utils.data.Dataset):
     """Item `step`: texts, each in the voice of another utterance of the same speaker; some batches answer chats.
 
-    A talker that speaks already (not `short_first`) hears utterances of every length from the start. "spelling"
-    holds the words of both utterances in the talker's tokens, as `ctc_loss` takes them.
+    "talker" is a batch of `talker_batch`, "spelling" the words of both utterances in the talker's tokens for
+    `ctc_loss`, and "chats", if present, the inputs of the thinker.
+
+    Args:
+        short_first: start with short utterances; a trained talker gets utterances of every length from the start.
     """
 
     def __init__(
@@ -254,11 +266,11 @@ class TalkerData(torch.utils.data.Dataset):
         targets = self.heard.pool.alike(rng, self.batch_size, shortest)
         longest = min(len(self.heard.codes[shortest[-1]]), MAX_PROMPT_SECONDS * CODES_PER_SECOND)
         lenders = [choose(rng, self.heard.lenders(target, longest)) for target in targets]
-        item = {} if rng.random() < NO_THINKER else {"chats": self._chats(rng)}
-        states = [None] * self.batch_size
-        if item:
-            # Of the states only their number counts here; the thinker makes them when the batch is trained on.
-            lengths = item["chats"]["attention_mask"].sum(dim=1).tolist()
+        chats = {} if rng.random() < NO_THINKER else {"chats": self._chats(rng)}
+        states: list[torch.Tensor | None] = [None] * self.batch_size
+        if chats:
+            # Only the number of states matters here; the task computes their values.
+            lengths = chats["chats"]["attention_mask"].sum(dim=1).tolist()
             states = [torch.zeros(length, self.talker.config.qa_model_hidden_size) for length in lengths]
         pairs = list(zip(lenders, targets, strict=True))
         examples = [self._example(rng, pair, row) for pair, row in zip(pairs, states, strict=True)]
@@ -268,10 +280,10 @@ class TalkerData(torch.utils.data.Dataset):
             [token for index in pair for token in tokenizer(" " + self.heard.text(index))["input_ids"]]
             for pair in pairs
         ]
-        return {"talker": batch, "spelling": ctc_targets(words), **item}
+        return {"talker": batch, "spelling": ctc_targets(words), **chats}
 
     def _disturb(self, rng: np.random.Generator, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Replace some of the ids that a row has said, of every row another share; what it must say stays."""
+        """Replace a random share of the input ids of every row; the labels stay."""
         ids, first = batch["audio_ids"], self.talker.config.text_vocab_size
         shares = rng.uniform(0.0, MAX_NOISE, (len(ids), 1))
         hit = torch.from_numpy(rng.random(ids.shape) < shares) & (ids >= first)
@@ -281,11 +293,10 @@ class TalkerData(torch.utils.data.Dataset):
     def _chats(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         kinds = [choose(rng, CHATS) for _ in range(self.batch_size)]
         chats = [sample_chat(kind, rng, "train", self.heard.pool, max_side=MAX_CHAT_SIDE) for kind in kinds]
-        options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
-        return dict(self.chat_processor.apply_chat_template([chat.messages[:1] for chat in chats], **options))
+        return dict(prompt_batch(self.chat_processor, [chat.messages[:1] for chat in chats]))
 
     def _codec_ids(self, rng: np.random.Generator, index: int) -> torch.Tensor:
-        """Codes of an utterance as ids, in one of many ways."""
+        """The codes of an utterance as codec ids, cut at random places."""
         codes = self.heard.codes[index].long()
         cuts = np.flatnonzero(rng.random(len(codes)) < CUT_SHARE)
         pieces = codes.tensor_split(torch.from_numpy(cuts))
@@ -295,8 +306,10 @@ class TalkerData(torch.utils.data.Dataset):
     def _example(
         self, rng: np.random.Generator, pair: tuple[int, int], states: torch.Tensor | None
     ) -> tuple[TalkerPrompt, torch.Tensor, WordAlignment]:
-        """The text of an utterance, to be said in the voice of another one, the first of the pair."""
-        text, tokens, said = [], [], []
+        """The text of the second utterance of the pair, to be spoken in the voice of the first."""
+        text: list[int] = []
+        tokens: list[int] = []
+        spoken: list[int] = []
         codec_ids = [self._codec_ids(rng, index) for index in pair]
         for index, ids in zip(pair, codec_ids, strict=True):
             words = written(self.heard.text(index), rng)
@@ -307,19 +320,19 @@ class TalkerData(torch.utils.data.Dataset):
             lengths = self.talker_processor.codec_bpe.lengths[ids]
             seconds = (lengths.cumsum(dim=0) - lengths / 2) / CODES_PER_SECOND
             begins = [second for _, second in starts]
-            said += [first + max(0, bisect_right(begins, second) - 1) for second in seconds.tolist()]
-        lender, target = codec_ids
-        prompt = TalkerPrompt(torch.tensor(text), lender, self.heard.embeddings[pair[0]], states)
-        return prompt, target, WordAlignment(tokens, said)
+            spoken += [first + max(0, bisect_right(begins, second) - 1) for second in seconds.tolist()]
+        prompt_ids, target = codec_ids
+        prompt = TalkerPrompt(torch.tensor(text), prompt_ids, self.heard.embeddings[pair[0]], states)
+        return prompt, target, WordAlignment(tokens, spoken)
 
 
 def token_words(spoken: str, text: str, encoded, starts: list[tuple[int, float]]) -> list[int]:
-    """Which of the words that begin at `starts` the tokens of a text belong to.
+    """For every token of a text the index of its word in `starts`.
 
     Args:
-        spoken: what was said; `text` is `written(spoken)`: the same words between the same spaces.
-        encoded: the text's tokens with their "offset_mapping".
-        starts: (character of `spoken`, second); a word without a start belongs to the one before.
+        spoken: the spoken words; `text` is `written(spoken)`, the same words between the same spaces.
+        encoded: the tokens of the text with their "offset_mapping".
+        starts: (character of `spoken`, second); a word without a start belongs to the one before it.
     """
     begins = [character for character, _ in starts]
     places = [0] + [place + 1 for place, letter in enumerate(spoken) if letter == " "]
@@ -328,10 +341,10 @@ def token_words(spoken: str, text: str, encoded, starts: list[tuple[int, float]]
 
 
 class TalkerTask(nn.Module):
-    """Trains a talker on what a frozen thinker makes of chats.
+    """Trains a talker on the states of a frozen thinker.
 
-    Beside the next id, one attention head of the middle layers learns to point at the word that is due, and a layer
-    below them to spell the words that the ids so far have said (a head for training only).
+    Beside the loss on the next id, the first attention head of the middle layers learns to point at the current word,
+    and a head for training only spells the words spoken so far.
     """
 
     def __init__(self, talker: BailingMMTalker, thinker: nn.Module):
@@ -340,7 +353,7 @@ class TalkerTask(nn.Module):
         self.heads = nn.ModuleDict(
             {"spelling": nn.Linear(talker.config.llm_config.hidden_size, talker.config.text_vocab_size + 1)}
         )
-        self.frozen = [thinker]  # in a list: no part of this module, so neither trained nor saved with it
+        self.frozen = [thinker]  # in a list: not a submodule, so neither trained nor saved with this module
 
     def forward(
         self,
@@ -352,12 +365,12 @@ class TalkerTask(nn.Module):
         if chats is not None:
             batch["thinker_states"] = thinker_states(self.frozen[0], chats).to(batch["thinker_states"].dtype)
         loss, hidden_states = talker_loss(self.talker, batch)
-        said = (batch["labels"] != IGNORE).sum(dim=1)  # left-padded: what is said stands last
+        spoken = (batch["labels"] != IGNORE).sum(dim=1)  # rows are left-padded: the spoken ids are last
         logits = self.heads["spelling"](
             F.normalize(hidden_states[SPELLING_LAYER], dim=-1) * hidden_states[0].shape[-1] ** 0.5
         )
-        rows = [row[-length:] for row, length in zip(logits, said.tolist(), strict=True)]
-        words = ctc_loss(nn.utils.rnn.pad_sequence(rows, batch_first=True), said, **spelling)
+        rows = [row[-length:] for row, length in zip(logits, spoken.tolist(), strict=True)]
+        words = ctc_loss(nn.utils.rnn.pad_sequence(rows, batch_first=True), spoken, **spelling)
         pointing = torch.stack(
             [pointing_loss(self.talker, hidden_states[layer], batch, layer) for layer in POINTING_LAYERS]
         )

@@ -1,6 +1,6 @@
-"""Speech of the world: espeak-ng as a program, augmentation, and a cache of many utterances.
+"""Speech of the world: espeak-ng as a program, augmentation, and a pool of many utterances.
 
-espeak-ng is needed to train, never to run the model. Voices are English accents times voice variants; a voice belongs
+Training needs espeak-ng, running the model does not. Voices are English accents times voice variants; a voice belongs
 to "train" or "test" by the hash of its name (`scenes.split_of`), and so does a sentence.
 """
 
@@ -43,8 +43,8 @@ PITCHES = (20, 80)  # espeak-ng's own scale, 0 to 99
 MAX_SECONDS_PER_CALL = 30
 UTTERANCES_PER_SHARD = 250
 QUESTION_SHARE = 0.25
-ALIKE = 8  # utterances of about the same duration are one of so many parts of a sorted draw
-TRIM_LEVEL = 10 ** (-50 / 20)  # -50 dB of full scale counts as silence
+ALIKE = 8  # utterances of about the same duration are one of so many parts of a sorted sample
+TRIM_LEVEL = 10 ** (-50 / 20)  # silence is below -50 dB of full scale
 SETTINGS = "settings.json"
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Voice:
-    """How espeak-ng speaks: `name` like "en-gb+f3", speed in words per minute, pitch 0 to 99."""
+    """A voice of espeak-ng: `name` such as "en-gb+f3", speed in words per minute, pitch 0 to 99."""
 
     name: str
     speed: int = 160
@@ -69,11 +69,11 @@ class Utterance:
 
 
 class Speaker(Protocol):
-    """Where spoken sentences come from: `SpeechPool` (cache) or `LiveSpeaker` (espeak-ng at once)."""
+    """A source of spoken sentences: `SpeechPool` (recorded) or `LiveSpeaker` (espeak-ng on demand)."""
 
     @property
     def split(self) -> str:
-        """The split that its sentences and voices belong to."""
+        """The split of its sentences and voices."""
 
     def sentence(self, rng: np.random.Generator) -> Utterance:
         """A random sentence."""
@@ -82,7 +82,7 @@ class Speaker(Protocol):
         """One of the spoken questions `texts`, or None if none of them can be spoken."""
 
     def command(self, rng: np.random.Generator) -> Utterance | None:
-        """A spoken wish for a picture of one shape, or None if there is none."""
+        """A spoken request for a picture of one shape, or None if there is none."""
 
 
 @cache
@@ -111,7 +111,7 @@ def speak(text: str, voice: Voice) -> np.ndarray:
         float32 waveform [N], mono, 16 kHz, without leading and trailing silence.
 
     Raises:
-        RuntimeError: espeak-ng is missing, failed, or gave no sound.
+        RuntimeError: espeak-ng is missing, failed, or returned silence.
     """
     program = shutil.which("espeak-ng")
     if program is None:
@@ -120,7 +120,7 @@ def speak(text: str, voice: Voice) -> np.ndarray:
     result = subprocess.run(command, capture_output=True, timeout=MAX_SECONDS_PER_CALL, check=False)
     if result.returncode != 0 or not result.stdout:
         raise RuntimeError(f"espeak-ng failed on {text!r} with {voice}: {result.stderr.decode(errors='replace')}")
-    # A stream's header does not know the length, so libraries reading it would stop early or fail: 44 bytes, then PCM.
+    # The header of a stream has no length, so libraries would stop early or fail: skip its 44 bytes, then comes PCM.
     source_rate = int.from_bytes(result.stdout[24:28], "little")
     pcm = np.frombuffer(result.stdout[44 : 44 + (len(result.stdout) - 44) // 2 * 2], dtype="<i2")
     waveform = _resampler(source_rate)(torch.from_numpy(pcm.astype(np.float32) / 32768.0)).numpy()
@@ -141,7 +141,7 @@ def add_noise(waveform: np.ndarray, snr: float, rng: np.random.Generator) -> np.
 
 
 def augment(waveform: np.ndarray, rng: np.random.Generator, snr: float | None = None) -> np.ndarray:
-    """Vary a recording: gain, silence around it, at times a light low-pass, and noise.
+    """Vary a recording: gain, silence around it, sometimes a light low-pass, and noise.
 
     Args:
         waveform: float32 [N], 16 kHz.
@@ -152,8 +152,8 @@ def augment(waveform: np.ndarray, rng: np.random.Generator, snr: float | None = 
     Returns:
         float32 [M], M >= N, within -1..1.
     """
-    before, after = (np.zeros(int(rng.uniform(0.02, 0.25) * SAMPLE_RATE), np.float32) for _ in range(2))
-    waveform = np.concatenate([before, waveform, after])
+    silences: list[np.ndarray] = [np.zeros(int(rng.uniform(0.02, 0.25) * SAMPLE_RATE), np.float32) for _ in range(2)]
+    waveform = np.concatenate([silences[0], waveform, silences[1]])
     if rng.random() < 0.2:
         cutoff = float(rng.uniform(3500.0, 7000.0))
         waveform = lowpass_biquad(torch.from_numpy(waveform), SAMPLE_RATE, cutoff).numpy()
@@ -167,7 +167,7 @@ def augment(waveform: np.ndarray, rng: np.random.Generator, snr: float | None = 
 
 @dataclass(frozen=True)
 class LiveSpeaker:
-    """Speaks at once, without a cache; 10 to 30 ms per sentence."""
+    """Speaks on demand; 10 to 30 ms per sentence."""
 
     split: str
 
@@ -185,7 +185,7 @@ class LiveSpeaker:
         return Utterance(speak(text, voice), text, voice)
 
     def command(self, rng: np.random.Generator) -> Utterance:
-        """A spoken wish for a picture of one shape."""
+        """A spoken request for a picture of one shape."""
         while True:
             text = say(draw_command(sample_scene(rng, self.split, 1), rng))
             if split_of(text) == self.split:
@@ -197,9 +197,11 @@ class SpeechPool:
     """Utterances on disk, as made by `SpeechPool.build`.
 
     A shard is two files: `shard_00000.bin`, FLAC recordings end to end, and `shard_00000.json`, one record per
-    recording (offset and length in bytes, text, voice, whether it is a question, where its words begin: character and
-    second).
-    Reading opens no file for longer than a call, so a pool may be used in forked worker processes.
+    recording: offset and length in bytes, text, voice, whether it is a question, and the character and second where
+    each word begins. No file stays open after a call, so forked worker processes may use a pool.
+
+    Raises:
+        FileNotFoundError: the directory has no shards.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -235,13 +237,14 @@ class SpeechPool:
         return Utterance(waveform, record["text"], Voice(**record["voice"]))
 
     def sentence(self, rng: np.random.Generator) -> Utterance:
-        """A random utterance that is not a question of the spoken-question part."""
+        """A random utterance that is not one of the spoken questions."""
         return self[choose(rng, self.sentences)]
 
     def alike(self, rng: np.random.Generator, count: int, among: Sequence[int] | None = None) -> list[int]:
-        """Numbers of `count` random utterances of about the same duration, which saves half of the padding.
+        """Indices of `count` random utterances of about the same duration, which saves half of the padding.
 
-        `among`: numbers to draw from; None for all.
+        Args:
+            among: indices to sample from; None for all.
         """
         among = range(len(self)) if among is None else among
         candidates = [among[place] for place in rng.integers(len(among), size=ALIKE * count).tolist()]
@@ -250,19 +253,19 @@ class SpeechPool:
         return candidates[start : start + count]
 
     def question(self, rng: np.random.Generator, texts: list[str]) -> Utterance | None:
-        """A recording of one of the questions `texts`, or None if the pool holds none of them."""
+        """A recording of one of the questions `texts`, or None if the pool has none of them."""
         known = [text for text in texts if text in self.questions]
         return self[choose(rng, self.questions[choose(rng, known)])] if known else None
 
     def command(self, rng: np.random.Generator) -> Utterance | None:
-        """A spoken wish for a picture of one shape, or None if the pool holds none."""
+        """A spoken request for a picture of one shape, or None if the pool has none."""
         return self[choose(rng, self.commands)] if self.commands else None
 
     @classmethod
     def build(
         cls, path: str | os.PathLike[str], count: int, split: str, seed: int = 0, num_workers: int = 2
     ) -> "SpeechPool":
-        """Speak `count` utterances, a quarter of them questions, into a directory; finished shards are kept.
+        """Synthesise `count` utterances, a quarter of them questions, into a directory; finished shards are kept.
 
         Raises:
             RuntimeError: espeak-ng is missing or fails.
@@ -280,8 +283,8 @@ class SpeechPool:
             for number, start in enumerate(starts)
         ]
         jobs = [job for job in jobs if not job[0].exists()]
-        logger.info("speaking %d shards into %s", len(jobs), path)
-        # Spawned, not forked: torch's threads do not survive a fork.
+        logger.info("synthesising %d shards into %s", len(jobs), path)
+        # Spawned, not forked: the threads of torch do not survive a fork.
         with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as executor:
             futures = [executor.submit(_build_shard, *job) for job in jobs]
             for future in tqdm(as_completed(futures), total=len(futures), desc=f"speech ({split})", unit="shard"):
@@ -299,7 +302,7 @@ def _claim(path: Path, settings: dict) -> None:
 
 
 def _build_shard(index: Path, number: int, count: int, split: str, seed: int) -> None:
-    """Speak one shard; the index is written last and at once, so that a broken run leaves no half shard behind."""
+    """Synthesise one shard; the index is written last and atomically, so an interrupted run leaves no half shard."""
     torch.set_num_threads(1)
     rng = np.random.default_rng((seed, number))
     records, offset = [], 0
@@ -325,8 +328,8 @@ def _build_shard(index: Path, number: int, count: int, split: str, seed: int) ->
 
 
 def main() -> None:
-    """Command line: speak a pool of utterances into a directory."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    """Synthesise a pool of utterances into a directory."""
+    parser = argparse.ArgumentParser(prog="python -m training.tiny.speech", description=main.__doc__)
     parser.add_argument("--out", required=True, help="directory to fill")
     parser.add_argument("--count", type=int, default=24000, help="number of utterances")
     parser.add_argument("--split", choices=("train", "test"), default="train")

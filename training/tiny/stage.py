@@ -1,4 +1,4 @@
-"""What the command lines of single stages share."""
+"""Options and settings that the command lines of single stages share."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ SEED = 2506
 
 
 def stage_parser(name: str, description: str, actions: tuple[str, ...]) -> argparse.ArgumentParser:
-    """Arguments of `python -m training.tiny.NAME ACTION`."""
+    """Parser of `python -m training.tiny.NAME ACTION`."""
     parser = argparse.ArgumentParser(
         prog=f"python -m training.tiny.{name}",
         description=description,
@@ -27,14 +27,14 @@ def stage_parser(name: str, description: str, actions: tuple[str, ...]) -> argpa
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--seed", type=int, default=SEED, help="another one for other data than an earlier run's")
+    parser.add_argument("--seed", type=int, default=SEED, help="give another one for other data than an earlier run")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the CPU has it")
     return parser
 
 
 def start_stage(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line, and set up logging, threads and RUNS."""
+    """Parse the command line, then set up logging, threads and RUNS."""
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
@@ -43,6 +43,6 @@ def start_stage(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def frozen_thinker(directory: Path) -> BailingMMNativeForConditionalGeneration:
-    """The thinker that a stage learns from, in float32, on the graphics card if there is one."""
+    """The frozen thinker of a stage, in float32, on the GPU if there is one."""
     thinker = BailingMMNativeForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
     return thinker.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,25 +1,27 @@
-"""Stage 2b of Ming-Tiny: sizes of what draws, its training, and its place in a repository.
+"""Stage 2b of Ming-Tiny: sizes of the image head, its training, and its place in a repository.
 
-python -m training.tiny.stage_drawing autoencoder  # pictures <-> latents  (these two can
-python -m training.tiny.stage_drawing condition    # conversation -> condition   run side by side)
-python -m training.tiny.stage_drawing outlines     # the autoencoder again: thin lines
-python -m training.tiny.stage_drawing picture      # condition -> latents         (these two
-python -m training.tiny.stage_drawing decoder      # latents -> clearer lines        likewise)
-python -m training.tiny.stage_drawing export       # RUNS/model/image_gen
-python -m training.tiny.stage_drawing unpack       # the other way: THINKER/image_gen into RUNS, to go on from it
+python -m training.tiny.stage_drawing autoencoder  # pictures <-> latents   (these two can
+python -m training.tiny.stage_drawing condition    # chat -> condition       run in parallel)
+python -m training.tiny.stage_drawing outlines     # the autoencoder again, for thin lines
+python -m training.tiny.stage_drawing picture      # condition -> latents   (these two can
+python -m training.tiny.stage_drawing decoder      # latents -> clearer lines   run in parallel)
+python -m training.tiny.stage_drawing export       # write RUNS/model/image_gen
+python -m training.tiny.stage_drawing unpack       # copy THINKER/image_gen into RUNS, to continue from it
 """
 
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import set_seed
 
-from image_gen.configuration_image_gen import FOLDER, ImageGenConfig
+from image_gen.configuration_image_gen import ImageGenConfig
 from image_gen.modeling_image_gen import ImageGen
+from ming.components import IMAGE_GEN
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
 from ming.training.loop import fit
@@ -29,7 +31,7 @@ from .speech import SpeechPool
 from .stage import SEED, frozen_thinker, stage_parser, start_stage
 
 LATENT_CHANNELS = 16
-# Optimiser steps, batch size and learning rate.
+# Optimizer steps, batch size and learning rate.
 STAGES = {
     "autoencoder": (3000, 16, 1.5e-3),
     "condition": (1500, 32, 1e-3),
@@ -39,8 +41,8 @@ STAGES = {
 }
 OF_AUTOENCODER = ("autoencoder", "outlines", "decoder")
 QUICK = (2, 2)
-NUM_MEASURED = 8  # batches of pictures that the scale of latents is measured on
-# Parts of the component that each stage trains and hands over; what a later one trains again is the later one's.
+NUM_MEASURED = 8  # batches of pictures for measuring the scale of the latents
+# Modules that each stage trains and saves; a later stage overwrites what it trains again.
 PARTS = {
     "autoencoder": ("vae",),
     "outlines": ("vae",),
@@ -51,13 +53,15 @@ PARTS = {
 
 
 def tiny_image_gen_config(thinker_size: int) -> ImageGenConfig:
-    """About 6 M parameters; pictures of 96 x 96 pixels or as many in another shape, latents of an eighth of that."""
-    stages = {
+    """About 6 M parameters; images of 96 x 96 pixels or of the same area, latents of an eighth of their sides."""
+    stages: dict[str, Any] = {
         "block_types": ["ResBlock"] * 4,
         "block_out_channels": [16, 32, 64, 128],
         "layers_per_block": [1, 1, 2, 2],
     }
-    vae = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in stages.items()}
+    vae: dict[str, Any] = {
+        f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in stages.items()
+    }
     vae |= {"encoder_qkv_multiscales": [[]] * 4, "decoder_qkv_multiscales": [[]] * 4}
     vae |= {"latent_channels": LATENT_CHANNELS, "scaling_factor": 1.0}
     heads = {"num_attention_heads": 6, "attention_head_dim": 32, "num_cross_attention_heads": 6}
@@ -79,12 +83,12 @@ def tiny_image_gen_config(thinker_size: int) -> ImageGenConfig:
             "out_channels": LATENT_CHANNELS,
             "sample_size": 12,
             "patch_size": 2,
-            "interpolation_scale": 1,  # places are told by sines; the release has borders only, of far larger pictures
+            "interpolation_scale": 1,  # sine positions; the release has none and far larger images
         }
         | heads
         | sizes,
         vae=vae,
-        scheduler={"shift": 3.0},  # what is where is decided in noise
+        scheduler={"shift": 3.0},  # the layout is decided at high noise
         native_side=96,
         num_inference_steps=20,
         guidance_scale=1.3,
@@ -104,7 +108,11 @@ def part_of(image_gen: ImageGen, stage: str) -> dict[str, nn.Parameter]:
 
 
 def restore(image_gen: ImageGen, runs: Path, stages: tuple[str, ...]) -> None:
-    """Read what earlier stages learned, where RUNS has it."""
+    """Load the weights of earlier stages that RUNS has.
+
+    Raises:
+        ValueError: weights of another architecture.
+    """
     for stage in stages:
         if (path := runs / f"{stage}.safetensors").is_file():
             tensors = load_file(path)
@@ -117,7 +125,7 @@ def restore(image_gen: ImageGen, runs: Path, stages: tuple[str, ...]) -> None:
 
 
 def train(stage: str, args: argparse.Namespace) -> None:
-    """Train a stage, or go on; writes RUNS/STAGE.safetensors."""
+    """Train a stage, or continue it; write RUNS/STAGE.safetensors."""
     steps, batch_size, learning_rate = STAGES[stage]
     steps, batch_size = QUICK if args.quick else (args.steps or steps, args.batch_size or batch_size)
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -132,7 +140,7 @@ def train(stage: str, args: argparse.Namespace) -> None:
         task = (ConditionTask if stage == "condition" else PictureTask)(thinker, image_gen)
         processor = BailingMMProcessor.from_pretrained(args.thinker)
         data = RequestData(processor, SpeechPool(args.speech), image_gen.config, *size)
-    # The condition's width is the thinker's, which the autoencoder does without.
+    # The autoencoder stages have no thinker, so their condition has another width.
     restore(image_gen, args.runs, OF_AUTOENCODER if stage in OF_AUTOENCODER else tuple(STAGES))
     part = part_of(image_gen, stage)
     heads = [value for name, value in task.named_parameters() if name.startswith("heads.")]
@@ -161,16 +169,16 @@ def scaling_factor(vae: nn.Module) -> torch.Tensor:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write RUNS/model/image_gen from all stages, in bfloat16."""
+    """Write RUNS/model/image_gen with the weights of all stages, in bfloat16."""
     thinker = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.bfloat16)
     image_gen = new_image_gen(thinker.config.llm_config.hidden_size)
     restore(image_gen, args.runs, tuple(STAGES))
-    image_gen.to(torch.bfloat16).save_pretrained(args.runs / "model" / FOLDER)
+    image_gen.to(torch.bfloat16).save_pretrained(args.runs / "model" / IMAGE_GEN)
 
 
 def unpack(args: argparse.Namespace) -> None:
-    """Put a trained component into RUNS, stage by stage, as if it had been trained there."""
-    image_gen = ImageGen.from_pretrained(args.thinker / FOLDER)
+    """Copy a trained image head into RUNS, as the result of every stage."""
+    image_gen = ImageGen.from_pretrained(args.thinker / IMAGE_GEN)
     for stage in STAGES:
         tensors = {name: value.detach().float().contiguous() for name, value in part_of(image_gen, stage).items()}
         if stage in OF_AUTOENCODER:
@@ -179,7 +187,7 @@ def unpack(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Command line: one stage."""
+    """Run one stage."""
     args = start_stage(stage_parser("stage_drawing", __doc__, (*STAGES, "export", "unpack")))
     {"export": export, "unpack": unpack}.get(args.action, lambda args: train(args.action, args))(args)
 

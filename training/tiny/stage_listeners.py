@@ -1,10 +1,10 @@
-"""Stage 2a of Ming-Tiny: train the two networks that listen to a voice prompt, and measure them.
+"""Stage 2a of Ming-Tiny: train the two networks that encode a voice prompt, and measure them.
 
-The speech tokenizer learns from its codes being spelled (so they say which words) and painted (so they say how they
-sound); the speaker encoder from telling timbres and pitches apart. Both end as ONNX files in the runs folder, under
-the names that `ming.voices.VoiceEncoder.from_pretrained` looks for.
+Two decoders train the speech tokenizer: one spells the words from its codes, one predicts the mel, so the codes
+contain both words and sound. The speaker encoder learns to tell timbres and pitches apart. Both are exported to ONNX
+files in the runs folder, under the names that `ming.voices.VoiceEncoder.from_pretrained` reads.
 
-Letters: B batch, T feature frames of 10 ms, N codes of 20 ms, K digits of a code, D width, C classes.
+Shape letters: B batch, T feature frames of 10 ms, N codes of 20 ms, K digits of a code, D width, C classes.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,21 +64,19 @@ from .speech import (
     speak,
     voice_names,
 )
+from .stage import ROOT, SEED
 
-ROOT = Path(__file__).resolve().parents[2]
-SEED = 2506
-# Optimiser steps, batch size and learning rate.
-SPEECH_TOKENIZER = (1500, 24, 2e-3)
-SPEAKER_ENCODER = (1500, 48, 2e-3)
+# Optimizer steps, batch size and learning rate.
+NETWORKS = {"speech_tokenizer": (1500, 24, 2e-3), "speaker_encoder": (1500, 48, 2e-3)}
 QUICK = (2, 4)  # steps and batch size
 
 ALPHABET = " " + ascii_lowercase
 DECODER_WIDTH = 96
-PAINTED_BANDS = 32  # too coarse for harmonics: pitch is the speaker embedding's to tell, codes are for the sounds
+PAINTED_BANDS = 32  # too coarse for harmonics: pitch belongs into the speaker embedding, phonemes into the codes
 MEL_WEIGHT = 4.0
 NOISE_SNR = (8.0, 25.0)  # dB
 CROP_FRAMES = (100, 300)  # of 10 ms
-PITCH_STEP = 10  # of espeak-ng's scale; voices a step apart count as different
+PITCH_STEP = 10  # on the scale of espeak-ng; voices a step apart count as different
 PITCH_CLASSES = (PITCHES[1] - PITCHES[0]) // PITCH_STEP
 MARGIN, SCALE = 0.2, 20.0  # radians; inverse temperature
 ACCENT_WEIGHT, SPEED_WEIGHT = 0.2, 0.5
@@ -86,14 +85,17 @@ FAR_PITCH = 20
 
 
 def spell(texts: list[str]) -> dict[str, torch.Tensor]:
-    """CTC targets: `targets` [B, longest], zero-padded places in `ALPHABET`, and `target_lengths` [B]."""
+    """CTC targets: `targets` [B, longest], indices in `ALPHABET` padded with zeros, and `target_lengths` [B]."""
     return ctc_targets([[ALPHABET.index(letter) for letter in text] for text in texts])
 
 
 def speech_batch(heard: list[np.ndarray], clean: list[np.ndarray], texts: list[str]) -> dict[str, torch.Tensor]:
-    """What `SpeechTokenizerTask` takes: recordings as they are heard, the same without noise, their words.
+    """A batch for `SpeechTokenizerTask`.
 
-    Recordings are float32 [samples] at 16 kHz; where heard and clean are one object, its features are computed once.
+    Args:
+        heard: input recordings, float32 [samples] at 16 kHz.
+        clean: the same without noise; if both are one object, its features are computed once.
+        texts: their words.
     """
     clean_rows = [tokenizer_features(torch.from_numpy(waveform)).T for waveform in clean]
     heard_rows = [
@@ -108,7 +110,7 @@ def speech_batch(heard: list[np.ndarray], clean: list[np.ndarray], texts: list[s
 
 
 class SpeechTokenizerData(torch.utils.data.Dataset):
-    """Item `step` is a batch of recordings of about the same duration, the same for the same seed."""
+    """Item `step` is a batch of recordings of about the same duration; it depends on the seed only."""
 
     def __init__(self, pool: SpeechPool, steps: int, batch_size: int, seed: int, noisy: float = 0.3):
         self.pool, self.steps, self.batch_size = pool, steps, batch_size
@@ -131,7 +133,7 @@ class SpeechTokenizerData(torch.utils.data.Dataset):
 
 
 class CodeDecoder(nn.Module):
-    """What follows the quantiser: quantised values, maybe with more beside them, to something per code."""
+    """Predicts something per code from the quantised values, and from further inputs beside them."""
 
     def __init__(self, input_size: int, output_size: int, width: int, dilations: tuple[int, ...]):
         super().__init__()
@@ -149,16 +151,16 @@ class CodeDecoder(nn.Module):
 
 
 def painting(features: torch.Tensor) -> torch.Tensor:
-    """Log-mel [B, 128, T] -> what each frame of a code looks like in broad bands, [B, N, 2, 32]."""
+    """Log-mel [B, 128, T] -> the frames of each code in broad bands, [B, N, 2, 32]."""
     features = F.pad(features, (0, features.shape[2] % FRAMES_PER_CODE))
     bands = features.unflatten(1, (PAINTED_BANDS, -1)).mean(dim=2)
     return bands.transpose(1, 2).unflatten(1, (-1, FRAMES_PER_CODE))
 
 
 class SpeechTokenizerTask(nn.Module):
-    """The speech tokenizer under two decoders: one spells the words (CTC), one paints the mel.
+    """Trains the speech tokenizer with two decoders: one spells the words (CTC), one paints the mel.
 
-    The painter is also given the mean of the recording's log-mel, so that voice and level need not be in the codes.
+    The painter also gets the mean of the recording's log-mel, so that voice and level need not be in the codes.
     """
 
     def __init__(self, tokenizer: SpeechTokenizer, width: int = DECODER_WIDTH):
@@ -176,9 +178,12 @@ class SpeechTokenizerTask(nn.Module):
         targets: torch.Tensor,
         target_lengths: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Scalar `loss`; its parts `ctc` and `mel_l1`; share `exact` of words all right; `perplexity` of the codes.
+        """Scalars: `loss`, its parts `ctc` and `mel_l1`, the share `exact` without error, `perplexity` of the codes.
 
-        features, clean: [B, 128, T], heard and to be painted; lengths, target_lengths: [B]; targets: [B, letters].
+        Args:
+            features, clean: log-mel [B, 128, T], the input and the target of the painter.
+            lengths, target_lengths: int64 [B].
+            targets: int64 [B, letters].
         """
         latents = self.tokenizer.latents(features, lengths)
         values = self.tokenizer.quantizer(latents)
@@ -200,7 +205,7 @@ class SpeechTokenizerTask(nn.Module):
         }
 
     def transcribe(self, features: torch.Tensor, lengths: torch.Tensor) -> list[str]:
-        """Log-mel [B, 128, T], frames [B] -> the words, read off the codes."""
+        """Log-mel [B, 128, T], frames [B] -> the words, decoded from the codes."""
         values = self.tokenizer.quantizer.values(self.tokenizer(features, lengths))
         mask = length_mask(code_lengths(lengths), values.shape[1])[..., None]
         rows = ctc_greedy(self.speller(values, mask), code_lengths(lengths))
@@ -208,13 +213,13 @@ class SpeechTokenizerTask(nn.Module):
 
 
 def perplexity(codes: torch.Tensor) -> torch.Tensor:
-    """Codes [N] -> how many codes, used equally often, would have the same entropy."""
+    """Codes [N] -> the number of equally frequent codes with the same entropy."""
     share = torch.bincount(codes).float() / len(codes)
     return torch.special.entr(share).sum().exp()
 
 
 def voice_labels(voices: list[Voice]) -> dict[str, torch.Tensor]:
-    """What the metadata tells about voices: classes `timbre` (variant and pitch) and `accent`, `speed` in -1..1."""
+    """Labels from the metadata of voices: classes `timbre` (variant and pitch) and `accent`, `speed` in -1..1."""
     accents, variants = zip(*(voice.name.split("+") for voice in voices), strict=True)
     steps = [min((voice.pitch - PITCHES[0]) // PITCH_STEP, PITCH_CLASSES - 1) for voice in voices]
     timbres = [VARIANTS.index(name) * PITCH_CLASSES + step for name, step in zip(variants, steps, strict=True)]
@@ -227,7 +232,7 @@ def voice_labels(voices: list[Voice]) -> dict[str, torch.Tensor]:
 
 
 def sample_duration(rng: np.random.Generator) -> int:
-    """Samples of the parts of recordings in a batch: windows of 25 ms every 10 ms."""
+    """Random length in samples of the parts of recordings in a batch: windows of 25 ms every 10 ms."""
     return 400 + 160 * (int(rng.integers(*CROP_FRAMES)) - 1)
 
 
@@ -238,7 +243,7 @@ def random_part(waveform: np.ndarray, samples: int, rng: np.random.Generator) ->
 
 
 class SpeakerEncoderData(torch.utils.data.Dataset):
-    """Item `step` is a batch of equally long parts of recordings, the same for the same seed."""
+    """Item `step` is a batch of parts of recordings of equal length; it depends on the seed only."""
 
     def __init__(self, pool: SpeechPool, steps: int, batch_size: int, seed: int, noisy: float = 0.3):
         self.pool, self.steps, self.batch_size = pool, steps, batch_size
@@ -263,7 +268,9 @@ class SpeakerEncoderData(torch.utils.data.Dataset):
 def angular_margin_loss(cosines: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Additive angular margin (Deng et al., arXiv 1801.07698): cross-entropy as if the right class were farther away.
 
-    cosines: [B, C] between embeddings and classes; labels: [B].
+    Args:
+        cosines: [B, C] between embeddings and classes.
+        labels: int64 [B].
     """
     right = cosines.gather(1, labels[:, None])
     sines = (1 - right.square()).clamp(min=1e-6).sqrt()
@@ -272,7 +279,7 @@ def angular_margin_loss(cosines: torch.Tensor, labels: torch.Tensor) -> torch.Te
 
 
 class SpeakerEncoderTask(nn.Module):
-    """The speaker encoder under heads for timbre and pitch (with margin), and, lightly, accent and speed."""
+    """Trains the speaker encoder with heads for timbre and pitch (with margin) and, lightly, accent and speed."""
 
     def __init__(self, encoder: SpeakerEncoder):
         super().__init__()
@@ -288,9 +295,12 @@ class SpeakerEncoderTask(nn.Module):
     def forward(
         self, features: torch.Tensor, timbre: torch.Tensor, accent: torch.Tensor, speed: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Scalar `loss`, share of classes named right, error of the speed (1 is half of its range).
+        """Scalars: `loss`, shares of right classes, error of the speed (1 is half of its range).
 
-        features: [B, T, 80]; timbre, accent: classes [B]; speed: [B].
+        Args:
+            features: [B, T, 80].
+            timbre, accent: int64 [B].
+            speed: float32 [B].
         """
         embedding = self.encoder(features)
         cosines = F.linear(F.normalize(embedding, dim=1), F.normalize(self.heads["timbre"].weight, dim=1))
@@ -305,63 +315,47 @@ class SpeakerEncoderTask(nn.Module):
         }
 
 
-def _train(task: nn.Module, data: torch.utils.data.Dataset, directory: Path, learning_rate: float) -> None:
-    """Fit a task, from its last checkpoint in `directory` if there is one; write its weights beside that folder."""
-    fit(task, data, directory, learning_rate, SEED)
-    task.cpu().eval()
-    save_file(task.state_dict(), directory.with_suffix(".safetensors"))
-
-
-def new_task(name: str) -> nn.Module:
-    """ "speech_tokenizer" or "speaker_encoder" with the random weights that every run starts from."""
+def new_task(name: str) -> Any:
+    """The task of one of `NETWORKS` with the random weights that every run starts from."""
     set_seed(SEED)
     if name == "speech_tokenizer":
         return SpeechTokenizerTask(SpeechTokenizer())
     return SpeakerEncoderTask(SpeakerEncoder())
 
 
-def load_task(name: str, runs: Path) -> nn.Module:
-    """The trained task of that name, in eval mode.
+def load_task(name: str, runs: Path) -> Any:
+    """The trained task of one of `NETWORKS`, in eval mode.
 
     Raises:
-        FileNotFoundError: it was not trained yet.
+        FileNotFoundError: it is not trained yet.
     """
     task = new_task(name)
     task.load_state_dict(load_file(runs / f"{name}.safetensors"))
     return task.eval()
 
 
-def train_speech_tokenizer(
+def train_network(
+    name: str,
     runs: Path,
     pool: SpeechPool,
     steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
     quick: bool = False,
-) -> SpeechTokenizerTask:
-    """Train, or go on; writes RUNS/speech_tokenizer.safetensors (with decoders) and RUNS/speech_tokenizer_v1.onnx."""
-    task = new_task("speech_tokenizer")
-    default_steps, default_size = QUICK if quick else SPEECH_TOKENIZER[:2]
-    data = SpeechTokenizerData(pool, steps or default_steps, batch_size or default_size, SEED)
-    _train(task, data, runs / "speech_tokenizer", learning_rate or SPEECH_TOKENIZER[2])
-    export_speech_tokenizer(task.tokenizer, runs / TOKENIZER_FILE)
-    return task
-
-
-def train_speaker_encoder(
-    runs: Path,
-    pool: SpeechPool,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    quick: bool = False,
-) -> SpeakerEncoderTask:
-    """Train, or go on; writes RUNS/speaker_encoder.safetensors (with heads) and RUNS/campplus.onnx."""
-    task = new_task("speaker_encoder")
-    default_steps, default_size = QUICK if quick else SPEAKER_ENCODER[:2]
-    data = SpeakerEncoderData(pool, steps or default_steps, batch_size or default_size, SEED)
-    _train(task, data, runs / "speaker_encoder", learning_rate or SPEAKER_ENCODER[2])
-    export_speaker_encoder(task.encoder, runs / SPEAKER_FILE)
+) -> Any:
+    """Train one of `NETWORKS`, or continue; write its weights (with heads) and its ONNX file into RUNS."""
+    task = new_task(name)
+    default_steps, default_size, default_rate = NETWORKS[name]
+    default_steps, default_size = QUICK if quick else (default_steps, default_size)
+    data_class = SpeechTokenizerData if name == "speech_tokenizer" else SpeakerEncoderData
+    data = data_class(pool, steps or default_steps, batch_size or default_size, SEED)
+    fit(task, data, runs / name, learning_rate or default_rate, SEED)
+    task.cpu().eval()
+    save_file(task.state_dict(), runs / f"{name}.safetensors")
+    if name == "speech_tokenizer":
+        export_speech_tokenizer(task.tokenizer, runs / TOKENIZER_FILE)
+    else:
+        export_speaker_encoder(task.encoder, runs / SPEAKER_FILE)
     return task
 
 
@@ -376,8 +370,8 @@ def evaluate_speech_tokenizer(
     """Measure on utterances as they are, or with noise at `snr` dB.
 
     Returns:
-        `wer`: percent, greedy CTC read off the codes; `mel_l1`: in Whisper's log-mel units (1 is 40 dB of power);
-        `codes`, `perplexity`: number of codes used, and of equally frequent ones of the same entropy.
+        `wer`: percent, by greedy CTC on the codes; `mel_l1`: in Whisper's log-mel units (1 is 40 dB of power);
+        `codes`: number of different codes; `perplexity`: see that function.
     """
     rng = np.random.default_rng(seed)
     spoken = list(utterances)
@@ -390,8 +384,8 @@ def evaluate_speech_tokenizer(
         is_code = length_mask(code_lengths(batch["lengths"]), math.ceil(batch["features"].shape[2] / FRAMES_PER_CODE))
         codes.append(task.tokenizer(batch["features"], batch["lengths"])[is_code])
         distances.append(float(task(**batch)["mel_l1"]) * int(is_code.sum()))
-        said = task.transcribe(batch["features"], batch["lengths"])
-        errors += sum(word_errors(text, reply) for text, reply in zip(texts, said, strict=True))
+        found = task.transcribe(batch["features"], batch["lengths"])
+        errors += sum(word_errors(text, words) for text, words in zip(texts, found, strict=True))
     joined = torch.cat(codes)
     return {
         "wer": 100 * errors / sum(len(item.text.split()) for item in spoken),
@@ -417,9 +411,9 @@ def sample_trial(rng: np.random.Generator, kind: str, split: str = "test") -> tu
 def evaluate_speaker_encoder(
     encoder: SpeakerEncoder, trials: int = 200, seed: int = EVALUATION_SEED
 ) -> dict[str, float]:
-    """Percent of trials in which two sentences of one unseen voice are nearer than one of another, by kind.
+    """Per kind the percentage of trials in which two sentences of one unseen voice are nearer than one of another.
 
-    espeak-ng speaks the sentences, since a pool has hardly two recordings of one voice, pitch and speed.
+    espeak-ng speaks the sentences, since a pool rarely has two recordings of one voice, pitch and speed.
 
     Raises:
         RuntimeError: espeak-ng is missing.
@@ -439,9 +433,9 @@ def evaluate_speaker_encoder(
 
 
 def main() -> None:
-    """Command line: train one of the two networks or both, or measure both."""
+    """Train one of the two networks or both, or measure both."""
     parser = argparse.ArgumentParser(prog="python -m training.tiny.stage_listeners", description=main.__doc__)
-    parser.add_argument("action", choices=("speech_tokenizer", "speaker_encoder", "both", "evaluate"))
+    parser.add_argument("action", choices=(*NETWORKS, "both", "evaluate"))
     parser.add_argument("--quick", action="store_true", help="two steps of each, to see that it runs")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
     parser.add_argument("--speech", type=Path, help="speech pool; default: train or test pool in .cache/tiny")
@@ -462,9 +456,8 @@ def main() -> None:
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
         return
     args.runs.mkdir(parents=True, exist_ok=True)
-    stages = {"speech_tokenizer": train_speech_tokenizer, "speaker_encoder": train_speaker_encoder}
-    for name in stages if args.action == "both" else (args.action,):
-        stages[name](args.runs, pool, args.steps, args.batch_size, args.learning_rate, args.quick)
+    for name in NETWORKS if args.action == "both" else (args.action,):
+        train_network(name, args.runs, pool, args.steps, args.batch_size, args.learning_rate, args.quick)
 
 
 if __name__ == "__main__":

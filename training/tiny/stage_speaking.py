@@ -1,19 +1,20 @@
-"""Stage 2a of Ming-Tiny, second half: sizes of the parts that speak, their training, and their place in a repository.
+"""Stage 2a of Ming-Tiny, second half: talker and audio detokenizer, their training and place in a repository.
 
 python -m training.tiny.stage_listeners both    # speech tokenizer and speaker encoder
-python -m training.tiny.stage_speaking hear     # their codes and embeddings of the whole speech pool
-python -m training.tiny.stage_speaking flow     # codes -> mel       (these three can
-python -m training.tiny.stage_speaking vocoder  # mel -> waveform     run side by side)
-python -m training.tiny.stage_speaking voice    # the speaker encoder learns what the detokenizer makes of voices
+python -m training.tiny.stage_speaking hear     # encode the whole speech pool with them
+python -m training.tiny.stage_speaking flow     # codes -> mel       (these two can
+python -m training.tiny.stage_speaking vocoder  # mel -> waveform     run in parallel)
+python -m training.tiny.stage_speaking voice    # train the speaker encoder on the output of the detokenizer
 python -m training.tiny.stage_speaking talker   # text -> codes
-python -m training.tiny.stage_speaking export   # a copy of the repository that speaks, in RUNS/model
-python -m training.tiny.stage_speaking unpack   # the other way: THINKER's weights into RUNS, to go on from them
+python -m training.tiny.stage_speaking export   # write a repository that speaks to RUNS/model
+python -m training.tiny.stage_speaking unpack   # copy the weights of THINKER into RUNS, to continue from them
 """
 
 import argparse
 import copy
 import shutil
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,11 +25,11 @@ from transformers import PreTrainedTokenizerFast, set_seed
 from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerConfig
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from ming.codec_bpe import CodecBPE
+from ming.components import AUDIO_DETOKENIZER
 from ming.configuration_bailingmm import TALKER_TOKENS, BailingMMTalkerConfig
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.modeling_talker import BailingMMTalker
 from ming.processing_bailingmm import BailingMMProcessor
-from ming.speech import DETOKENIZER_FOLDER
 from ming.talker_processor import TOKENIZER_FOLDER, BailingMMTalkerProcessor
 from ming.training.loop import fit
 from ming.voices import SPEAKER_FILE, TOKENIZER_FILE, Voice, VoiceEncoder
@@ -41,20 +42,20 @@ from .stage import SEED, frozen_thinker, stage_parser, start_stage
 from .stage_listeners import load_task
 from .tokenizer import byte_level_bpe, corpus
 
-NUM_TEXT_TOKENS = 500  # of the talker's tokenizer, before its own 12
+NUM_TEXT_TOKENS = 500  # of the talker's tokenizer, before its 12 special ones
 CODEC_VOCAB = 512
-QUICK_CODEC_VOCAB = 256  # a few utterances do not repeat enough pairs of codes for more
-NUM_BPE_SAMPLES = 4000  # utterances that the codec's pairs are counted in
-# Optimiser steps, batch size and learning rate.
+QUICK_CODEC_VOCAB = 256  # few utterances do not repeat enough pairs of codes for more
+NUM_BPE_SAMPLES = 4000  # utterances that the codec BPE is trained on
+# Optimizer steps, batch size and learning rate.
 STAGES = {
     "flow": (2000, 12, 1e-3),
     "vocoder": (2000, 16, 1e-3),
     "voice": (1000, 32, 2e-3),
     "talker": (6500, 16, 1.5e-3),
 }
-NUM_REVOICED = 700  # utterances that are spoken again for the speaker encoder
+NUM_REVOICED = 700  # utterances that are resynthesised for the speaker encoder
 QUICK = (2, 4)
-TEMPERATURE = 0.3  # at 1, as released, 11.5 instead of 8.6 % of the words of a talker this small were misheard
+TEMPERATURE = 0.3  # at 1, as released, the word error rate of a talker this small was 11.5 instead of 8.6 %
 PRESET_TEXT = "please say what shape is at the top"
 # Preset voices: espeak-ng's voice name -> name and description.
 SPEAKERS = {
@@ -82,7 +83,7 @@ def tiny_detokenizer_config() -> AudioDetokenizerConfig:
             "source_resblock_kernel_sizes": [7, 7],
             "source_resblock_dilation_sizes": [[1, 3], [1, 3]],
         },
-        # This vocoder's output depends on 11 frames around it, not on 18; the flow's first steps are its large ones.
+        # This vocoder depends on 11 frames around its output, not on 18; the first steps of the flow are large.
         streaming={
             "first_chunk": 8,
             "first_chunk_steps": 4,
@@ -112,7 +113,7 @@ def tiny_talker_config(thinker_size: int, codec_vocab: int = CODEC_VOCAB) -> Bai
 
 
 def talker_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the world's text, then the talker's own tokens."""
+    """Byte-level BPE over the text of the world, then the special tokens of the talker."""
     tokenizer = byte_level_bpe(corpus(), NUM_TEXT_TOKENS)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in TALKER_TOKENS])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<text_pad>")
@@ -131,13 +132,13 @@ def new_talker(thinker_size: int, codec_vocab: int = CODEC_VOCAB) -> BailingMMTa
 
 
 def hear(args: argparse.Namespace) -> HeardPool:
-    """What the trained listeners make of the speech pool; kept in RUNS/heard.safetensors."""
+    """The speech pool encoded by the trained networks; kept in RUNS/heard.safetensors."""
     encoder = VoiceEncoder.from_pretrained(args.runs)
     return HeardPool.build(speech.SpeechPool(args.speech), encoder, args.runs / "heard.safetensors")
 
 
 def talker_processor(args: argparse.Namespace, heard: HeardPool) -> BailingMMTalkerProcessor:
-    """The talker's tokenizer and the codec's pairs, made once and kept in RUNS/speech."""
+    """The talker's tokenizer and the codec BPE; made once and kept in RUNS/speech."""
     directory = args.runs / "speech"
     if not directory.is_dir():
         samples = (row.long() for row in heard.codes[:NUM_BPE_SAMPLES])
@@ -149,39 +150,59 @@ def talker_processor(args: argparse.Namespace, heard: HeardPool) -> BailingMMTal
     return BailingMMTalkerProcessor.from_pretrained(directory)
 
 
+class Training(NamedTuple):
+    """One training: the task, its data, and the module whose weights are saved."""
+
+    task: nn.Module
+    data: torch.utils.data.Dataset
+    module: nn.Module
+
+
+def talker_training(args: argparse.Namespace, heard: HeardPool, size: tuple[int, int, int]) -> Training:
+    """Text -> codes; `size` is (steps, batch size, seed)."""
+    thinker, processor = frozen_thinker(args.thinker), talker_processor(args, heard)
+    talker = new_talker(thinker.config.llm_config.hidden_size, processor.codec_bpe.vocab_size)
+    is_new = not (args.runs / "talker.safetensors").is_file()
+    # A copy for the data: the processes that make batches cannot use a talker that is on the GPU.
+    copied, chat_processor = copy.deepcopy(talker), BailingMMProcessor.from_pretrained(args.thinker)
+    data = TalkerData(heard, copied, processor, chat_processor, *size, is_new)
+    return Training(TalkerTask(talker, thinker), data, talker)
+
+
+def voice_training(args: argparse.Namespace, heard: HeardPool, size: tuple[int, int, int]) -> Training:
+    """The speaker encoder on the output of the detokenizer."""
+    count = QUICK[1] if args.quick else NUM_REVOICED
+    again = speak_again(heard, trained_detokenizer(args), args.runs / "revoiced.safetensors", count, SEED)
+    data = RevoicedData(heard, again, *size)
+    task = RevoicedTask(load_task("speaker_encoder", args.runs).encoder, data)
+    return Training(task, data, task.encoder)
+
+
+def flow_training(args: argparse.Namespace, heard: HeardPool, size: tuple[int, int, int]) -> Training:
+    """Codes -> mel."""
+    detokenizer = new_detokenizer()
+    return Training(FlowTask(detokenizer), FlowData(heard, detokenizer.config, *size), detokenizer.flow)
+
+
+def vocoder_training(args: argparse.Namespace, heard: HeardPool, size: tuple[int, int, int]) -> Training:
+    """Mel -> waveform."""
+    detokenizer = new_detokenizer()
+    return Training(VocoderTask(detokenizer), VocoderData(heard.pool, detokenizer.config, *size), detokenizer.hift)
+
+
+TRAININGS = {"flow": flow_training, "vocoder": vocoder_training, "voice": voice_training, "talker": talker_training}
+
+
 def train(name: str, args: argparse.Namespace) -> None:
-    """Train "flow", "vocoder", "voice" or "talker", or go on; writes RUNS/NAME.safetensors."""
-    heard = hear(args)
+    """Train one of `STAGES`, or continue; write RUNS/NAME.safetensors."""
     steps, batch_size, learning_rate = STAGES[name]
     steps, batch_size = QUICK if args.quick else (args.steps or steps, args.batch_size or batch_size)
-    size = (steps, batch_size, args.seed)
-    module: nn.Module
-    if name == "talker":
-        thinker = frozen_thinker(args.thinker)
-        processor = talker_processor(args, heard)
-        module = new_talker(thinker.config.llm_config.hidden_size, processor.codec_bpe.vocab_size)
-        task = TalkerTask(module, thinker)
-        fresh = not (args.runs / "talker.safetensors").is_file()
-        # Its own talker: one that is trained on a card cannot be used by the processes that make batches.
-        makes_batches, chat_processor = copy.deepcopy(module), BailingMMProcessor.from_pretrained(args.thinker)
-        data = TalkerData(heard, makes_batches, processor, chat_processor, *size, fresh)
-    elif name == "voice":
-        count = QUICK[1] if args.quick else NUM_REVOICED
-        again = speak_again(heard, trained_detokenizer(args), args.runs / "revoiced.safetensors", count, SEED)
-        data = RevoicedData(heard, again, *size)
-        task = RevoicedTask(load_task("speaker_encoder", args.runs).encoder, data)
-        module = task.encoder
-    else:
-        detokenizer = new_detokenizer()
-        task = FlowTask(detokenizer) if name == "flow" else VocoderTask(detokenizer)
-        module = detokenizer.flow if name == "flow" else detokenizer.hift
-        source = heard if name == "flow" else heard.pool
-        data = (FlowData if name == "flow" else VocoderData)(source, detokenizer.config, *size)
+    task, data, module = TRAININGS[name](args, hear(args), (steps, batch_size, args.seed))
     weights = args.runs / f"{name}.safetensors"
-    if weights.is_file():  # of an earlier training
+    if weights.is_file():  # from an earlier training
         module.load_state_dict(load_file(weights))
-    # The speaker encoder is trained already.
     rate = args.learning_rate or learning_rate
+    # AdamW for the speaker encoder, which is trained already.
     fit(task, data, args.runs / name, rate, SEED, adamw=name == "voice", bf16=args.bf16)
     save_file({key: value.detach().contiguous() for key, value in module.state_dict().items()}, weights)
     if name == "voice":
@@ -197,7 +218,7 @@ def trained_detokenizer(args: argparse.Namespace) -> AudioDetokenizer:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Put all trained parts beside the thinker: RUNS/model is a repository that speaks."""
+    """Add all trained parts to the thinker: RUNS/model becomes a repository that speaks."""
     heard, target = hear(args), args.runs / "model"
     model = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.bfloat16)
     processor = talker_processor(args, heard)
@@ -210,13 +231,13 @@ def export(args: argparse.Namespace) -> None:
     processor.save_pretrained(target)
     for file in (SPEAKER_FILE, TOKENIZER_FILE):
         shutil.copy(args.runs / file, target / TOKENIZER_FOLDER)
-    trained_detokenizer(args).to(torch.bfloat16).save_pretrained(target / DETOKENIZER_FOLDER)
+    trained_detokenizer(args).to(torch.bfloat16).save_pretrained(target / AUDIO_DETOKENIZER)
 
 
 def unpack(args: argparse.Namespace) -> None:
-    """Put what a repository speaks with into RUNS; `hear`, `flow`, `vocoder` and `talker` go on from it."""
+    """Copy the speech parts of a repository into RUNS; `hear`, `flow`, `vocoder` and `talker` continue from them."""
     model = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.float32)
-    detokenizer = AudioDetokenizer.from_pretrained(args.thinker / DETOKENIZER_FOLDER)
+    detokenizer = AudioDetokenizer.from_pretrained(args.thinker / AUDIO_DETOKENIZER)
     for name, part in {"talker": model.talker, "flow": detokenizer.flow, "vocoder": detokenizer.hift}.items():
         save_file(
             {key: value.contiguous() for key, value in part.state_dict().items()}, args.runs / f"{name}.safetensors"
@@ -229,7 +250,7 @@ def unpack(args: argparse.Namespace) -> None:
 
 
 def preset_voices(encoder: VoiceEncoder) -> dict[str, Voice]:
-    """The preset speakers, each saying one sentence (needs espeak-ng)."""
+    """The preset voices, from one sentence each (needs espeak-ng)."""
     voices = {}
     for voice_name, (name, description) in SPEAKERS.items():
         waveform = speech.speak(PRESET_TEXT, speech.Voice(voice_name))
@@ -239,7 +260,7 @@ def preset_voices(encoder: VoiceEncoder) -> dict[str, Voice]:
 
 
 def main() -> None:
-    """Command line: one step of the stage."""
+    """Run one step of the stage."""
     args = start_stage(stage_parser("stage_speaking", __doc__, ("hear", *STAGES, "export", "unpack")))
     {"hear": hear, "export": export, "unpack": unpack}.get(args.action, lambda args: train(args.action, args))(args)
 

@@ -1,9 +1,9 @@
-"""Trains Ming-Tiny's tokenizer: a byte-level BPE over the world's own text, then the released special tokens.
+"""Train Ming-Tiny's tokenizer: a byte-level BPE over the text of the world, then the released special tokens.
 
     python -m training.tiny.tokenizer --out DIR
 
-The layout is the released one: ordinary tokens first, then 288 special tokens in the released order, so that an id
-here is the released id minus 126080 plus `NUM_BPE_TOKENS`. The result depends on the seed only.
+The layout is the released one: ordinary tokens first, then 288 special tokens in the released order. The id of a
+special token is the released id minus 126080 plus `NUM_BPE_TOKENS`. The result depends on the seed only.
 """
 
 import argparse
@@ -58,13 +58,13 @@ SPECIAL_TOKENS = (
     *ROLE_TOKENS,
     *MEDIA_TOKENS,
 )
-# An answer stands right after "</role>", without a space before it; inside a sentence the same word has one.
+# An answer follows "</role>" without a space; inside a sentence the same word has a space before it.
 WORDS = tuple(
     dict.fromkeys((*COLOURS, *KINDS, *SIZES, *POSITIONS, *NUMBERS, *MOTIONS, *OPPOSITES, "yes", "no", "the"))
 )
-ROLES = ("HUMAN", "ASSISTANT")  # stand in every turn of the chat format, so they are worth a token each
+ROLES = ("HUMAN", "ASSISTANT")  # one token each, since every turn of the chat format has one
 CHINESE_NUMBER = f"([{''.join(CHINESE_NUMBERS.values())}])"
-# Prompts that belong to the conversation, not to the world.
+# Prompts about the chat itself.
 PROMPTS = (
     "Please recognize the language of this speech and transcribe it. Format: oral.",
     "What is said in the audio? Write down the words. Transcribe this recording.",
@@ -78,11 +78,11 @@ SEED = 20250614
 
 
 def corpus(seed: int = SEED, num_samples: int = NUM_SAMPLES) -> Iterator[str]:
-    """Lines of text to train on: sampled prompts and answers, every wording, and single words in both forms."""
+    """Lines of training text: sampled prompts and answers, every wording, and single words in both forms."""
     rng = np.random.default_rng(seed)
     for _ in tqdm(range(num_samples), desc="tokenizer text", unit="sample"):
         for text in sample_text(rng):
-            # A Chinese number stays a token of its own, as an English one does; only spaces would part words else.
+            # Chinese has no spaces, so its numbers are separated here to become single tokens, like English ones.
             yield from re.split(CHINESE_NUMBER, text)
     for wordings in (*WORDINGS.values(), *FOLLOW_UPS.values(), PROMPTS):
         for wording in wordings:
@@ -95,7 +95,7 @@ def corpus(seed: int = SEED, num_samples: int = NUM_SAMPLES) -> Iterator[str]:
 
 
 def byte_level_bpe(lines: Iterator[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens, without special ones."""
+    """A byte-level BPE of at most `vocab_size` tokens, without special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -114,7 +114,7 @@ def train_tokenizer(seed: int = SEED, num_samples: int = NUM_SAMPLES) -> Tokeniz
     """
     tokenizer = byte_level_bpe(corpus(seed, num_samples), NUM_BPE_TOKENS)
     if tokenizer.get_vocab_size() != NUM_BPE_TOKENS:
-        raise ValueError(f"expected {NUM_BPE_TOKENS} tokens, got {tokenizer.get_vocab_size()}; give it more text")
+        raise ValueError(f"expected {NUM_BPE_TOKENS} tokens, got {tokenizer.get_vocab_size()}; increase num_samples")
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
     return tokenizer
 
@@ -158,8 +158,8 @@ def write_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> 
 
 
 def main() -> None:
-    """Command line: train the tokenizer and write it into a directory."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    """Train the tokenizer and write it into a directory."""
+    parser = argparse.ArgumentParser(prog="python -m training.tiny.tokenizer", description=main.__doc__)
     parser.add_argument("--out", default=".", help="directory to write into")
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()

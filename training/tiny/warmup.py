@@ -1,7 +1,7 @@
-"""Warm-up of Ming-Tiny's encoders by dense labels, before they meet the decoder.
+"""Warm-up of Ming-Tiny's encoders on dense labels, before they are trained through the decoder.
 
-A decoder learns little from an encoder that says nothing yet: each encoder, with its projector, first learns to say
-per token what is there (`dense`), and to draw the silhouette of what it sees, which ends the plateau on shape kinds.
+A decoder learns little from an untrained encoder. So each encoder, with its projector, is first trained to classify
+every token (`dense`). The vision tower also learns silhouettes, which ends the plateau on the kinds of shapes.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,19 @@ from transformers import Qwen2VLImageProcessorPil
 from .dense import CellHeads, SpellingHead, joined_cell_labels, spelling
 from .drawing import render
 from .scenes import Scene, sample_canvas, sample_scene
-from .speech import SpeechPool, augment
+from .speech import SAMPLE_RATE, SpeechPool, augment
 
 MASK_WEIGHT = 4.0
-MASK = 7  # silhouette values a side of one token
+MASK = 7  # silhouette values per side of a token
 
 
 def silhouettes(
     scene: Scene, width: int, height: int, rng: np.random.Generator, rows: int, columns: int
 ) -> np.ndarray:
-    """How much of each of MASK x MASK parts of every token is covered by shapes: float32 [rows * columns, MASK**2].
+    """The share of each of MASK x MASK parts of every token that shapes cover: float32 [rows * columns, MASK**2].
 
-    `rng` must be in the state it was in when the picture was rendered, so that the jitter is the same.
+    Args:
+        rng: in the same state as when the picture was rendered, so that the jitter is the same.
     """
     shapes = tuple(replace(shape, colour="white") for shape in scene.shapes)
     drawn = render(Scene("black", shapes), width, height, rng, clean=True)
@@ -38,7 +39,7 @@ def silhouettes(
 
 
 class VisionWarmUpData(torch.utils.data.Dataset):
-    """Item `step` is a batch of pictures with their cell labels, the same for the same seed."""
+    """Item `step` is a batch of pictures with their cell labels; it depends on the seed only."""
 
     def __init__(self, image_processor: Qwen2VLImageProcessorPil, steps: int, batch_size: int, seed: int, split: str):
         self.image_processor, self.steps, self.batch_size = image_processor, steps, batch_size
@@ -71,7 +72,7 @@ class VisionWarmUpData(torch.utils.data.Dataset):
 
 
 class VisionWarmUp(nn.Module):
-    """Vision tower and projector of a model under the heads of `dense`, and one that draws silhouettes."""
+    """Trains the vision tower and projector of a model with the heads of `dense` and a head for silhouettes."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -83,7 +84,13 @@ class VisionWarmUp(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, mask: torch.Tensor, **labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Scalar `loss`, and per aspect the share of tokens named right."""
+        """Scalars: `loss`, `mask_loss`, and per aspect the share of tokens with the right class.
+
+        Args:
+            pixel_values, image_grid_thw: from the image processor.
+            mask: from `silhouettes`.
+            labels: from `joined_cell_labels`.
+        """
         features = self.model.get_image_features(pixel_values, image_grid_thw)
         mask_loss = F.binary_cross_entropy_with_logits(self.heads["mask"](features * self.dense.scale), mask)
         loss, right = self.dense(features, labels)
@@ -91,9 +98,9 @@ class VisionWarmUp(nn.Module):
 
 
 class HeadsWarmUp(nn.Module):
-    """The heads of `dense` alone, on what the encoders of a trained model say: fresh heads would spoil them at first.
+    """Trains the heads of `dense` alone, on a frozen model: with new heads the encoders would get worse at first.
 
-    `forward` takes what `StepwiseObjective` does; the model beside it only looks and listens.
+    `forward` takes the same batches as `StepwiseObjective`.
     """
 
     def __init__(self, model: nn.Module, dense: nn.Module):
@@ -112,7 +119,7 @@ class HeadsWarmUp(nn.Module):
 
 
 class SpeechWarmUpData(torch.utils.data.Dataset):
-    """Item `step` is a batch of recordings with the token ids of what is said."""
+    """Item `step` is a batch of recordings with the token ids of their words."""
 
     def __init__(
         self, pool: SpeechPool, processor, steps: int, batch_size: int, seed: int, whisper: bool, noisy: float = 0.3
@@ -126,14 +133,14 @@ class SpeechWarmUpData(torch.utils.data.Dataset):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng((self.seed, step))
         spoken = [self.pool[index] for index in self.pool.alike(rng, self.batch_size)]
-        # Mostly clean, at times down to 8 dB: below what the checkpoint is measured at.
+        # Mostly clean, sometimes down to 8 dB, which is below the noise that the checkpoint is measured with.
         snrs = [rng.uniform(8.0, 25.0) if rng.random() < self.noisy else None for _ in spoken]
         waves = [
             torch.from_numpy(augment(utterance.waveform, rng, snr))
             for utterance, snr in zip(spoken, snrs, strict=True)
         ]
         extractor = self.processor.feature_extractor
-        features = extractor([(wave[None], 16000) for wave in waves], use_whisper_encoder=self.whisper)
+        features = extractor([(wave[None], SAMPLE_RATE) for wave in waves], use_whisper_encoder=self.whisper)
         return {
             "audio_feats": features["audio_feats"],
             "audio_feats_lengths": features["audio_feats_lengths"],
@@ -142,7 +149,7 @@ class SpeechWarmUpData(torch.utils.data.Dataset):
 
 
 class SpeechWarmUp(nn.Module):
-    """One audio encoder and its projector under a CTC head."""
+    """Trains one audio encoder and its projector with a CTC head."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -153,7 +160,7 @@ class SpeechWarmUp(nn.Module):
     def forward(
         self, audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor, **labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Scalar `loss` and the share of utterances spelled without an error."""
+        """Scalars: `loss`, and the share `exact` of utterances that are spelled without an error."""
         features, lengths = self.model.get_audio_features(audio_feats, audio_feats_lengths)
         loss, exact = self.dense(features, lengths, labels)
         return {"loss": loss, "exact": exact}

@@ -1,6 +1,6 @@
 """Ming-Tiny's world as chats: pictures, clips, speech and text with questions and their exact answers.
 
-`sample_chat` makes one conversation of one of `ROWS`, the abilities the checkpoint is measured by. Everything is drawn
+`sample_chat` makes one chat of one of `ROWS`, the abilities that the checkpoint is measured by. All randomness comes
 from the generator that is passed in; there is no global state, and the same seed gives the same sample.
 
 Split: see `scenes` for pictures and clips, `sentences` for text and spoken words, `speech` for voices.
@@ -39,10 +39,10 @@ from .speech import SAMPLE_RATE, Speaker, Utterance, augment
 
 NOISY_SNR = 15.0  # dB
 MAX_CLIP_SIDE = 160  # pixels; a clip has up to 16 frames
-FILED_CLIPS = 0.4  # share of training clips that come out of a video file, with the colours it leaves of small shapes
-RATE_FACTORS = (16, 30)  # of H.264: quality from hardly any loss to visible blocks
+FILED_CLIPS = 0.4  # share of training clips that are compressed, which changes the colours of small shapes
+RATE_FACTORS = (16, 30)  # of H.264, from almost no loss to visible blocks
 NUM_DENSE_TURNS = 5  # questions before the description
-ALIKE_SHAPES = 0.35  # share of shapes of a training scene that are made to resemble the first one
+ALIKE_SHAPES = 0.35  # share of shapes of a training scene that must resemble the first one
 TRANSCRIBE = (
     "Please recognize the language of this speech and transcribe it. Format: oral.",
     "Transcribe this recording.",
@@ -63,23 +63,27 @@ MEDIA_OF_MIXED = (("image", "audio", "video"),) * 3 + (("image", "audio"), ("ima
 NUM_DENSE_EDITS = 2
 EDITS = ("change", "change", "change", "outline")
 NUM_SPOKEN_TURNS = 4  # of a dense chat: spoken questions about one picture
-REPEATED_BEFORE, REPEATED_AFTER = 0.15, 0.1  # share of them that are also written down, before or after the answer
-DESCRIBED_PAIRS = 0.25  # share of dense pairs of which one is described: long answers would drown the short ones
-NUM_WHICH = 3  # questions of a dense pair per way to ask which of the two
+REPEATED_BEFORE, REPEATED_AFTER = 0.15, 0.1  # share of them that are also transcribed, before or after the answer
+DESCRIBED_PAIRS = 0.25  # share of dense pairs with a description: long answers would outweigh the short ones
+NUM_WHICH = 3  # samples of the questions about a dense pair
 
 Content = dict[str, Any]
 
 
 class Picture(NamedTuple):
-    """What a picture that was asked for must show: a scene, its shapes filled or in outline."""
+    """What a requested picture must show: a scene, its shapes filled or in outline."""
 
     scene: Scene
     outline: bool = False
 
 
 class Turn(NamedTuple):
-    """What is asked and answered; `media` come with the question, besides those that open the chat, and `picture` with
-    the answer."""
+    """A question and its answer.
+
+    Args:
+        media: items of the question, besides those that open the chat.
+        picture: the picture that the question requests.
+    """
 
     question: str
     answer: str
@@ -89,13 +93,16 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation of an ability.
+    """A chat of an ability.
 
-    `messages` alternate {"role": "user", "content": [...]} and {"role": "assistant", "content": [...]} and end with an
-    assistant turn. Items of the content: {"type": "image", "image": PIL image}, {"type": "video", "video": [PIL image,
-    ...]}, {"type": "audio", "audio": (float32 waveform [N], rate in Hz)}, {"type": "text", "text": words}.
-    `labels`: per medium what it is: the `Scene` of a picture, the `Course` of a clip, the text of a recording.
-    `pictures`: per turn the picture that it asks for, if any.
+    Args:
+        messages: alternate {"role": "user", "content": [...]} and {"role": "assistant", "content": [...]} and end with
+            an assistant turn. Items of the content: {"type": "image", "image": PIL image}, {"type": "video", "video":
+            [PIL image, ...]}, {"type": "audio", "audio": (float32 waveform [N], rate in Hz)}, {"type": "text", "text":
+            words}.
+        row: the ability, a key of `ROWS`.
+        labels: the content of each medium: the `Scene` of an image, the `Course` of a video, the text of a recording.
+        pictures: per turn the picture that it requests, if any.
     """
 
     messages: list[dict[str, Any]]
@@ -105,7 +112,7 @@ class Sample:
 
     @property
     def media(self) -> list[Content]:
-        """The pictures, clips and recordings of the chat."""
+        """The images, videos and recordings of the chat."""
         return [item for message in self.messages for item in message["content"] if item["type"] != "text"]
 
     @property
@@ -116,7 +123,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Studio:
-    """What a row needs to make a sample: randomness, split, voices, density, the largest side of a picture."""
+    """What a row needs to make a sample; arguments as of `sample_chat`."""
 
     rng: np.random.Generator
     split: str
@@ -130,8 +137,7 @@ class Studio:
         return {"type": "image", "image": render(scene, width, height, self.rng), "label": scene}
 
     def scene(self, **settings) -> Scene:
-        """A scene of the split. For training, shapes that share a colour or a kind are frequent: they make counting
-        worth while."""
+        """A scene of the split. In training, shapes often share a colour or a kind, so that counting is needed."""
         return sample_scene(self.rng, self.split, alike=ALIKE_SHAPES if self.dense else 0.0, **settings)
 
     def video(self, clip: Clip) -> Content:
@@ -144,7 +150,7 @@ class Studio:
         return {"type": "video", "video": frames, "label": course}
 
     def recording(self, utterance: Utterance, snr: float | None = None) -> Content:
-        """The utterance, with the changes of `augment`, as a content item."""
+        """The utterance, changed by `augment`, as a content item."""
         waveform = augment(utterance.waveform, self.rng, snr)
         return {"type": "audio", "audio": (waveform, SAMPLE_RATE), "label": utterance.text}
 
@@ -162,10 +168,10 @@ class Studio:
         return None
 
     def command(self) -> Utterance:
-        """A spoken wish for a picture of one shape."""
+        """A spoken request for a picture of one shape."""
         command = self._speaker().command(self.rng)
         if command is None:
-            raise ValueError("this pool holds no command to draw; make a larger one")
+            raise ValueError("this pool has no command to draw; make a larger one")
         return command
 
     def _speaker(self) -> Speaker:
@@ -182,15 +188,15 @@ def sample_chat(
     dense: bool = False,
     max_side: int = MAX_SIDE,
 ) -> Sample:
-    """One random conversation.
+    """One random chat.
 
     Args:
         row: a key of `ROWS`.
         rng: source of all randomness.
         split: "train" or "test".
         speaker: a `SpeechPool` or `LiveSpeaker` of the same split; rows without audio do not need it.
-        dense: for training, 5 questions and a description about the same medium (text_only: 6 questions; speech rows:
-            as many as there is to ask). Otherwise one question (multi_turn: one chain), for evaluation.
+        dense: for training: 5 questions and a description about the same medium (text_only: 6 questions; speech rows:
+            as many as possible). Otherwise, for evaluation, one question (multi_turn: one chain).
         max_side: largest side of a picture in pixels, 64 to 256.
 
     Raises:
@@ -208,7 +214,7 @@ def sample_chat(
 
 def to_messages(media: list[Content], turns: list[Turn]) -> list[dict[str, Any]]:
     """Messages of a chat: the media and the first question, its answer, further questions and answers."""
-    messages = []
+    messages: list[dict[str, Any]] = []
     for turn in turns:
         content = [*(media if not messages else []), *turn.media]
         content += [{"type": "text", "text": turn.question}] if turn.question else []
@@ -222,7 +228,7 @@ def _turn(question: Question) -> Turn:
 
 
 def _distinct(draw: Callable[[], Fact], count: int) -> list[Fact]:
-    """Up to `count` different facts; a poor scene may not have as many."""
+    """Up to `count` different facts; a simple scene may have fewer."""
     facts: list[Fact] = []
     for _ in range(4 * count):
         fact = draw()
@@ -249,7 +255,7 @@ def _scene_turns(studio: Studio, scene: Scene, kinds: tuple[str, ...]) -> list[T
         return [_turn(word(sample_fact(scene, rng, kinds), rng))]
     kinds = (*QA_KINDS, "count", "count_by", "count_by", "yes_no", "yes_no")
     facts = _distinct(lambda: sample_fact(scene, rng, kinds), NUM_DENSE_TURNS)
-    # The description comes first at times: it makes the model look at everything before any hint from a question.
+    # The description sometimes comes first: then no question gives a hint about the picture.
     facts.insert(int(rng.choice((0, len(facts)))), Fact("describe", describe_scene(scene)))
     return [_turn(word(fact, rng)) for fact in facts]
 
@@ -281,7 +287,7 @@ def _two_images(studio: Studio) -> tuple[list[Content], list[Turn]]:
     background = first.background if rng.random() < 0.5 else choose(rng, others)
     second = studio.scene(background=background)
     facts = pair_facts(first, second, rng)
-    if studio.dense:  # what is asked of pairs is learned late: ask it often
+    if studio.dense:  # questions about pairs are learned late, so they are frequent
         facts = _distinct_of([facts, *(pair_facts(first, second, rng) for _ in range(NUM_WHICH - 1))])
     questions = [word(facts[index], rng) for index in rng.permutation(len(facts))]
     for name, scene in (("first", first), ("second", second)):
@@ -296,7 +302,7 @@ def _two_images(studio: Studio) -> tuple[list[Content], list[Turn]]:
 
 
 def _about(medium: str, question: str, rng: np.random.Generator) -> str:
-    """A question that says which medium it is about."""
+    """A question that names the medium it is about."""
     lowered = question[0].lower() + question[1:]
     return choose(rng, IN_MEDIUM).format(medium=medium, question=lowered, Question=question)
 
@@ -346,13 +352,13 @@ def _asr_noisy(studio: Studio) -> tuple[list[Content], list[Turn]]:
 
 
 def _spoken_facts(scene: Scene, rng: np.random.Generator) -> list[Fact]:
-    """Facts about a scene to be asked aloud: one of each of some kinds, so that no kind crowds out the others."""
+    """Facts about a scene for spoken questions: one per kind, so that no kind outweighs the others."""
     facts = [choose(rng, facts) for facts in scene_facts(scene).values()]
     return [*facts, sample_yes_no(scene, rng), sample_yes_no(scene, rng), sample_count_by(scene, rng)]
 
 
 def _spoken_question(studio: Studio) -> tuple[list[Content], list[Turn]]:
-    """Spoken questions about one picture: one, or when dense several, some of them also written down."""
+    """Spoken questions about one picture: one, or when dense several, some of them also transcribed."""
     rng = studio.rng
     asked = None
     while asked is None:  # a small pool may lack every question about a scene
@@ -372,7 +378,7 @@ def _spoken_question(studio: Studio) -> tuple[list[Content], list[Turn]]:
 def _spoken_turns(
     rng: np.random.Generator, utterance: Utterance, answer: str, media: tuple[Content, ...] = ()
 ) -> list[Turn]:
-    """A spoken question, answered; at times the words are asked for as well."""
+    """A spoken question and its answer; sometimes its transcription is asked for as well."""
     where = rng.random()
     if where < REPEATED_BEFORE:
         return [Turn(choose(rng, ASK_AGAIN), utterance.text, media), Turn("Answer the spoken question.", answer)]
@@ -383,11 +389,13 @@ def _spoken_turns(
 
 
 def _mixed(studio: Studio) -> tuple[list[Content], list[Turn]]:
-    """Several media in one prompt; the question says which of them it is about, or is itself spoken."""
+    """Several media in one prompt; the question names the medium it is about, or is itself spoken."""
     rng = studio.rng
     names = choose(rng, MEDIA_OF_MIXED)
     scene, clip = studio.scene(), sample_clip(rng, studio.split)
-    media, turns, spoken = {}, [], None
+    media: dict[str, Content] = {}
+    turns: list[Turn] = []
+    spoken = None
     if "audio" in names:
         medium = choose(rng, [name for name in names if name != "audio"])
         facts = _spoken_facts(scene, rng) if medium == "image" else list(clip_facts(clip, rng).values())
@@ -411,7 +419,7 @@ def _mixed(studio: Studio) -> tuple[list[Content], list[Turn]]:
             turns.append(Turn(_about("video", question.text, rng), question.answer))
         turns.append(Turn("Describe the video.", describe_clip(clip)))
     order = rng.permutation(len(turns))
-    # Asked alone, a spoken question is answered, not repeated; a third of the single questions are spoken ones.
+    # A spoken question that stands alone is answered, not transcribed; a third of the single questions are spoken.
     if not studio.dense:
         order = [0 if spoken is not None and rng.random() < 0.6 else order[0]]
     shown = [media[names[index]] for index in rng.permutation(len(names))]
@@ -419,8 +427,9 @@ def _mixed(studio: Studio) -> tuple[list[Content], list[Turn]]:
 
 
 def _edit_turns(studio: Studio, picture: Picture, count: int, edits: tuple[str, ...] = EDITS) -> list[Turn]:
-    """Wishes to change a picture, one after another; each is answered by a description of the whole."""
-    rng, turns = studio.rng, []
+    """Requests to change a picture, one after another; each answer describes the whole picture."""
+    rng = studio.rng
+    turns: list[Turn] = []
     for number in range(count):
         if choose(rng, edits) == "outline" and not picture.outline:
             command, picture = choose(rng, OUTLINE), picture._replace(outline=True)
@@ -434,7 +443,7 @@ def _edit_turns(studio: Studio, picture: Picture, count: int, edits: tuple[str, 
 
 
 def _drawing(studio: Studio) -> tuple[list[Content], list[Turn]]:
-    """A wish for a picture of one shape; when dense, at times of two, otherwise followed by edits."""
+    """A request for a picture of one shape, or when dense sometimes of two; a dense one of one shape has edits."""
     rng = studio.rng
     count = 2 if studio.dense and rng.random() < 0.25 else 1
     picture = Picture(studio.scene(num_shapes=count))
@@ -443,29 +452,32 @@ def _drawing(studio: Studio) -> tuple[list[Content], list[Turn]]:
 
 
 def _spoken_drawing(studio: Studio) -> tuple[list[Content], list[Turn]]:
-    """The same, asked for aloud."""
+    """A spoken request for a picture of one shape; when dense, edits follow."""
     utterance = studio.command()
-    picture = Picture(read_command(utterance.text))
+    scene = read_command(utterance.text)
+    if scene is None:
+        raise ValueError(f"{utterance.text!r} is not a command to draw; check the command() of the speaker")
+    picture = Picture(scene)
     turns = [Turn("", describe_scene(picture.scene), picture=picture)]
     turns += _edit_turns(studio, picture, NUM_DENSE_EDITS if studio.dense else 0)
     return [studio.recording(utterance)], turns
 
 
 def _editing(studio: Studio) -> tuple[list[Content], list[Turn]]:
-    """A picture of one shape and a wish to change it; when dense several, outlines among them."""
+    """A picture of one shape and a request to change it; when dense several, also to outlines."""
     picture = Picture(studio.scene(num_shapes=1))
     count, edits = (NUM_DENSE_EDITS, EDITS) if studio.dense else (1, EDITS[:1])
     return [studio.picture(picture.scene)], _edit_turns(studio, picture, count, edits)
 
 
 def _style(studio: Studio) -> tuple[list[Content], list[Turn]]:
-    """A picture of one shape that is wanted in outline."""
+    """A picture of one shape and a request for it in outline."""
     picture = Picture(studio.scene(num_shapes=1))
     return [studio.picture(picture.scene)], _edit_turns(studio, picture, 1, EDITS[-1:])
 
 
 def _edits(studio: Studio) -> tuple[list[Content], list[Turn]]:
-    """A picture is asked for and then changed, in words alone."""
+    """A picture is requested and then changed, without an image in the chat."""
     picture = Picture(studio.scene(num_shapes=1))
     turns = [Turn(draw_command(picture.scene, studio.rng), describe_scene(picture.scene), picture=picture)]
     return [], turns + _edit_turns(studio, picture, NUM_DENSE_EDITS if studio.dense else 1, EDITS[:1])
@@ -482,7 +494,7 @@ ROWS: dict[str, Callable[[Studio], tuple[list[Content], list[Turn]]]] = {
     "two_images": _two_images,
     "multi_turn": _multi_turn,
     "video_qa": _video_qa,
-    # The two encoders hear the same; the caller picks the encoder.
+    # The same for both encoders; the caller chooses the encoder.
     "asr_sanm": _asr,
     "asr_whisper": _asr,
     "asr_noisy": _asr_noisy,

@@ -1,6 +1,6 @@
-"""What the engine works on, and the events that come back.
+"""Jobs of the engine, and the events that they send back.
 
-Events of a job: `TextDelta`, `AudioChunk`, `ImageProgress` and `ImageDone` of the model;
+A job sends `TextDelta`, `AudioChunk`, `ImageProgress` and `ImageDone` of the model,
 then exactly one of `Finished` and `Failed`.
 """
 
@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from ming.drawing import ImageDone, ImageProgress
-from ming.speech import AudioChunk, TextDelta
+from ming.events import AudioChunk, ImageDone, ImageProgress, TextDelta
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Sampling:
     Args:
         temperature: 0 takes the likeliest token.
         top_p, top_k: keep the likeliest tokens only.
-        seed: of the random numbers; such a job is decoded alone, so that its numbers are its own.
+        seed: of the random numbers; a job with a seed is decoded alone, so that other jobs draw none of its numbers.
     """
 
     temperature: float | None = None
@@ -65,7 +64,7 @@ class Sampling:
             return {"do_sample": False}
         given = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         given = {name: value for name, value in given.items() if value is not None}
-        # As in OpenAI's API every token can come unless top_k says otherwise; the library would take the best 50.
+        # As in OpenAI's API every token can come unless top_k is given; the library would take the best 50.
         return {"do_sample": True, "top_k": 0, **given} if given else {}
 
 
@@ -73,7 +72,7 @@ class Job:
     """A request for the engine's thread.
 
     Args:
-        kind: "text", "speech" or "picture", for the metrics.
+        kind: "text", "speech" or "image", for the metrics.
         deliver: takes the events, in the engine's thread; must not block.
     """
 
@@ -132,12 +131,12 @@ class TextJob(Job):
 
     @property
     def audio_width(self) -> int | None:
-        """Width of the audio features, which tells the audio encoder; None without sound."""
+        """Width of the audio features, which names the audio encoder; None without audio."""
         return self.inputs["audio_feats"].shape[-1] if "audio_feats" in self.inputs else None
 
 
 class StreamJob(Job):
-    """Speech or pictures: events of an iterator that is not started yet, one job at a time.
+    """Speech or images: events of an iterator that has not started yet, one job at a time.
 
     Closing the iterator cancels the work.
     """
@@ -147,16 +146,4 @@ class StreamJob(Job):
         self.events = events
 
 
-__all__ = [
-    "AudioChunk",
-    "Event",
-    "Failed",
-    "Finished",
-    "ImageDone",
-    "ImageProgress",
-    "Job",
-    "Sampling",
-    "StreamJob",
-    "TextDelta",
-    "TextJob",
-]
+__all__ = ["Deliver", "Event", "Failed", "Finished", "Job", "Sampling", "StreamJob", "TextJob"]

@@ -1,7 +1,8 @@
-"""A door before several replicas of the server: no request that was let in is lost with the replica that had it.
+"""A proxy before several replicas of the server: when a replica dies, another one continues its answers.
 
-A request is read completely before a replica gets it, and asked again of another one when its replica dies. Answers to
-the same request are the same bytes (`Forwarded.id`), so that also a stream goes on where it broke off.
+A request is read completely before a replica gets it, and goes to another replica when the first one dies. All
+replicas answer the same request with the same bytes (`ForwardedRequest.id`), so that a stream, too, continues where it
+broke off.
 """
 
 import asyncio
@@ -14,21 +15,21 @@ from contextlib import aclosing
 
 from starlette.types import Message, Receive, Scope, Send
 
-from ming.serving.asgi import Forwarded, disconnected, read_body
 from ming.serving.errors import ApiError, server_error
+from ming.serving.forwarding import ForwardedRequest, read_body, wait_for_disconnect
 
 logger = logging.getLogger(__name__)
 
-Ask = Callable[[Forwarded], AsyncGenerator[Message, None]]
-FULL = 429
+AskReplica = Callable[[ForwardedRequest], AsyncGenerator[Message, None]]
+QUEUE_FULL = 429
 
 
 class BrokenAnswer(Exception):
     """An answer cannot be continued: another replica began it differently, or it has no end."""
 
 
-class Delivery:
-    """What a client has of an answer, so that a repeated one goes on behind it.
+class ResumableAnswer:
+    """The part of an answer that the client already has; an answer that is repeated continues behind it.
 
     Args:
         send: to the client.
@@ -45,17 +46,13 @@ class Delivery:
         self._position, self._repeated = 0, hashlib.sha256()
 
     async def put(self, message: Message) -> None:
-        """The next message of the answer; what the client has already is compared and left out.
+        """Send the next message; bytes that the client already has are compared and left out.
 
         Raises:
-            BrokenAnswer: it is not what the client has.
+            BrokenAnswer: they differ from those that the client has.
         """
         if message["type"] == "http.response.start":
-            if self.status is None:
-                self.status = message["status"]
-                await self._send(message)
-            elif self.status != message["status"]:
-                raise BrokenAnswer(f"status {message['status']} after {self.status}")
+            await self._start(message)
             return
         body, more = message.get("body", b""), message.get("more_body", False)
         known = body[: max(0, self._count - self._position)]
@@ -72,31 +69,36 @@ class Delivery:
             self.ended = not more
             await self._send({"type": "http.response.body", "body": rest, "more_body": more})
 
+    async def _start(self, message: Message) -> None:
+        if self.status is None:
+            self.status = message["status"]
+            await self._send(message)
+        elif self.status != message["status"]:
+            raise BrokenAnswer(f"status {message['status']} after {self.status}")
 
-class Relay:
+
+class FailoverProxy:
     """ASGI app that passes requests on to replicas.
 
     Args:
         ask: the messages of an answer by one of the replicas.
-        lost: exceptions of `ask` which say that the replica has died.
+        lost: exceptions of `ask` that mean that the replica has died.
         attempts: how many replicas may die over one request.
         patience: seconds that a request waits for room at other replicas, once its own has died.
     """
 
-    def __init__(self, ask: Ask, lost: tuple[type[Exception], ...], attempts: int = 5, patience: float = 120.0):
+    def __init__(self, ask: AskReplica, lost: tuple[type[Exception], ...], attempts: int = 5, patience: float = 120.0):
         self.ask, self.lost, self.attempts, self.patience = ask, lost, attempts, patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/metrics":
-            error = ApiError(
-                "/metrics: every replica counts for itself; ask Ray, which exports the cluster's", status=404
-            )
-            await error.response()(scope, receive, send)
+            refusal = ApiError("/metrics: every replica counts for itself; Ray exports the metrics of all", status=404)
+            await refusal.response()(scope, receive, send)
             return
         body = await read_body(receive)
         if body is None:
             return
-        request = Forwarded(
+        request = ForwardedRequest(
             scope["method"],
             scope["path"],
             scope["query_string"],
@@ -105,27 +107,28 @@ class Relay:
             secrets.token_hex(12),
             int(time.time()),
         )
-        delivery = Delivery(send)
-        tasks = [asyncio.ensure_future(self._answer(request, delivery)), asyncio.ensure_future(disconnected(receive))]
+        answer = ResumableAnswer(send)
+        work = asyncio.ensure_future(self._answer(request, answer))
+        leaving = asyncio.ensure_future(wait_for_disconnect(receive))
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if not tasks[0].done():
+            await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
+            error = work.exception() if work.done() else None
+            if error is None:
                 return
-            if error := tasks[0].exception():
-                if delivery.status is not None:
-                    raise error  # behind the first bytes only the connection's end can tell the client
-                logger.error("%s %s", request.method, request.path, exc_info=error)
-                await server_error().response()(scope, receive, send)
+            if answer.status is not None:
+                raise error  # after the first bytes only the end of the connection can report an error
+            logger.error("%s %s", request.method, request.path, exc_info=error)
+            await server_error().response()(scope, receive, send)
         finally:
-            for task in tasks:
-                task.cancel()
+            work.cancel()
+            leaving.cancel()
 
-    async def _answer(self, request: Forwarded, delivery: Delivery) -> None:
+    async def _answer(self, request: ForwardedRequest, answer: ResumableAnswer) -> None:
         deaths, deadline = 0, time.monotonic() + self.patience
         while True:
-            delivery.begin()
+            answer.begin()
             try:
-                seconds = await self._ask_once(request, delivery, may_wait=deaths > 0 and time.monotonic() < deadline)
+                seconds = await self._ask_once(request, answer, may_wait=deaths > 0 and time.monotonic() < deadline)
             except self.lost as error:
                 deaths += 1
                 if deaths == self.attempts:
@@ -137,16 +140,16 @@ class Relay:
                 return
             await asyncio.sleep(seconds)
 
-    async def _ask_once(self, request: Forwarded, delivery: Delivery, may_wait: bool) -> float | None:
-        """Deliver an answer; or the seconds after which to ask again, where a replica is full and we may wait."""
-        async with aclosing(self.ask(request)) as answer:
-            async for message in answer:
-                if may_wait and message.get("status") == FULL:
+    async def _ask_once(self, request: ForwardedRequest, answer: ResumableAnswer, may_wait: bool) -> float | None:
+        """Send an answer, or return the seconds to wait if the replica's queue is full and the request may wait."""
+        async with aclosing(self.ask(request)) as messages:
+            async for message in messages:
+                if may_wait and message.get("status") == QUEUE_FULL:
                     return float(dict(message["headers"]).get(b"retry-after", b"1"))
-                await delivery.put(message)
-                if delivery.ended:
+                await answer.put(message)
+                if answer.ended:
                     return None
         raise BrokenAnswer("the answer ended before its last message")
 
 
-__all__ = ["BrokenAnswer", "Relay"]
+__all__ = ["BrokenAnswer", "FailoverProxy"]

@@ -1,4 +1,4 @@
-"""The door before replicas: what it passes on, and what it does when the replica that answers dies."""
+"""The proxy before replicas: what it passes on, and what it does when the replica that answers dies."""
 
 import asyncio
 import json
@@ -7,8 +7,8 @@ import httpx
 import pytest
 from starlette.responses import JSONResponse, StreamingResponse
 
-from ming.serving.asgi import IDENTITY, run
-from ming.serving.relay import Relay
+from ming.serving.failover import FailoverProxy
+from ming.serving.forwarding import IDENTITY, answer
 
 
 class Died(Exception):
@@ -31,7 +31,7 @@ class Replicas:
         left = self.deaths.pop(0) if self.deaths else None
         if left == 0:
             raise Died
-        async for message in run(self.app, request):
+        async for message in answer(self.app, request):
             yield message
             left = left and left - 1
             if left == 0:
@@ -61,11 +61,11 @@ def letters(first: str = "a"):
 
 
 def ask(replicas: Replicas, method: str = "POST", path: str = "/v1/x?y=1", **options):
-    """One request through a relay."""
-    relay = Relay(replicas.ask, (Died,), **options)
+    """One request through a proxy."""
+    proxy = FailoverProxy(replicas.ask, (Died,), **options)
 
     async def go():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(relay), base_url="http://door") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(proxy), base_url="http://proxy") as client:
             return await client.request(method, path, content=b"hello", headers={"Authorization": "Bearer k"})
 
     return asyncio.run(go())
@@ -160,7 +160,7 @@ def test_a_client_that_leaves_cancels_the_request():
             return {"type": "http.disconnect"}
 
         scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
-        await Relay(Replicas(endless).ask, (Died,))(scope, receive, None)
+        await FailoverProxy(Replicas(endless).ask, (Died,))(scope, receive, None)
         await asyncio.sleep(0.01)
 
     asyncio.run(go())

@@ -1,4 +1,4 @@
-"""What every HTTP request passes first: the key, the size of its body, and the counting of answers."""
+"""What every HTTP request passes first: API key, size of the body, room in the queue; answers are counted."""
 
 import hmac
 from collections.abc import Callable
@@ -20,14 +20,14 @@ class BodyTooLarge(ApiError):
         )
 
 
-class Gate:
-    """ASGI middleware.
+class AdmissionMiddleware:
+    """ASGI middleware that admits requests.
 
     Args:
-        app: what comes behind it.
+        app: answers the admitted requests.
         body_bytes: limit of a body.
         metrics: counts answers by route and status.
-        check_room: raises `ApiError` while there is no place for a request with a body, before the body is read.
+        check_room: raises `ApiError` while there is no room for a request with a body, before the body is read.
         api_key: what clients must send as bearer token; None lets everybody in.
     """
 
@@ -59,15 +59,17 @@ class Gate:
             return
         try:
             await self.app(scope, self._limited(receive), counted)
-        except Exception:  # answered further out
+        except Exception:  # the server around this app answers it
             self._count(scope, 500)
             raise
 
     def _count(self, scope: Scope, status: int) -> None:
-        route = getattr(scope.get("route"), "path", "other")  # not what was asked for: that may be anything
+        # The route, not the requested path, of which there could be any number.
+        route = getattr(scope.get("route"), "path", "other")
         self.metrics.requests.labels(route, str(status)).inc()
 
     def _check(self, scope: Scope) -> None:
+        """Raise an `ApiError` for a wrong key, a body that is too large, or a full queue."""
         headers = dict(scope["headers"])
         if self.expected is not None and scope["path"] not in OPEN_PATHS:
             given = headers.get(b"authorization", b"")
@@ -85,7 +87,7 @@ class Gate:
             self.check_room()
 
     def _limited(self, receive: Receive) -> Receive:
-        """Counts a body that does not tell its length before."""
+        """Counts the bytes of a body that does not give its length beforehand."""
         seen = 0
 
         async def limited() -> Message:
@@ -99,4 +101,4 @@ class Gate:
         return limited
 
 
-__all__ = ["Gate"]
+__all__ = ["AdmissionMiddleware"]

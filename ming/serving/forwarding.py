@@ -1,4 +1,4 @@
-"""HTTP requests as plain data that can travel to another process, answered there by the same app."""
+"""HTTP requests as plain data that can travel to another process, and the app that answers them there."""
 
 import asyncio
 import logging
@@ -10,11 +10,11 @@ from starlette.types import ASGIApp, Message, Receive
 
 logger = logging.getLogger(__name__)
 
-IDENTITY = "ming.identity"  # an extension of the scope, which no client can write
+IDENTITY = "ming.identity"  # an extension of the ASGI scope, which no client can write
 
 
 @dataclass(frozen=True)
-class Forwarded:
+class ForwardedRequest:
     """A request that was read completely.
 
     Args:
@@ -52,7 +52,7 @@ class Forwarded:
         }
 
 
-async def disconnected(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Wait until the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -70,10 +70,10 @@ async def read_body(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
-async def run(app: ASGIApp, request: Forwarded) -> AsyncIterator[Message]:
+async def answer(app: ASGIApp, request: ForwardedRequest) -> AsyncIterator[Message]:
     """Messages of an app's answer, as they come. Closing the iterator cancels the request.
 
-    An app that fails is logged; its answer may then lack its last message.
+    The error of an app that fails is logged; its answer may then lack its last message.
     """
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
     is_read = False
@@ -104,4 +104,4 @@ async def run(app: ASGIApp, request: Forwarded) -> AsyncIterator[Message]:
         task.cancel()
 
 
-__all__ = ["IDENTITY", "Forwarded", "disconnected", "read_body", "run"]
+__all__ = ["IDENTITY", "ForwardedRequest", "answer", "read_body", "wait_for_disconnect"]

@@ -1,4 +1,4 @@
-"""Loading of sound: file formats, sources, and errors."""
+"""Loading of audio: file formats, sources, and errors."""
 
 import base64
 from fractions import Fraction
@@ -10,7 +10,7 @@ import soundfile
 import torch
 from processor_helpers import released_processor
 
-from ming.media import load_audio, resample
+from ming.media import load_audio, raise_if_unusable, resample
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def write_m4a(path, samples, rate):
 
 @pytest.mark.parametrize("rate", [16000, 44100])
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3", "m4a"])
-def test_sound_formats(tmp_path, ending, rate):
+def test_audio_formats(tmp_path, ending, rate):
     path = tmp_path / f"a.{ending}"
     samples = tone(rate)
     if ending == "m4a":
@@ -104,16 +104,35 @@ def test_audio_items_keep_their_rate(processor):
         (np.zeros(5, complex), "dtype torch.complex128"),
     ],
 )
-def test_sound_errors(source, message):
+def test_audio_errors(source, message):
     with pytest.raises(ValueError, match=message):
         load_audio(source)
 
 
-def test_sound_from_a_directory_and_unknown_mono(tmp_path):
+def test_audio_from_a_directory_and_unknown_mono(tmp_path):
     with pytest.raises(ValueError, match="it is a directory"):
         load_audio(tmp_path)
     with pytest.raises(ValueError, match="mono='left' is unknown; accepted are mean, first"):
         load_audio(np.zeros(5), mono="left")
+
+
+@pytest.mark.parametrize(
+    ("waveform", "message"),
+    [
+        (torch.zeros(0), "the take lasts 0.00 s; a voice needs at least 0.5 s, record more"),
+        (torch.zeros(1, 3999), "the take lasts 0.50 s; a voice needs at least 0.5 s"),
+        (torch.tensor([0.0, float("nan"), float("-inf")]).repeat(4000), "the take has 8000 NaN or infinite samples"),
+        (torch.full((4000,), -17.0), "the take has samples up to 17; floats must be in -1..1, divide by full scale"),
+    ],
+)
+def test_unusable_recordings(waveform, message):
+    with pytest.raises(ValueError, match=message):
+        raise_if_unusable(waveform, "the take", 8000, min_seconds=0.5, use="a voice")
+
+
+def test_usable_recordings():
+    raise_if_unusable(torch.full((2, 4000), 16.0), "the take", 8000, min_seconds=0.5, use="a voice")
+    raise_if_unusable(torch.zeros(0))
 
 
 def test_recordings_on_the_scale_of_integers_are_refused():
@@ -121,7 +140,9 @@ def test_recordings_on_the_scale_of_integers_are_refused():
         load_audio(np.array([0.0, 32767.0, -5.0]))
 
 
-@pytest.mark.parametrize("source", [[np.zeros(8), None], [[0.0, 0.5], [0.5, 0.0]]])
+@pytest.mark.parametrize(
+    "source", [[np.zeros(8), None], [[0.0, 0.5], [0.5, 0.0]], (np.zeros(8), float("inf")), (np.zeros(8), float("nan"))]
+)
 def test_what_is_no_rate_is_refused(source):
     with pytest.raises(ValueError, match="sampling rate .* must be a positive whole number of Hz"):
         load_audio(source)

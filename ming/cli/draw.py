@@ -1,0 +1,64 @@
+"""Draw an image from a text."""
+
+import argparse
+import logging
+
+from ming.cli.arguments import add_common_options, add_drawing_options
+from ming.cli.checks import check_image_output, read_image_config
+from ming.cli.session import Session
+from ming.cli.usage import Parser, UsageError, user_input
+
+log = logging.getLogger("ming")
+
+
+def build_parser() -> Parser:
+    """The parser of `ming draw`."""
+    parser = Parser("draw", __doc__)
+    parser.add_argument("prompt", help="what to draw")
+    add_drawing_options(parser)
+    add_common_options(parser)
+    return parser
+
+
+def draw_image(args: argparse.Namespace, content: str | list[dict], fields: dict, *parts: str) -> None:
+    """Draw an image as the options say, and write it.
+
+    Args:
+        args: the common options and those of drawing.
+        content: of the user message that asks for the image.
+        fields: of the result, beside those of the image.
+        parts: of the model, beside the image head.
+    """
+    session = Session.of_arguments(args)
+    config = read_image_config(session.source)
+    inputs = session.prepare(content)
+    model = session.load("image_gen", *parts)
+    options = {"num_inference_steps": args.steps or config.num_inference_steps, "guidance_scale": args.guidance}
+    if args.size is not None:
+        options["width"], options["height"] = args.size
+    with session.bar("drawing", options["num_inference_steps"]) as bar:
+
+        def after_step(step, num_steps, latents) -> None:
+            bar.update()
+
+        image = model.generate(
+            **inputs.to(model.device, model.dtype),
+            **options,
+            generation_mode="image",
+            seed=session.seed,
+            callback=after_step,
+        ).images[0]
+    with user_input():
+        image.save(args.out)
+    log.info("wrote %s (%d x %d, seed %d)", args.out, *image.size, session.seed)
+    made = {"file": args.out, "width": image.width, "height": image.height, "seed": session.seed}
+    session.write_result(args.out, {**fields, **made})
+
+
+def main(arguments: list[str]) -> None:
+    """Run `ming draw`."""
+    args = build_parser().parse_args(arguments)
+    if not args.prompt.strip():
+        raise UsageError("the prompt is empty; say what to draw")
+    check_image_output("--out", args.out)
+    draw_image(args, args.prompt, {"prompt": args.prompt})

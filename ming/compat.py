@@ -1,0 +1,153 @@
+"""Everything that is used of transformers and is not its documented interface, each behind a function of its own.
+
+When a new release breaks one of them, `tests/test_compat.py` names what is gone and what stops working without it.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import modeling_utils
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+_loading = threading.Lock()
+_loads: list[str] = []  # one entry for each load that runs with the switch set
+ASYNC_SWITCH = "HF_DEACTIVATE_ASYNC_LOAD"
+
+
+def register_for_serving(model_type: str, class_name: str) -> None:
+    """Enter a model into the table by which `transformers serve` chooses how to load and to feed an architecture.
+
+    The table is internal to the library, and remote code is served only with an entry in it. Everything else works
+    without, so a version that has no such table gets a warning.
+    """
+    try:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+    except ImportError as error:
+        logger.warning(f"`transformers serve` will not serve this model: {error}")
+        return
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(model_type, class_name)
+
+
+def keeps_auto_map(cls: type) -> type:
+    """Class decorator: saving an instance that was loaded as remote code leaves its `auto_map` as it is.
+
+    The library would copy the code flat beside the weights and write an `auto_map` without the folder;
+    `ming/source.py` copies the folder instead.
+    """
+
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing to register: this class keeps its own `auto_map`."""
+
+    cls.register_for_auto_class = classmethod(register_for_auto_class)  # type: ignore[attr-defined]
+    return cls
+
+
+def takes_experts_implementation(cls: type) -> type:
+    """Class decorator: the option `experts_implementation` is accepted by the class.
+
+    The library looks for its decorator in the text of the file that defines a class, and hands the choice for the
+    whole model to all parts, those without experts included.
+    """
+    cls._can_set_experts_implementation = classmethod(lambda cls: True)  # type: ignore[attr-defined]
+    return cls
+
+
+def ignores_experts_implementation(cls: type) -> type:
+    """Class decorator for a configuration without experts: the choice for the whole model is dropped.
+
+    The library hands the option of the decoder to all parts, and a Qwen2 model inside would refuse it.
+    """
+
+    def drop(config: Any, value: str | None) -> None:
+        config._experts_implementation_internal = None
+
+    cls._experts_implementation = property(lambda config: None, drop)  # type: ignore[attr-defined]
+    return cls
+
+
+def is_split(experts: nn.Module, weight: torch.Tensor) -> bool:
+    """Whether the experts of a layer are spread over processes (expert or tensor parallel)."""
+    return getattr(experts, "_is_expert_parallel", False) or hasattr(weight, "placements")
+
+
+def execution_device(model: nn.Module, device: torch.device) -> torch.device:
+    """Where a model computes whose own `device` is given: with offloaded weights that one is "meta".
+
+    Offloaded weights are meta tensors until accelerate's hooks fetch them to the device that is returned here.
+    """
+    if device.type != "meta":
+        return device
+    hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
+    single = [one for hook in hooks for one in getattr(hook, "hooks", (hook,))]
+    devices = [one.execution_device for one in single if getattr(one, "execution_device", None) is not None]
+    return torch.device(devices[0]) if devices else device
+
+
+def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The positions of [B, L, H] whose logits are wanted: the last ones (0: all), or those of a tensor of indexes.
+
+    Releases before 5.20 have no such function and know numbers and one-dimensional tensors.
+    """
+    of_library = getattr(modeling_utils, "slice_logits_to_keep", None)
+    if of_library is not None:
+        return of_library(hidden_states, logits_to_keep)
+    positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    return hidden_states[:, positions]
+
+
+def resolve_chat_template(processor: Any, chat_template: str | None) -> str:
+    """The template to render: the given one or one of that name, or else the processor's own."""
+    of_library = getattr(processor, "_resolve_chat_template", None)
+    if of_library is not None:
+        return of_library(chat_template)
+    own = processor.chat_template  # releases before 5.20
+    if isinstance(own, dict):
+        return own["default"] if chat_template is None else own.get(chat_template, chat_template)
+    return own if chat_template is None else chat_template
+
+
+@contextmanager
+def sequential_loading() -> Iterator[None]:
+    """Read weights one after another unless the user decided about `HF_DEACTIVATE_ASYNC_LOAD`.
+
+    The library's loading threads run ahead of the fusing of experts and hold up to half a checkpoint on top of the
+    model (`python -m benchmarks load`). The library asks for this in the environment and nowhere else, so loads that
+    run at the same time share one setting, which goes with the last of them.
+    """
+    with _loading:
+        decided_by_user = ASYNC_SWITCH in os.environ and not _loads
+        if not decided_by_user:
+            _loads.append(ASYNC_SWITCH)
+            os.environ[ASYNC_SWITCH] = "1"
+    try:
+        yield
+    finally:
+        if not decided_by_user:
+            _end_sequential_loading()
+
+
+def _end_sequential_loading() -> None:
+    with _loading:
+        _loads.pop()
+        if not _loads:
+            os.environ.pop(ASYNC_SWITCH, None)
+
+
+__all__ = [
+    "execution_device",
+    "ignores_experts_implementation",
+    "is_split",
+    "keeps_auto_map",
+    "register_for_serving",
+    "resolve_chat_template",
+    "sequential_loading",
+    "slice_logits_to_keep",
+    "takes_experts_implementation",
+]

@@ -1,0 +1,201 @@
+"""What lives beside the main weights of a model: audio detokenizer, image head, voices, tokenizer.
+
+`Components` knows how the model was loaded and reads each part in the same way when it is first needed: same source,
+revision, cache and token, same dtype, device and quantisation, and code of the checkpoint only if the user agreed to
+run it (`trust_remote_code=True`).
+"""
+
+import importlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .quantization import is_quantized, quantization_of_image_gen
+from .source import PARTS, CheckpointSource
+from .talker_processor import FILES, BailingMMTalkerProcessor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Folder, which is also the name of the package that holds the code -> class in its `modeling_<folder>.py`.
+AUDIO_DETOKENIZER, IMAGE_GEN = "audio_detokenizer", "image_gen"
+CLASSES = {AUDIO_DETOKENIZER: "AudioDetokenizer", IMAGE_GEN: "ImageGen"}
+TRAINER_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
+
+
+class Component:
+    """A module that is read from its folder when `load` is first called; until then this handle stands for it.
+
+    Everything else that is asked of the handle is asked of the loaded module: `model.image_gen.config`.
+    """
+
+    def __init__(self, name: str, read: Callable[[], nn.Module], place: Callable[[nn.Module], nn.Module]):
+        self.name = name
+        self._read, self._place = read, place
+        self._module: nn.Module | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._module is not None
+
+    def load(self) -> nn.Module:
+        """The module, read at the first call, on the model's device.
+
+        Raises:
+            ValueError: the checkpoint does not have it, or the model was loaded without it.
+        """
+        if self._module is None:
+            self._module = self._read()
+        self._module = self._place(self._module)
+        return self._module
+
+    def use(self, module: nn.Module) -> None:
+        """Put a module of your own in its place."""
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # copying and pickling look for hooks; they must not load anything
+            raise AttributeError(name)
+        return getattr(self.load(), name)
+
+
+class Components:
+    """The parts of one model.
+
+    Args:
+        model: has `config`, `device` and `dtype`.
+
+    Attributes:
+        source: where the model came from; None if it was not read from a checkpoint.
+        audio_detokenizer: speech codes -> waveform.
+        image_gen: states of the query tokens -> images.
+    """
+
+    def __init__(self, model: "PreTrainedModel"):
+        self.model = model
+        self.source: CheckpointSource | None = None
+        self.audio_detokenizer = Component(AUDIO_DETOKENIZER, self._read_audio_detokenizer, self._on_device)
+        self.image_gen = Component(IMAGE_GEN, self._read_image_gen, self._image_gen_on_device)
+        self._talker_processor: BailingMMTalkerProcessor | None = None
+        self._tokenizer: Any = None
+
+    def talker_processor(self) -> BailingMMTalkerProcessor:
+        """Voices, codec vocabulary and the talker's tokenizer; read at the first call."""
+        if self._talker_processor is None:
+            directory = self.require_source("talker_processor").directory(FILES)
+            self._talker_processor = BailingMMTalkerProcessor.from_pretrained(directory)
+        return self._talker_processor
+
+    def tokenizer(self) -> Any:
+        """The thinker's tokenizer, for calls that return text; read at the first call."""
+        if self._tokenizer is None:
+            source = self.require_source("tokenizer")
+            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                source.name, subfolder=source.subfolder, **source.options()
+            )
+        return self._tokenizer
+
+    def use(
+        self,
+        audio_detokenizer: nn.Module | None = None,
+        image_gen: nn.Module | None = None,
+        talker_processor: BailingMMTalkerProcessor | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        """Put parts of your own in the place of those of the checkpoint."""
+        if audio_detokenizer is not None:
+            self.audio_detokenizer.use(audio_detokenizer)
+        if image_gen is not None:
+            self.image_gen.use(image_gen)
+        self._talker_processor = talker_processor or self._talker_processor
+        self._tokenizer = tokenizer or self._tokenizer
+
+    def require_source(self, part: str) -> CheckpointSource:
+        """The source to read a part from.
+
+        Raises:
+            ValueError: the model was not read from a checkpoint.
+        """
+        if self.source is None:
+            raise ValueError(
+                f"this model was not read from a directory, so its {part} is unknown; "
+                f"give one with model.components.use({part}=...) first"
+            )
+        return self.source
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Copy the parts into the directory of a saved model."""
+        if self.source is not None:
+            self.source.copy(PARTS, directory, "voices, audio detokenizer and image head")
+
+    def _read_audio_detokenizer(self) -> nn.Module:
+        return self._read(AUDIO_DETOKENIZER, "speaks", dtype=self.model.dtype).eval()
+
+    def _read_image_gen(self) -> nn.Module:
+        if not self.model.config.load_image_gen:
+            raise ValueError(
+                "this model was loaded with load_image_gen=False; load it with load_image_gen=True to draw"
+            )
+        options: dict[str, Any] = {"dtype": self.model.dtype}
+        if is_quantized(self.model.config):
+            quantization = quantization_of_image_gen(self.model.config.quantization_config, self._build_image_gen)
+            options |= {"quantization_config": quantization, "device_map": {"": self.model.device}}
+        return self._read(IMAGE_GEN, "draws", **options).eval()
+
+    def _build_image_gen(self) -> nn.Module:
+        """The image head without its weights, to see which of its layers can be quantised."""
+        source = self.require_source(IMAGE_GEN)
+        where = {"subfolder": source.folder(IMAGE_GEN), **source.options()}
+        if not source.trust_remote_code:
+            model_class = installed_class(IMAGE_GEN)
+            return model_class(model_class.config_class.from_pretrained(source.name, **where))
+        config = AutoConfig.from_pretrained(source.name, trust_remote_code=True, **where)
+        return AutoModel.from_config(config, trust_remote_code=True)
+
+    def _read(self, name: str, does: str, **options: Any) -> nn.Module:
+        source = self.require_source(name)
+        if not source.has_component(name):
+            raise ValueError(f"{source.name} has no {name}/ folder; take a repository that {does}")
+        options |= {"subfolder": source.folder(name), **source.options()}
+        if source.trust_remote_code:
+            return AutoModel.from_pretrained(source.name, trust_remote_code=True, **options)
+        return installed_class(name).from_pretrained(source.name, **options)
+
+    def _on_device(self, module: nn.Module) -> nn.Module:
+        return module.to(self.model.device)
+
+    def _image_gen_on_device(self, module: nn.Module) -> nn.Module:
+        """Quantised or offloaded weights stay where they are."""
+        stays = is_quantized(self.model.config) or getattr(module, "offload_hook", None) is not None
+        return module if stays else module.to(self.model.device)
+
+
+def installed_class(name: str) -> Any:
+    """The class of a component in the package that is installed or on the path, not in the checkpoint.
+
+    Raises:
+        ValueError: there is none, and the user did not agree to run the checkpoint's code.
+    """
+    try:
+        # By name: a plain import would be taken for a requirement of the checkpoint's code.
+        module = importlib.import_module(f"{name}.modeling_{name}")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"the code of {name} is not installed, and the checkpoint's own may not be run: load the model with "
+            "trust_remote_code=True, or install this package"
+        ) from error
+    return getattr(module, CLASSES[name])
+
+
+def is_trainer_checkpoint(directory: str | os.PathLike) -> bool:
+    """Whether a directory has the name of a checkpoint that `transformers.Trainer` writes during training."""
+    return TRAINER_CHECKPOINT.fullmatch(Path(directory).name) is not None
+
+
+__all__ = ["AUDIO_DETOKENIZER", "IMAGE_GEN", "Component", "Components", "is_trainer_checkpoint"]

@@ -1,0 +1,165 @@
+"""Dates and clock times in Chinese or English words."""
+
+import re
+
+from .spoken_kinds import Kind, Token
+from .spoken_numbers import read_clock, read_digits, read_integer, read_ordinal, read_year
+
+MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
+MONTH = rf"(?:{'|'.join(f'{m[:3]}(?:{m[3:]})?' for m in MONTHS)}|Sept)\.?"
+DECADE_CONTEXT = (
+    "(?:" + "|".join(f"(?<={w})" for w in ("the[ ]", "'", "’", "his[ ]", "her[ ]", "early[ ]", "late[ ]")) + ")"
+)
+HALF_DAY = r"(?:[aApP][mM]\b|[aApP]\.[mM]\.?(?!\w))"
+ZH_HALF_DAYS = {"a": "上午", "p": "下午", "": ""}
+EN_HALF_DAYS = {"a": " AM", "p": " PM", "": ""}
+
+
+def _plain_integer(digits: str, lang: str) -> str:
+    """A whole number without the zeros in front of it: 03 is three."""
+    return read_integer(str(int(digits)), lang)
+
+
+def _full_date(year: str, month: str, day: str, lang: str) -> str:
+    if lang == "zh":
+        return f"{read_year(year, lang)}年{_plain_integer(month, lang)}月{_plain_integer(day, lang)}日"
+    return f"{MONTHS[int(month) - 1]} {read_ordinal(day)}, {read_year(year, lang)}"
+
+
+def _chinese_date(token: Token) -> str:
+    year, month, day = token["zy"], token["zm"] or token["m"], token["zd"] or token["d"]
+    words = f"{read_year(year, 'zh')}年" if year else ""
+    words += f"{_plain_integer(month, 'zh')}月" if month else ""
+    return words + (_plain_integer(day, "zh") if day else "")
+
+
+def _iso_date(token: Token) -> str:
+    year, month, day = re.split(r"[-/.]", token[0])
+    return _full_date(year, month, day, token.lang)
+
+
+def _slash_date(token: Token) -> str:
+    month, day, year = token[0].split("/")
+    if int(month) > 12:  # the day comes first outside the United States
+        month, day = day, month
+    if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
+        return read_digits(token[0], token.lang)
+    return _full_date(year, month, day, token.lang)
+
+
+def _english_date(token: Token) -> str:
+    parts = re.fullmatch(r"(\D+?)\.? (\d+)\D*(?:,? (\d{4}))?", token[0])
+    assert parts is not None, f"{token[0]!r} matched the pattern of English dates"
+    month, day, year = parts.groups()
+    name = next(m for m in MONTHS if m.startswith(month[:3]))
+    return f"{name} {read_ordinal(day)}" + (f", {read_year(year, 'en')}" if year else "")
+
+
+def _day_of_month(token: Token) -> str:
+    """The day before an English month: "5 May" is "fifth of May"."""
+    return read_ordinal(re.sub(r"\D", "", token[0])) + " of"
+
+
+def _clock(token: Token) -> str:
+    parts = re.fullmatch(r"(\d+):?(\d+)?:?(\d+)? ?([aApP]\.?[mM]\.?)?", token[0])
+    assert parts is not None, f"{token[0]!r} matched the pattern of clock times"
+    hours, minutes, seconds, half_day = parts.groups(default="")
+    half = half_day[:1].lower()
+    if token.lang == "zh":
+        return ZH_HALF_DAYS[half] + _chinese_clock(hours, minutes, seconds)
+    return _english_clock(hours, minutes, seconds, half) + EN_HALF_DAYS[half]
+
+
+def _chinese_clock(hours: str, minutes: str, seconds: str) -> str:
+    words = ("两" if int(hours) == 2 else _plain_integer(hours, "zh")) + "点"
+    for part, unit in ((minutes, "分"), (seconds, "秒")):
+        if part and int(part):
+            words += ("零" if part[0] == "0" else "") + _plain_integer(part, "zh") + unit
+    return words
+
+
+def _english_clock(hours: str, minutes: str, seconds: str, half: str) -> str:
+    if minutes and not seconds and not (half and minutes == "00"):
+        return read_clock(hours, minutes)
+    parts = [_plain_integer(part, "en") for part in (hours, minutes, seconds) if part and int(part)]
+    return " ".join(parts or ["zero"])
+
+
+def _decade(token: Token) -> str:
+    digits = token[0][:-1]
+    if token.lang == "zh":
+        return read_integer(digits, token.lang) + "年代"
+    return re.sub(r"y$", "ies", re.sub(r"(?<=[^y])$", "s", read_year(digits, "en")))
+
+
+DATES = (
+    Kind(
+        "zhdate",
+        r"""(?<!\d)(?P<zy>\d{2}|[12]\d{3})年(?:(?P<zm>\d{1,2})月(?:(?P<zd>\d{1,2})(?=[日号]))?)?
+        |(?<!\d)(?P<m>1[0-2]|[1-9])月(?P<d>\d{1,2})(?=[日号])""",
+        _chinese_date,
+        (
+            ("2023年10月1日至7日", "二零二三年十月一日至七日"),
+            ("98年出生，2月2日", "九十八年出生，二月二日"),
+        ),
+    ),
+    Kind(
+        "isodate",
+        r"""(?<![\d.])[12]\d{3}(?P<sep>[-/.])(?:0?[1-9]|1[0-2])(?P=sep)(?:3[01]|[12]\d|0?[1-9])
+        (?!\d|[-/.]\d)""",
+        _iso_date,
+        (
+            ("日期是2024-03-15", "日期是二零二四年三月十五日"),
+            ("It was on 2024.3.5 then", "It was on March fifth, twenty twenty four then"),
+        ),
+    ),
+    Kind(
+        "usdate",
+        r"(?<![\d/])(?:3[01]|[12]\d|0?[1-9])/(?:3[01]|[12]\d|0?[1-9])/[12]\d{3}(?![\d/])",
+        _slash_date,
+        (
+            ("It was on 3/15/2024 then", "It was on March fifteenth, twenty twenty four then"),
+            ("It was on 15/03/2024 then", "It was on March fifteenth, twenty twenty four then"),
+        ),
+    ),
+    Kind(
+        "endate",
+        rf"\b{MONTH}[ ]\d{{1,2}}(?:st|nd|rd|th)?\b(?!:|\.\d|[ ]?%)(?:,?[ ][12]\d{{3}}\b(?![%:.,]\d))?",
+        _english_date,
+        (("on March 5th, 2024 or Sept. 3", "on March fifth, twenty twenty four or September third"),),
+    ),
+    Kind(
+        "daymonth",
+        rf"(?<![\w.])\d{{1,2}}(?:st|nd|rd|th)?(?=[ ]{MONTH}(?![A-Za-z]))",
+        _day_of_month,
+        (("it was 5 May or 22nd June", "it was fifth of May or twenty second of June"),),
+    ),
+)
+TIMES = (
+    Kind(
+        "time",
+        rf"(?<![\d:.])(?:[01]?\d|2[0-4]):[0-5]\d(?::[0-5]\d)?(?![\d:])(?:[ ]?{HALF_DAY})?",
+        _clock,
+        (
+            ("现在是14:05，上午9:00:01出发", "现在是十四点零五分，上午九点零一秒出发"),
+            ("The meeting is at 10:30 a.m. on", "The meeting is at ten thirty AM on"),
+        ),
+    ),
+    Kind(
+        "hour",
+        rf"(?<![\d:.])(?:1[0-2]|[1-9])[ ]?{HALF_DAY}",
+        _clock,
+        (("we meet at 7pm or 8 a.m. there", "we meet at seven PM or eight AM there"),),
+    ),
+)
+DECADES = (
+    Kind(
+        "decade",
+        rf"(?<![\d.,])(?:1[1-9]|20)\d0s\b|{DECADE_CONTEXT}\d0s\b",
+        _decade,
+        (("in the 1990s or the 80s", "in the nineteen nineties or the eighties"),),
+    ),
+)

@@ -1,0 +1,193 @@
+"""Symbols and punctuation: which of them are spoken, which are pauses, and which are nothing."""
+
+import re
+import unicodedata
+
+from .spoken_addresses import URL_MARKS
+from .spoken_blocks import PAUSE_OF, PAUSES, Block, Mark, Writer, is_wide
+from .spoken_kinds import HAN, LATIN, choose
+from .spoken_numbers import OVER
+
+SYMBOLS = {  # spoken between two operands; a letter x is always a word
+    "+": ("加", "plus"), "-": ("减", "minus"), "=": ("等于", "equals"), "×": ("乘以", "times"), "*": ("乘以", "times"),
+    "÷": ("除以", "divided by"), "/": OVER, "<": ("小于", "less than"), ">": ("大于", "greater than"),
+    "≤": ("小于等于", "less than or equal to"), "≥": ("大于等于", "greater than or equal to"),
+    "≠": ("不等于", "is not equal to"), "≈": ("约等于", "is about"), "±": ("正负", "plus or minus"),
+    "<=": ("小于等于", "less than or equal to"), ">=": ("大于等于", "greater than or equal to"),
+    "!=": ("不等于", "is not equal to"), "==": ("等于", "equals"), "===": ("等于", "equals"),
+}  # fmt: skip
+ALWAYS_SPOKEN = {
+    "&": ("和", "and"), "@": ("at", "at"), "%": ("百分号", "percent"), "‰": ("千分号", "per thousand"),
+    "²": ("平方", "squared"), "³": ("立方", "cubed"), "℃": ("摄氏度", "degrees Celsius"),
+    "℉": ("华氏度", "degrees Fahrenheit"), "°": ("度", "degrees"), "㎡": ("平方米", "square meters"),
+}  # fmt: skip
+SILENT = "\"'“”‘’*`「」『』《》"  # quotation marks and Markdown, which do not even part words
+_NEGATIVE = re.compile(r"[$€£¥]?\.?\d")
+_SUM = re.compile(r"\s*[\d.]+(?:\s*[-+*/×÷]\s*[\d.]+)*\s*=")
+_NUMBER_BEFORE = re.compile(rf"\d(?:[%‰°℃℉²³A-Za-z/]{{1,5}}|[{HAN}]{{1,2}})?\s?\Z")
+_NUMBER_BEHIND = re.compile(r"\s?-?[$€£¥]?\.?\d")
+
+
+def _say(block: Block, match: re.Match[str], writer: Writer, zh: str, en: str) -> None:
+    writer.word(choose(block.language(match), zh, en), apart=True)
+
+
+def _dots(block: Block, match: re.Match[str], writer: Writer) -> None:
+    left, right = block.around(match)
+    extension = re.search(r"[A-Za-z0-9_]\Z", left) and re.match(r"[a-z0-9]|[A-Z]{2}", right)  # main.py
+    name = not re.search(r"[\w.]\Z", left) and re.match(LATIN, right)  # .NET
+    if match[0] == "." and (extension or name):
+        _say(block, match, writer, *URL_MARKS["."])
+    else:
+        writer.pause(".")
+
+
+def _run(block: Block, match: re.Match[str], writer: Writer) -> None:
+    """A run of one symbol that means different things in sums, ranges, words and Markdown."""
+    mark = match[0]
+    if mark[0] in "-−–—~":
+        _dash(block, match, writer)
+    elif mark in SYMBOLS and _joins_operands(block, match):
+        _say(block, match, writer, *SYMBOLS[mark])
+    else:
+        writer.space = True
+
+
+def _joins_operands(block: Block, match: re.Match[str]) -> bool:
+    """Whether a run stands between two operands, with spaces on both sides or on none."""
+    left, right = block.around(match)
+    operand_left = re.search(r"[\w%℃°²³)](\s*)\Z", left)
+    operand_right = re.match(r"(\s*)[\w.$€£¥(√-]", right)
+    if not operand_left or not operand_right or bool(operand_left[1]) != bool(operand_right[1]):
+        return False
+    if match[0] != "*":
+        return True
+    return bool(operand_left[1]) or (left[-1:].isdigit() and right[:1].isdigit())  # 3*4, but not *emphasis*
+
+
+def _dash(block: Block, match: re.Match[str], writer: Writer) -> None:
+    """A dash: "minus" or "to" between numbers, "about" or "minus" before one, a hyphen in a word, else a pause."""
+    mark = match[0]
+    left, right = block.around(match)
+    if mark[0] != "—" and _NUMBER_BEFORE.search(left) and _NUMBER_BEHIND.match(right):
+        _dash_between_numbers(block, match, writer)
+    elif mark == "~" and re.match(r"\s?[$€£¥]?\d", right):
+        _say(block, match, writer, "约", "about")
+    elif mark in "-−" and _NEGATIVE.match(right) and not re.search(r"[A-Za-z0-9_)]\Z", left):
+        _say(block, match, writer, "负", "minus")
+    elif mark in "-−–" and left[-1:].isalnum() and right[:1].isalnum():
+        _hyphen(left[-1:], right[:1], writer)
+    elif (mark == "-" and left[-1:] in "([|") or (mark == "~" and not left[-1:].isalnum()):
+        writer.space = True
+    elif right.strip():
+        writer.pause(",")
+
+
+def _dash_between_numbers(block: Block, match: re.Match[str], writer: Writer) -> None:
+    _, right = block.around(match)
+    if match[0][0] in "-−" and _SUM.match(right):
+        _say(block, match, writer, *SYMBOLS["-"])
+    else:
+        _say(block, match, writer, "到", "to")
+    if match[0] in ("--", "−−"):
+        _say(block, match, writer, "负", "minus")
+
+
+def _hyphen(before: str, after: str, writer: Writer) -> None:
+    """A hyphen between two letters or digits: kept inside a word, a space beside a digit or a Chinese character."""
+    if before.isalpha() and after.isalpha() and not is_wide(before) and not is_wide(after):
+        writer.text += "-"
+    else:
+        writer.space = True
+
+
+def _other(block: Block, match: re.Match[str], writer: Writer) -> None:
+    """A single character that no other row takes."""
+    mark = match[0]
+    left, right = block.around(match)
+    category = unicodedata.category(mark)[0]
+    if mark in PAUSE_OF or (mark == ">" and re.search(r"[-=]\Z", left)):  # that is an arrow
+        if mark in PAUSES or right.strip():
+            writer.pause(PAUSE_OF.get(mark, ","))
+    elif category == "M":
+        writer.text += mark
+    elif category in "LN":
+        writer.word(mark)
+    elif mark == "#":
+        _hash(block, match, writer)
+    else:
+        _symbol(block, match, writer)
+
+
+def _symbol(block: Block, match: re.Match[str], writer: Writer) -> None:
+    mark = match[0]
+    left, right = block.around(match)
+    words = ALWAYS_SPOKEN.get(mark)
+    if words is None and _compares(mark, left, right):
+        words = SYMBOLS.get(mark)
+    if words:
+        _say(block, match, writer, *words)
+    elif mark == "/" and is_wide(left[-1:]):
+        writer.pause(",")
+    elif mark not in SILENT:
+        writer.space = True
+
+
+def _compares(mark: str, left: str, right: str) -> bool:
+    """Whether `mark` stands between two operands, or before a number as in "<5" and "+86"."""
+    operand_left, operand_right = re.search(r"[\w%℃)]\s*\Z", left), re.match(r"\s*[\w$€£¥(.-]", right)
+    if mark == "+":
+        return bool(re.search(r"[A-Za-z0-9+]\Z", left) or re.match(r"\d", right) or (operand_left and operand_right))
+    if mark == "/":
+        return bool(re.search(r"\d\s*\Z", left) and operand_right)
+    number = re.match(r"\s*-?\.?\d", right) or (operand_right and re.search(r"\d[%℃]?\s*\Z", left))
+    spaced = re.search(r"\w\s+\Z", left) and re.match(r"\s+\w", right)
+    return bool(number or spaced or (mark not in "<>" and operand_left and operand_right))
+
+
+def _hash(block: Block, match: re.Match[str], writer: Writer) -> None:
+    left, right = block.around(match)
+    if re.match(r"\d", right):
+        _say(block, match, writer, "第", "number")
+    elif re.search(r"(?<![A-Za-z])[CFJ]\Z", left) and not re.match(r"\w", right):  # C#
+        writer.word("sharp", apart=True)
+    else:
+        writer.space = True
+
+
+PUNCTUATION = (
+    Mark(
+        "dots",
+        r"\.+|…+",
+        _dots,
+        (
+            ("等等……好的", "等等。好的"),
+            ("open main.py or .NET now", "open main dot py or dot NET now"),
+            ("Wait... it is", "Wait. it is"),
+        ),
+    ),
+    Mark(
+        "run",
+        r"=+|[-−]+|[–—]+|~+|\*+|[<>!]=",
+        _run,
+        (
+            ("5 - 3 = 2；7*24小时", "五减三等于二。七乘以二十四小时"),
+            ("温度是-5℃到10℃之间", "温度是负五摄氏度到十摄氏度之间"),
+            ("10-20 people and y <= 5", "ten to twenty people and y less than or equal to five"),
+            ("a well-known fact -- or ~5 of them", "a well-known fact, or about five of them"),
+            ("这是**重点**", "这是重点"),
+        ),
+    ),
+    Mark(
+        "other",
+        r".",
+        _other,
+        (
+            ("苹果、香蕉（进口）；很好", "苹果，香蕉，进口。很好"),
+            ("A & B @ home #1", "A and B at home number one"),
+            ("x > 3 and C++ and C# here", "x greater than three and C plus plus and C sharp here"),
+            ("他说：“你好！”然后走了。", "他说，你好！然后走了。"),
+            ("你好😀世界", "你好世界"),
+        ),
+    ),
+)

@@ -1,0 +1,283 @@
+"""Reading of text aloud: numbers and symbols become words, punctuation becomes pauses.
+
+`TextReader` takes a text in parts. It reads the text in blocks whose borders and reading depend only on the `WINDOW`
+characters on either side: this is why a stream reads exactly what the whole text reads.
+
+Kept: every letter of every script, accents, every number (as words; digits of other scripts as they are). Dropped:
+symbols and emoji that have no reading here, Markdown marks, link targets, the language of a code fence. Punctuation
+and line ends become the pauses `，。！？` and `,.!?`; apostrophes and hyphens inside words stay.
+"""
+
+import re
+import unicodedata
+
+from .spoken_addresses import PHONES, URLS
+from .spoken_blocks import PAUSE_OF, WIDE_PAUSES, WINDOW, Block, Mark, Writer, is_wide
+from .spoken_dates import DATES, DECADES, TIMES
+from .spoken_kinds import HAN, LATIN
+from .spoken_language import IncompleteError
+from .spoken_measures import MEASURES
+from .spoken_money import MONEY
+from .spoken_numbers import NUMBERS, RELATIONS, VERSIONS, read_integer
+from .spoken_symbols import PUNCTUATION
+
+ABBREVIATIONS = {
+    "Dr.": "Doctor", "Mr.": "Mister", "Mrs.": "Missus", "Prof.": "Professor", "vs.": "versus", "etc.": "et cetera",
+    "e.g.": "for example", "i.e.": "that is", "No.": "number",
+}  # fmt: skip
+SHORT = "|".join(re.escape(short) for short in ABBREVIATIONS if short != "No.")
+CLOSERS = "”’」』》〉）)】\\]\"'*_~`"
+_LINE_START = re.compile(
+    r"(?:>[ \t]+)*(?:\#{1,6}[ \t]+|[-*+•·][ \t]+(?:\[[ xX]\][ \t]+)?|`{3,}[\w+#.-]*[ \t]*(?=\n))?"
+)
+_ITEM = re.compile(r"(\d{1,3})(?:[.)][ \t]+|[、）])")
+_WIDE_END = re.compile(rf"[。！？；，、：…][{CLOSERS}。！？；，、：…\s]*\Z")
+_NARROW_END = re.compile(rf"[.!?;,][{CLOSERS}.!?;,]*\s+[{CLOSERS}\s]*\Z")
+_SENTENCE_NEXT = re.compile(rf"[{CLOSERS}。！？；，、：….!?;,\s]")
+_PLAIN_WORDS = re.compile(r"(?:(?<!\S)[^\W\d_]+(?:['’-][^\W\d_]+)*[,;!?]?[ ]+){2}\Z")
+ABBREVIATED = re.compile(r"(?<![A-Za-z])(?:[A-Za-z]|(?i:dr|mrs?|ms|prof|st|vs|etc|no|fig|approx)|\w+(?:\.\w)+)\.\Z")
+_COMPOSED = {"<circle>": " {} ", "<fraction>": " {}"}  # kinds of Unicode compositions -> how their parts are written
+_REPLACED = {"￥": "¥", "〜": "~", "\r": " "}
+
+
+def _skip(block: Block, match: re.Match[str], writer: Writer) -> None:
+    """Write nothing."""
+
+
+def _line_break(block: Block, match: re.Match[str], writer: Writer) -> None:
+    writer.pause(",")
+
+
+def _abbreviation(block: Block, match: re.Match[str], writer: Writer) -> None:
+    writer.word(ABBREVIATIONS[match[0]], apart=True)
+    writer.space = True
+
+
+def _initials(block: Block, match: re.Match[str], writer: Writer) -> None:
+    writer.word(match[0], apart=True)
+
+
+def _word(block: Block, match: re.Match[str], writer: Writer) -> None:
+    writer.word(match[0].replace("’", "'"))
+
+
+def _newline(block: Block, match: re.Match[str], writer: Writer) -> None:
+    left, right = block.around(match)
+    if not right:
+        return
+    if re.search(r"[a-z,]\Z", left) and re.match("[a-z]", right):  # one line of text, wrapped
+        writer.space = True
+    else:
+        writer.pause(".")
+
+
+def _space(block: Block, match: re.Match[str], writer: Writer) -> None:
+    left, right = block.around(match)
+    if is_wide(left[-1:]) and is_wide(right[:1]):
+        writer.pause(",")
+    writer.space = True
+
+
+MARKUP = (
+    Mark(
+        "link",
+        r"""\]\((?=[^()\s]*[/.\#:@])(?:[^()\s]|\([^()\s]*\))*(?:[ ]+"[^"\n]*")?\)""",
+        _skip,
+        (("See [the docs](https://docs.python.org/3/) now", "See the docs now"),),
+    ),
+    Mark("br", r"<br[ ]*/?>", _line_break, (("first<br>second", "first, second"),)),
+)
+# The order matters, because the first row that matches takes the text: a date before a sum, all before a plain number.
+SPOKEN_NUMBERS = (
+    *URLS,
+    *DATES,
+    *TIMES,
+    *PHONES,
+    *VERSIONS,
+    *MONEY,
+    *DECADES,
+    *RELATIONS,
+    *MEASURES,
+    *NUMBERS,
+)
+SHORT_FORMS = (
+    Mark(
+        "abbreviation",
+        rf"\b(?:{SHORT}|No\.(?=[ ]?\d))",
+        _abbreviation,
+        (
+            ("Dr. Smith met Mr. Lee, e.g. here", "Doctor Smith met Mister Lee, for example here"),
+            ("No. 5 is alive. No. It is not.", "number five is alive. No. It is not."),
+        ),
+    ),
+    Mark(
+        "initials",
+        r"\b(?:[A-Za-z]\.){2,}(?!\w)|\b[A-Za-z](?:\.[A-Za-z])+\b\.?",
+        _initials,
+        (("The U.S. has states", "The U.S. has states"),),
+    ),
+)
+WORDS = (
+    Mark("han", rf"[{HAN}]+", _word, (("繁體字測試龥々〇", "繁體字測試龥々〇"),)),
+    Mark("word", rf"{LATIN}+(?:['’]{LATIN}+)*", _word, (("naïve café, it’s Привет", "naïve café, it's Привет"),)),
+    Mark(
+        "newline",
+        r"\s*\n\s*",
+        _newline,
+        (("The quick fox\njumps over", "The quick fox jumps over"), ("你好\n下一行", "你好。下一行")),
+    ),
+    Mark("space", r"\s+", _space, (("你好 世界", "你好，世界"), ("hello  world", "hello world"))),
+)
+MARKS = (*MARKUP, *SHORT_FORMS, *WORDS, *PUNCTUATION)
+_READERS = {kind.name: kind.read for kind in SPOKEN_NUMBERS}
+_WRITERS = {mark.name: mark.write for mark in MARKS}
+
+
+def _alternatives(*rows) -> str:
+    return "\n|".join(f"(?P<{row.name}>{row.pattern})" for row in rows)
+
+
+TOKEN = re.compile(
+    rf"""{_alternatives(*MARKUP)}
+    |(?a:{_alternatives(*SPOKEN_NUMBERS, *SHORT_FORMS)})
+    |{_alternatives(*WORDS, *PUNCTUATION)}""",
+    re.X | re.S,
+)
+
+
+def _read_block(block: Block, last: str) -> str:
+    """The words of a block; `last` is what was written before it, two characters.
+
+    Raises:
+        IncompleteError: they depend on text to come.
+    """
+    writer = Writer(last)
+    for match in TOKEN.finditer(block.text, _line_start(block, writer)):
+        name = match.lastgroup
+        assert name is not None, "every alternative of TOKEN is a named group"
+        if name in _READERS:
+            writer.word(_READERS[name](block.token(match)), number=True)
+        else:
+            _WRITERS[name](block, match, writer)
+    tail = writer.tail()
+    if writer.space and tail.strip() and not is_wide(tail) and tail not in WIDE_PAUSES.values():
+        return writer.text + " "
+    return writer.text
+
+
+def _line_start(block: Block, writer: Writer) -> int:
+    """Where the text of a block starts behind the Markdown marks of a new line; reads the number of a list item."""
+    margin = block.before[len(block.before.rstrip()) :]
+    if block.before and "\n" not in margin:
+        return 0
+    indent = len(block.text) - len(block.text.lstrip())
+    start = _LINE_START.match(block.text, indent)
+    assert start is not None, "the pattern matches the empty text"
+    item = _ITEM.match(block.text, start.end())
+    if not item:
+        return start.end()
+    writer.word(read_integer(item[1], block.language(item)), apart=True)
+    writer.pause(",")
+    return item.end()
+
+
+def _clean(text: str) -> str:
+    """Half-width letters, digits and symbols; composed numbers (①, ½, Ⅳ) spelled out; invisible characters gone."""
+    return text.replace("\r", " ") if text.isascii() else "".join(map(_clean_character, text))
+
+
+def _clean_character(char: str) -> str:
+    category = unicodedata.category(char)
+    composed = unicodedata.decomposition(char).partition(" ")[0]
+    if "\uff01" <= char <= "\uff5e" and char not in PAUSE_OF:
+        char = chr(ord(char) - 0xFEE0)
+    elif category == "Cf" or char in "\ufe0f\u20e3":
+        char = ""
+    elif (category in ("No", "Nl") and char not in "²³") or composed == "<font>":
+        char = _COMPOSED.get(composed, "{}").format(unicodedata.normalize("NFKC", char).replace("⁄", "/"))
+    return _REPLACED.get(char, char)
+
+
+def _is_cut(text: str, position: int, final: bool) -> bool | None:
+    """Whether a block may end before `position`; None if that depends on text to come."""
+    if position >= len(text):
+        return None
+    before, following = text[max(0, position - WINDOW) : position], text[position]
+    if is_wide(following) and is_wide(before[-1]):
+        return _is_cut_in_han(text, position, final)
+    if before[-1] == " " and following.isalpha() and not is_wide(following) and _PLAIN_WORDS.search(before):
+        return True
+    new_line = "\n" in before[len(before.rstrip()) :]
+    if following.isspace() or (_SENTENCE_NEXT.match(following) and not new_line):
+        return False
+    return new_line or _ends_clause(before, following)
+
+
+def _is_cut_in_han(text: str, position: int, final: bool) -> bool | None:
+    """The same between two Chinese characters: five of them on either side, or fewer up to a pause on the right."""
+    before, following = text[max(0, position - 5) : position], text[position : position + 5]
+    if len(before) < 5 or not all(map(is_wide, before)):
+        return False
+    for char in following:
+        if char in PAUSE_OF:
+            return True
+        if not is_wide(char):
+            return False
+    if len(following) == 5:
+        return True
+    return False if final else None
+
+
+def _ends_clause(before: str, following: str) -> bool:
+    if _WIDE_END.search(before):
+        return not (before[-1] == "：" and following.isdigit() and before[-2:-1].isdigit())
+    narrow = _NARROW_END.search(before)
+    if not narrow or ABBREVIATED.search(before[: narrow.start() + 1]):
+        return False
+    after_digit = before[: narrow.start()][-1:].isdigit() and narrow[0][0] == ","
+    return not (following.isdigit() and (after_digit or narrow[0][0] == "."))
+
+
+class TextReader:
+    """Reads text that arrives in parts; only words that no later text can change are returned."""
+
+    def __init__(self):
+        self._text = ""
+        self._start = 0  # of the block that is being collected
+        self._scan = 1  # the first position that is not known to be inside that block
+        self._last = ""
+
+    def feed(self, text: str, final: bool = False) -> str:
+        """Take the next part of the text; the words that are certain now. `final` says that nothing follows.
+
+        Raises:
+            ImportError: a number was found and `wetext` is not installed.
+        """
+        self._text += _clean(text)
+        spoken = []
+        while self._start < len(self._text):
+            end = self._find_end(final)
+            if end is None:
+                break
+            after = self._text[end : end + WINDOW]
+            before = self._text[max(0, self._start - WINDOW) : self._start]
+            try:
+                spoken.append(_read_block(Block(before, self._text[self._start : end], after, final), self._last))
+            except IncompleteError:
+                break
+            self._last = (self._last + spoken[-1])[-2:]
+            self._start, self._scan = end, end + 1
+        drop = max(0, self._start - WINDOW)
+        self._text, self._start, self._scan = self._text[drop:], self._start - drop, self._scan - drop
+        return "".join(spoken)
+
+    def _find_end(self, final: bool) -> int | None:
+        for position in range(self._scan, len(self._text)):
+            cut = _is_cut(self._text, position, final)
+            self._scan = position
+            if cut is None:
+                return None
+            if cut:
+                return position
+        self._scan = max(self._scan, len(self._text))
+        return len(self._text) if final else None

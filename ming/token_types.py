@@ -1,0 +1,7 @@
+"""Values of `mm_token_type_ids`, which say what a position of a prompt holds.
+
+The processor writes them and the routers of the decoder read them: a position is text, or one patch of an image, of a
+video or of audio. The module imports nothing, so that both sides can import it.
+"""
+
+TEXT_TYPE, IMAGE_TYPE, VIDEO_TYPE, AUDIO_TYPE = 0, 1, 2, 3

@@ -1,0 +1,53 @@
+"""A recorded voice in every call that speaks, with Ming-Tiny and its own listening networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ming.events import AudioChunk
+
+DEMO = Path(__file__).resolve().parents[1] / "demo"
+WORDS = json.loads((DEMO / "expected.json").read_text(encoding="utf-8"))["request"]
+CLONED = {"prompt_audio": str(DEMO / "request.wav"), "prompt_text": WORDS}
+QUESTION = [{"role": "user", "content": "What comes after three?"}]
+
+
+@pytest.fixture(scope="module")
+def inputs(processor):
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    return processor.apply_chat_template(QUESTION, **options)
+
+
+def heard(events) -> torch.Tensor:
+    return torch.cat([event.waveform for event in events if isinstance(event, AudioChunk)])
+
+
+def test_every_call_that_speaks_takes_a_recording(model, inputs):
+    preset = model.speak("four", seed=0).waveforms[0]
+    spoken = {
+        "speak": model.speak("four", seed=0, **CLONED).waveforms[0],
+        "speak_stream": heard(model.speak_stream("four", seed=0, **CLONED)),
+        "generate": model.generate(**inputs, generation_mode="audio", seed=0, max_new_tokens=8, **CLONED).waveforms[0],
+        "stream": heard(model.stream(**inputs, generation_mode="audio", seed=0, max_new_tokens=8, **CLONED)),
+    }
+    for name, waveform in spoken.items():
+        assert 0.1 < len(waveform) / 22050 < 3 and waveform.abs().max() > 0.01, name
+        assert waveform.shape != preset.shape or not torch.allclose(waveform, preset, atol=1e-2), name
+    # The same seed gives the same codes, and so the same length, streamed or not.
+    assert spoken["speak"].shape == spoken["speak_stream"].shape
+    assert spoken["generate"].shape == spoken["stream"].shape
+
+
+@pytest.mark.parametrize("missing", ["prompt_text", "prompt_audio"])
+def test_a_recording_goes_with_its_words(model, inputs, missing):
+    given = {name: value for name, value in CLONED.items() if name != missing}
+    for call in (
+        lambda: model.speak("four", **given),
+        lambda: model.speak_stream("four", **given),
+        lambda: model.generate(**inputs, generation_mode="audio", **given),
+        lambda: model.stream(**inputs, generation_mode="audio", **given),
+    ):
+        with pytest.raises(ValueError, match="prompt_audio"):
+            call()
