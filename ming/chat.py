@@ -18,9 +18,7 @@ from .generation_arguments import raise_if_too_long
 def raise_if_unfit(options: dict[str, Any]) -> None:
     """Refuse options of `generate` that a `Chat` cannot take."""
     if (mode := options.get("generation_mode")) not in (None, "text"):
-        raise ValueError(
-            f"generation_mode={mode!r}: a chat answers in text; use model.generate for speech and images"
-        )
+        raise ValueError(f"generation_mode={mode!r}: a chat answers in text; use model.generate for speech and images")
     own = ("input_ids", "inputs_embeds", "mm_token_type_ids", "past_key_values", "return_dict_in_generate")
     if given := [name for name in own if name in options]:
         raise ValueError(f"{', '.join(given)}: a chat sets this itself; leave it out")

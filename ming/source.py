@@ -55,9 +55,7 @@ class CheckpointSource:
         # The library resolves a branch to its commit once and hands on a string with both.
         revision = getattr(given.get("revision"), "resolved", None) or given.get("revision")
         name = os.path.abspath(name) if os.path.isdir(name) else str(name)  # the working directory may change
-        return cls(
-            name, **{**given, "revision": revision, "trust_remote_code": bool(given.get("trust_remote_code"))}
-        )
+        return cls(name, **{**given, "revision": revision, "trust_remote_code": bool(given.get("trust_remote_code"))})
 
     def of_components(self, reference: dict[str, Any] | None) -> "CheckpointSource":
         """The source of the parts: this one, or the one that `components_from` of a configuration names."""

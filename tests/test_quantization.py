@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig
 
-from ming.modeling_bailing_moe import BailingMoeSeparateExperts, BailingMoeForCausalLM
+from ming.modeling_bailing_moe import BailingMoeForCausalLM, BailingMoeSeparateExperts
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
 from training.tiny.evaluate import answer
