@@ -84,7 +84,7 @@ class BailingMoeConfig(PreTrainedConfig):
     router_z_loss_coef: float = 0.001
     image_patch_token: int = 126346
     pad_token_id: int | None = 126081
-    bos_token_id: int | None = None
+    bos_token_id: int | None = 126080
     eos_token_id: int | list[int] | None = 126081
 
     def __post_init__(self, **kwargs):
@@ -296,6 +296,8 @@ class BailingMMTalkerConfig(PreTrainedConfig):
     ones of the text vocabulary, as released. `qa_model_hidden_size` is the thinker's width, `vp_feature_size` that of
     speaker embeddings ("voice print"), whose head is a convolution over time of `vp_kernel_size` and `vp_stride`.
     `sampling_top_k` and `sampling_temperature` are how ids are drawn where a call does not say (released: 20 and 1).
+    `one_sentence_pieces`: text is spoken sentence by sentence, for a talker that stops behind the first one.
+    `max_prompt_seconds`: the longest recording of a voice that the talker follows (released: 30).
     """
 
     model_type = "bailingmm_talker"
@@ -311,6 +313,8 @@ class BailingMMTalkerConfig(PreTrainedConfig):
     special_token_ids: Any = None
     sampling_top_k: int = 20
     sampling_temperature: float = 1.0
+    one_sentence_pieces: bool = False
+    max_prompt_seconds: float = 30.0
 
     def __post_init__(self, **kwargs):
         # Released files carry every default that configs had in 2024; sampling settings among them were never used.
@@ -360,7 +364,9 @@ class BailingMMConfig(PreTrainedConfig):
         "whisper_config": BailingMMWhisperConfig,
         "talker_config": BailingMMTalkerConfig,
     }
-    keys_to_ignore_at_inference = ["past_key_values"]
+    # `transformers.Trainer` collects everything else of the output as predictions: logits alone are wanted.
+    keys_to_ignore_at_inference = ["past_key_values", "last_hidden_state", "load_balancing_loss", "router_z_loss"]
+    attribute_map = {"text_config": "llm_config"}
 
     llm_config: Any = None
     vision_config: Any = None

@@ -8,7 +8,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class SpokenPiece:
-    """A piece of a spoken reply: its normalised text, seconds, and why it ended, "stop", "length" or "empty"."""
+    """A piece of a spoken reply: its normalised text, seconds, and why it ended, see `TalkerPiece`."""
 
     text: str
     seconds: float

@@ -49,12 +49,20 @@ class TalkerPrompt:
         prompt_ids: int64 [P], codec ids of the voice's recording, which says the prompt text.
         speaker_embedding: float [S].
         thinker_states: float [n, D], or None when there was no chat.
+        num_prompt_text: how many of the text ids belong to the voice's prompt text; 0: unknown.
     """
 
     text_ids: torch.Tensor
     prompt_ids: torch.Tensor
     speaker_embedding: torch.Tensor
     thinker_states: torch.Tensor | None = None
+    num_prompt_text: int = 0
+
+    def expected_ids(self) -> float:
+        """How many codec ids the text takes at the pace of the voice's prompt; 0 if that is unknown."""
+        if not self.num_prompt_text:
+            return 0.0
+        return len(self.prompt_ids) / self.num_prompt_text * (len(self.text_ids) - self.num_prompt_text)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ class StopRules:
     """When a piece ends.
 
     The end token is barred for the first `min_new_ids` ids of every piece. `max_new_ids` ends a piece that does not
-    stop; None allows 60 ids and 40 more per text token.
+    stop; None allows 60 ids and 40 more per text token. A piece that stops before the share `shortest` of the ids that
+    its text takes at the pace of the voice's prompt lacks words; this is judged from `shortest_text` text ids on.
 
     `released`: the release's own rules, for comparison. The end token is barred by absolute position (below the number
     of prompt ids + 10), positions run on from piece to piece, the end token may be drawn while the prompt is being
@@ -72,6 +81,8 @@ class StopRules:
     min_new_ids: int = 3
     max_new_ids: int | None = None
     released: bool = False
+    shortest: float = 0.55
+    shortest_text: int = 8
 
     def limit(self, prompt: TalkerPrompt) -> int:
         """Largest number of new ids for a piece."""
@@ -84,10 +95,21 @@ class StopRules:
 
 @dataclass(frozen=True)
 class TalkerPiece:
-    """What came of a piece: codec ids int64 [n] and why it ended, "stop", "length" (it did not stop) or "empty"."""
+    """What came of a piece: codec ids int64 [n] and why it ended.
+
+    The reasons are "stop", "length" (it did not stop), "empty", and "short" (it stopped too early for its text).
+    """
 
     codec_ids: torch.Tensor
     finish_reason: str
+
+    @classmethod
+    def judged(cls, ids: list[int], reason: str | None, prompt: TalkerPrompt, rules: StopRules) -> "TalkerPiece":
+        """The piece of a prompt that ended for a reason, or "short" where words must be missing."""
+        is_text = len(prompt.text_ids) - prompt.num_prompt_text >= rules.shortest_text
+        too_few = len(ids) < rules.shortest * prompt.expected_ids()
+        is_short = reason == "stop" and is_text and too_few and not rules.released
+        return cls(torch.tensor(ids, dtype=torch.long), "short" if is_short else str(reason))
 
 
 @dataclass(frozen=True)
@@ -275,7 +297,7 @@ class BailingMMTalker(PreTrainedModel):
         attempts: int = ATTEMPTS,
         **options,
     ) -> list[TalkerPiece]:
-        """Say several pieces at once; a piece that stays empty or does not stop is drawn again.
+        """Say several pieces at once; a piece that stays empty, does not stop or lacks words is drawn again.
 
         Args:
             prompts: one per piece.
@@ -296,7 +318,7 @@ class BailingMMTalker(PreTrainedModel):
                 for index, step_id in zip(waiting, step.codec_ids.tolist(), strict=True):
                     ids[index] += [step_id] if step_id != NO_ID else []
             for index, reason in zip(waiting, step.finish_reasons, strict=True):
-                pieces[index] = TalkerPiece(torch.tensor(ids[index], dtype=torch.long), str(reason))
+                pieces[index] = TalkerPiece.judged(ids[index], reason, prompts[index], rules)
             waiting = [index for index in waiting if pieces[index].finish_reason != "stop"]
         return [pieces[index] for index in range(len(prompts))]
 

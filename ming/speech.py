@@ -20,7 +20,7 @@ from .generation_arguments import VOICE_ARGUMENTS
 from .modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPiece, TalkerPrompt
 from .randomness import PieceGenerators, row_generators
 from .speech_text import SpeechTextStream
-from .voices import Voice
+from .voices import CODES_PER_SECOND, Voice
 
 if TYPE_CHECKING:
     from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
@@ -122,6 +122,11 @@ class Speaker:
     def __init__(self, model: "BailingMMNativeForConditionalGeneration"):
         self.model = model
 
+    @property
+    def one_sentence(self) -> bool:
+        """Whether a piece may hold one sentence at most, since the talker stops behind the first."""
+        return self.require_talker().config.one_sentence_pieces
+
     def require_talker(self) -> BailingMMTalker:
         """The talker.
 
@@ -157,6 +162,12 @@ class Speaker:
         generators = row_generators(seed, generator, rows)
         self.model.components.audio_detokenizer.load()
         voice = self.model.components.talker_processor().voice(**voice_arguments)
+        seconds, longest = len(voice.prompt_codes) / CODES_PER_SECOND, self.require_talker().config.max_prompt_seconds
+        if seconds > longest:
+            raise ValueError(
+                f"the recording of the voice {voice.name!r} lasts {seconds:.1f} s; the talker of this checkpoint "
+                f"takes at most {longest:g} s. Cut it at a pause, and prompt_text with it"
+            )
         return SpeechSettings(voice, generators, arguments)
 
     def say(
@@ -174,7 +185,7 @@ class Speaker:
         generators: list[tuple[torch.Generator, torch.Generator]] = []
         owners: list[int] = []
         for row, (text, row_states) in enumerate(zip(texts, states, strict=True)):
-            row_pieces, dealer = processor.pieces(text), PieceGenerators(settings.generators[row])
+            row_pieces, dealer = processor.pieces(text, self.one_sentence), PieceGenerators(settings.generators[row])
             pieces += row_pieces
             prompts += [processor.prompt(piece, voice, row_states) for piece in row_pieces]
             generators += [dealer.next_pair() for _ in row_pieces]
@@ -303,7 +314,7 @@ class PieceSpeaker:
             for row, step_id in zip(ids, step.codec_ids.tolist(), strict=True):
                 row += [step_id] if step_id != NO_ID else []
         for index, piece in enumerate(pieces):
-            item = TalkerPiece(torch.tensor(ids[index], dtype=torch.long), reasons[index] or "length")
+            item = TalkerPiece.judged(ids[index], reasons[index], prompts[index], self._rules())
             if index > 0 or not samples:
                 item = self._drawn_again(prompts[index], generators[index][0], item)
                 (waveform,) = self.speaker.detokenize([item.codec_ids], [generators[index][1]], voice)
@@ -321,7 +332,7 @@ class PieceSpeaker:
         return torch.cat(parts)
 
     def _drawn_again(self, prompt: TalkerPrompt, generator: torch.Generator, item: TalkerPiece) -> TalkerPiece:
-        """A piece that stayed empty or did not stop is drawn again, as `BailingMMTalker.generate` would."""
+        """A piece that stayed empty, did not stop or lacks words is drawn again, as in `BailingMMTalker.generate`."""
         options = dict(self.settings.options)
         attempts = options.pop("attempts", BailingMMTalker.ATTEMPTS)
         if item.finish_reason == "stop" or attempts <= 1 or self._rules().released:
@@ -339,7 +350,7 @@ class SpokenReply:
 
     def __init__(self, speaker: PieceSpeaker, work: BackgroundWork | None = None):
         self.speaker, self.work = speaker, work
-        self.cutter = SpeechTextStream()
+        self.cutter = SpeechTextStream(one_sentence=speaker.speaker.one_sentence)
         self.waiting: list[str] = []
 
     def push(self, text: str) -> Iterator[StreamEvent]:
@@ -371,9 +382,14 @@ class SpokenReply:
 
 
 def record_piece(piece: str, seconds: float, finish_reason: str) -> SpokenPiece:
-    """The record of a piece; one that is empty or did not stop is logged as a warning."""
-    if finish_reason != "stop":
-        what = "nothing was said of it" if finish_reason == "empty" else f"it was cut off after {seconds:.1f} s"
+    """The record of a piece; one that is empty, did not stop or lacks words is logged as a warning."""
+    problems = {
+        "empty": "nothing was said of it",
+        "short": f"words must be missing in {seconds:.1f} s",
+        "length": f"it was cut off after {seconds:.1f} s",
+    }
+    what = problems.get(finish_reason)
+    if what is not None:
         logger.warning(f"speech: the piece {piece!r} did not come to its end: {what}; try another seed")
     return SpokenPiece(piece, seconds, finish_reason)
 

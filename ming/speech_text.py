@@ -9,7 +9,7 @@ import unicodedata
 from itertools import accumulate
 
 from .spoken_blocks import WINDOW, is_wide
-from .spoken_kinds import HAN
+from .spoken_kinds import HAN, OPENER
 from .spoken_text import ABBREVIATED, TextReader
 
 LETTERS_PER_UNIT = 4  # about as long to say as one Chinese character
@@ -17,9 +17,10 @@ SYLLABLE = HAN + "\uac00-\ud7af"
 FOLLOWS = "，。！？、：；…,.!?;:)）]】〉》」』”’\"'"
 CLOSING = "\"'”’」』》〉）)】]*"
 PAUSE_LEVELS = {**dict.fromkeys("。！？…；.!?;", 4), **dict.fromkeys("，、：,:", 3)}
-CLAUSE_END = 3  # the strength of a cut at a comma; that of a sentence end is 4
+CLAUSE_END, SENTENCE_END = 3, 4  # the strength of a cut at a comma and at a sentence end
 _LETTER = rf"(?:(?![{SYLLABLE}])[^\W\d_])"
 _ATOM = re.compile(rf"\s+|[{SYLLABLE}]|\d|{_LETTER}(?:{_LETTER}|[\u0300-\u036f]|['’](?={_LETTER}))*|.", re.S)
+_NO = re.compile(r"(?<![^\W_])[Nn]o\.\Z")
 
 
 def _raise_if_no_text(text: object) -> None:
@@ -81,25 +82,55 @@ def _cut_strength(before: str, following: str) -> int:
     return 1 if is_wide(before[-1]) or is_wide(following) else 0
 
 
+def _ends_sentence(before: str, following: str) -> bool:
+    """Whether `before`, which ends like an abbreviation, ends a sentence all the same: "in the U.S. It is", "No. We".
+
+    `following` is the next word.
+    """
+    is_no = _NO.search(before.rstrip()) and following[:1].isalpha()
+    return before[-1].isspace() and bool(is_no or re.fullmatch(OPENER, following))
+
+
 def _is_mark(char: str) -> bool:
     return unicodedata.category(char)[0] == "M"
 
 
-def _cuts(atoms: list[str]) -> list[tuple[int, int, int]]:
-    """(number of atoms, their units, strength) of every place to cut at that has something to say before it."""
+def _cuts(atoms: list[str], one_sentence: bool = False) -> list[tuple[int, int, int]]:
+    """(number of atoms, their units, strength) of every place to cut at that has something to say before it.
+
+    With `one_sentence`, an abbreviation that ends a sentence counts as its end.
+    """
     cuts, units, before = [], 0, ""
     for count, atom in enumerate(atoms, 1):
         units += _atom_units(atom)
         before = (before + atom)[-WINDOW:]
-        following = atoms[count][0] if count < len(atoms) else ""
-        strength = _cut_strength(before, following)
+        following = atoms[count] if count < len(atoms) else ""
+        strength = _cut_strength(before, following[:1])
+        if one_sentence and strength == 2 and _ends_sentence(before, following):
+            strength = SENTENCE_END
         if units and strength >= 0:
             cuts.append((count, units, strength))
     return cuts
 
 
-def cut_speech_text(text: str, max_units: int = 50) -> list[str]:
+def _sentences(text: str) -> list[str]:
+    """The sentences of a text; what has nothing to say belongs to the sentence before it."""
+    atoms, sentences = _ATOM.findall(text), []
+    left = sum(map(_atom_units, atoms))
+    start = 0
+    for count, units, strength in _cuts(atoms, one_sentence=True):
+        if strength == SENTENCE_END and units < left and speech_units("".join(atoms[start:count])):
+            sentences.append("".join(atoms[start:count]))
+            start = count
+    return [*sentences, "".join(atoms[start:])]
+
+
+def cut_speech_text(text: str, max_units: int = 50, one_sentence: bool = False) -> list[str]:
     """Cut normalised text into pieces of at most `max_units` (`speech_units`); [] where there is nothing to say.
+
+    With `one_sentence`, no piece holds more than one sentence, for talkers that stop at the first sentence end. A
+    sentence ends at `。！？…；`, and at `.!?;` with a space or a Chinese character behind it, but not behind an
+    abbreviation or initial, unless the next word can only begin a sentence ("in the U.S. It is").
 
     A piece ends at the last sentence end that fits, else at a clause end, a space, a character; a place in the first
     quarter of a piece counts half, because a talker reads very short pieces badly. Joined, the pieces are the text
@@ -110,6 +141,8 @@ def cut_speech_text(text: str, max_units: int = 50) -> list[str]:
     """
     _raise_if_no_text(text)
     _raise_if_no_bound(max_units)
+    if one_sentence:
+        return [piece for sentence in _sentences(text) for piece in cut_speech_text(sentence, max_units)]
     atoms = _atoms(text, max_units)
     units = [_atom_units(atom) for atom in atoms]
     pieces, start, left = [], 0, sum(units)
@@ -131,17 +164,19 @@ class SpeechTextStream:
         max_units: bound of a piece (`speech_units`).
         first_units: the first piece ends at the first clause end that has at least so many units; each further piece
             needs twice as many as the one before, up to half of `max_units`.
+        one_sentence: no piece holds more than one sentence (`cut_speech_text`), however short it is.
 
     Raises:
         ValueError: a bound is not a positive whole number, or `first_units` is above `max_units`.
     """
 
-    def __init__(self, max_units: int = 50, first_units: int = 5):
+    def __init__(self, max_units: int = 50, first_units: int = 5, one_sentence: bool = False):
         _raise_if_no_bound(max_units)
         _raise_if_no_bound(first_units, "first_units")
         if first_units > max_units:
             raise ValueError(f"first_units is {first_units}, above max_units, which is {max_units}")
         self.max_units = max_units
+        self.one_sentence = one_sentence
         self._wanted = first_units
         self._reader: TextReader | None = TextReader()
         self._spoken = ""  # words that are in no piece yet
@@ -161,7 +196,7 @@ class SpeechTextStream:
             return []
         self._spoken += self._reader.feed("", final=True)
         self._reader = None
-        pieces = [*self._ready(), *cut_speech_text(self._spoken, self.max_units)]
+        pieces = [*self._ready(), *cut_speech_text(self._spoken, self.max_units, self.one_sentence)]
         self._spoken = ""
         return pieces
 
@@ -170,9 +205,9 @@ class SpeechTextStream:
         pieces: list[str] = []
         while True:
             atoms, units = self._first_atoms()
-            cuts = [cut for cut in _cuts(atoms) if cut[2] >= CLAUSE_END and self._wanted <= cut[1] <= self.max_units]
-            if cuts:
-                text = "".join(atoms[: cuts[0][0]])
+            count = next((cut[0] for cut in _cuts(atoms, self.one_sentence) if self._is_piece(*cut[1:])), 0)
+            if count:
+                text = "".join(atoms[:count])
             elif units > self.max_units:
                 whole = "".join(atoms)
                 piece = cut_speech_text(whole, self.max_units)[0]
@@ -182,6 +217,12 @@ class SpeechTextStream:
             pieces.append(text.strip())
             self._spoken = self._spoken[len(text) :]
             self._wanted = max(self._wanted, min(2 * self._wanted, self.max_units // 2))
+
+    def _is_piece(self, units: int, strength: int) -> bool:
+        """Whether a piece may end at a cut of this strength, with so many units before it."""
+        if units > self.max_units or strength < CLAUSE_END:
+            return False
+        return units >= self._wanted or (self.one_sentence and strength == SENTENCE_END)
 
     def _first_atoms(self) -> tuple[list[str], int]:
         """The atoms that a piece can hold and the one behind them, and their units."""

@@ -136,27 +136,29 @@ class BailingMMTalkerProcessor:
             return next(iter(self.voices.values()))
         return choose_voice(self.voices, speaker)
 
-    def pieces(self, text: str) -> list[str]:
+    def pieces(self, text: str, one_sentence: bool = False) -> list[str]:
         """A reply as normalised pieces, which are spoken one by one; [] where there is nothing to say.
 
-        The pieces are those of a stream, so that a reply sounds the same whole and streamed.
+        The pieces are those of a stream, so that a reply sounds the same whole and streamed. With `one_sentence`, none
+        holds more than one sentence.
         """
-        cutter = SpeechTextStream()
+        cutter = SpeechTextStream(one_sentence=one_sentence)
         return [*cutter.push(text), *cutter.finish()]
 
     def prompt(self, piece: str, voice: Voice, thinker_states: torch.Tensor | None = None) -> TalkerPrompt:
         """The talker's prompt for a normalised piece; `thinker_states` are the thinker's hidden states [n, D]."""
-        text_ids = [
-            *self.tokenizer(voice.prompt_text, add_special_tokens=False, split_special_tokens=True)["input_ids"],
-            *self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"],
-        ]
+        prompt_text, text = (
+            self.tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            for words in (voice.prompt_text, piece)
+        )
         # A cloned prompt may hold codes that are not in the codec's vocabulary; they are left out, as released.
         prompt_ids = self.codec_bpe.encode(voice.prompt_codes, unknown="drop")
         return TalkerPrompt(
-            torch.tensor(text_ids, dtype=torch.long),
+            torch.tensor([*prompt_text, *text], dtype=torch.long),
             torch.tensor(prompt_ids, dtype=torch.long),
             voice.speaker_embedding,
             thinker_states,
+            len(prompt_text),
         )
 
     def codes(self, codec_ids: torch.Tensor) -> torch.Tensor:

@@ -85,3 +85,26 @@ def test_a_spoken_wish_is_confirmed_aloud_and_drawn(model, processor):
     (heard,) = listen(model, processor, [torch.cat([chunk.waveform for chunk in chunks])], chunks[0].sampling_rate)
     # After a recording the talker is less sure of its words than in the rows that are measured.
     assert word_errors(said.replace(",", ""), heard) < len(said.split())
+
+
+THREE = ("a red circle on the left.", "a blue star on the right.", "a green triangle at the top.")
+
+
+@pytest.mark.parametrize("speaker", ["iris", "oscar"])
+def test_every_sentence_of_a_text_is_spoken(model, speaker):
+    """Three sentences take as long as the three of them alone, whole and streamed; each is a piece of its own."""
+    text = " ".join(THREE)
+    whole = model.speak(text, speaker=speaker, seed=0)
+    assert [piece.text for piece in whole.pieces[0]] == list(THREE)
+    assert {piece.finish_reason for piece in whole.pieces[0]} == {"stop"}
+    alone = sum(len(model.speak(sentence, speaker=speaker, seed=0).waveforms[0]) for sentence in THREE)
+    assert abs(len(whole.waveforms[0]) / alone - 1) < 0.1
+    chunks = [event for event in model.speak_stream(text, speaker=speaker, seed=0) if hasattr(event, "waveform")]
+    assert sum(len(chunk.waveform) for chunk in chunks) == len(whole.waveforms[0])
+
+
+def test_recordings_beyond_the_checkpoints_limit_are_refused(model):
+    """Ming-Tiny follows prompts of a few seconds; a longer one would give other words."""
+    recording = torch.sin(torch.arange(10 * 16_000) / 20) * 0.3
+    with pytest.raises(ValueError, match=r"lasts 10\.0 s; the talker of this checkpoint takes at most 6 s"):
+        model.speak("red", prompt_audio=(recording.numpy(), 16_000), prompt_text="one large red circle")

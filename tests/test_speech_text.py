@@ -297,6 +297,71 @@ def test_cuts_at_the_best_place(case, pieces):
     assert cut_speech_text(*case) == pieces
 
 
+SENTENCES = {
+    "a red circle on the left. a blue star on the right. a green triangle at the top.": [
+        "a red circle on the left.", "a blue star on the right.", "a green triangle at the top.",
+    ],
+    "Yes. I do! Why? Because I can.": ["Yes.", "I do!", "Why?", "Because I can."],
+    "短。也短！真的？是的。": ["短。", "也短！", "真的？", "是的。"],
+    "It is big.它很大。It is not.": ["It is big.", "它很大。", "It is not."],
+    "Dr. Wu of St. Ives, Pi is 3.14, e.g. here. So it is.": [
+        "Dr. Wu of St. Ives, Pi is 3.14, e.g. here.", "So it is.",
+    ],
+    "We live in the U.S. It is big. J. R. Wu has plan B. Then we go.": [
+        "We live in the U.S.", "It is big.", "J. R. Wu has plan B.", "Then we go.",
+    ],
+    "Is it? No. Nobody came. It is at No. 5 there.": ["Is it?", "No.", "Nobody came.", "It is at No. 5 there."],
+    "他说：“好的。”然后走了。": ["他说：“好的。”", "然后走了。"],
+    "One (really!) is. Two is \"too.\" Three 😀 is. 😀": ["One (really!)", "is.", 'Two is "too."', "Three 😀 is. 😀"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "sentences"), SENTENCES.items(), ids=range(len(SENTENCES)))
+def test_one_sentence_a_piece(text, sentences):
+    assert cut_speech_text(text, one_sentence=True) == sentences
+    assert cut_speech_text(text, 200) != sentences or len(sentences) == 1
+
+
+@pytest.mark.parametrize("max_units", [3, 8, 50, 1000])
+def test_one_sentence_pieces_are_bounded_and_complete(max_units):
+    for source in [*SENTENCES, *map(normalize_speech_text, REPLIES)]:
+        pieces = cut_speech_text(source, max_units, one_sentence=True)
+        assert all(0 < speech_units(piece) <= max_units for piece in pieces), (source, pieces)
+        assert "".join("".join(pieces).split()) == ("".join(source.split()) if speech_units(source) else "")
+        assert all(cut_speech_text(piece, 10_000, one_sentence=True) == [piece] for piece in pieces), pieces
+        assert not [p for p in pieces if re.search(r"[。！？…；](?![”」』）])\w|[!?;] +\w|[a-z]{4}\. +\w", p)], pieces
+
+
+def test_one_sentence_leaves_longer_sentences_to_the_bound():
+    text = "A short one. " + "one two three four five six seven, " * 8 + "end. Last."
+    pieces = cut_speech_text(text, 20, one_sentence=True)
+    assert (pieces[0], pieces[-1]) == ("A short one.", "Last.")
+    assert all(piece.endswith(("seven,", "end.")) for piece in pieces[1:-1])
+
+
+@pytest.mark.parametrize("longest", [1, 3, 40])
+def test_one_sentence_stream_says_what_the_whole_text_says(longest):
+    rng = random.Random(longest)
+    for text in [*SENTENCES, *REPLIES]:
+        options = rng.choice([{}, {"max_units": 8}, {"max_units": 20, "first_units": 1}, {"max_units": 1000}])
+        pieces = stream(text, rng, longest, one_sentence=True, **options)
+        whole = cut_speech_text(normalize_speech_text(text), one_sentence=True)
+        assert spoken_only("".join(pieces)) == spoken_only("".join(whole)), text
+        assert all(0 < speech_units(piece) <= options.get("max_units", 50) for piece in pieces), pieces
+        assert all(len(cut_speech_text(piece, 10_000, one_sentence=True)) == 1 for piece in pieces), pieces
+
+
+@pytest.mark.parametrize("longest", [1, 3, 40])
+def test_one_sentence_stream_cuts_short_sentences_as_the_whole_text_is_cut(longest):
+    text = "A red circle. Yes! 短的。Is it in the U.S. It is plan B. We? No. We go. "
+    sentences = cut_speech_text(normalize_speech_text(text), one_sentence=True)
+    assert sentences == [
+        "A red circle.", "Yes!", "短的。", "Is it in the U.S.", "It is plan B.", "We?", "No.", "We go.",
+    ]  # fmt: skip
+    assert stream(text, random.Random(0), longest, one_sentence=True) == sentences
+    assert len(stream(text, random.Random(0), longest)) < len(sentences)
+
+
 @pytest.mark.parametrize("longest", [1, 3, 40])
 def test_stream_says_what_the_whole_text_says(longest):
     rng = random.Random(longest)

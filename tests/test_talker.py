@@ -1,5 +1,7 @@
 """The talker beyond the release: batches, caches, seeds, stop rules, retries, errors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -178,6 +180,21 @@ def test_empty_and_runaway_pieces_are_drawn_again(talker):
     assert (piece.codec_ids.tolist(), piece.finish_reason) == ([4], "stop")
     empty = talker.generate([PROMPTS[0]], generators(0), rules, draw=scripted(eos), attempts=2)[0]
     assert (empty.codec_ids.tolist(), empty.finish_reason) == ([], "empty")
+
+
+def test_pieces_that_lack_words_are_drawn_again(talker):
+    """The voice says 4 text ids in 8 codec ids, so 10 text ids take about 20; 5 of them are a third of the text."""
+    eos, audio = talker.config.special_token_ids["<audio_eos>"], TEXT_VOCAB + 3
+    row = replace(prompt(0, 14, 8), num_prompt_text=4)
+    assert row.expected_ids() == 20
+    rules = StopRules(min_new_ids=0)
+    early, right = [*[audio] * 5, eos], [*[audio] * 18, eos]
+    piece = talker.generate([row], generators(0), rules, draw=scripted(*early, *right))[0]
+    assert (len(piece.codec_ids), piece.finish_reason) == (18, "stop")
+    piece = talker.generate([row], generators(0), rules, draw=scripted(*early, *early), attempts=2)[0]
+    assert (len(piece.codec_ids), piece.finish_reason) == (5, "short")
+    for judged in (replace(row, num_prompt_text=0), replace(prompt(0, 8, 8), num_prompt_text=4)):  # unknown; a word
+        assert talker.generate([judged], generators(0), rules, draw=scripted(*early))[0].finish_reason == "stop"
 
 
 def test_an_ended_row_yields_no_ids(talker):

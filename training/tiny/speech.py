@@ -1,4 +1,4 @@
-"""Speech of the world: espeak-ng as a program, augmentation, and a pool of many utterances.
+"""Speech of the world: espeak-ng, augmentation, and a pool of many utterances.
 
 Training needs espeak-ng, running the model does not. Voices are English accents times voice variants; a voice belongs
 to "train" or "test" by the hash of its name (`scenes.split_of`), and so does a sentence.
@@ -9,8 +9,6 @@ import io
 import json
 import logging
 import os
-import shutil
-import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from torchaudio.functional import lowpass_biquad
 from torchaudio.transforms import Resample
 from tqdm import tqdm
 
-from .espeak import INSTALL_HINT, word_starts
+from .espeak import raise_if_missing, synthesise, word_starts
 from .questions import say
 from .scenes import check_split, choose, sample_scene, split_of
 from .sentences import draw_command, read_command, sample_sentence, sample_spoken_question
@@ -40,7 +38,6 @@ VARIANTS = (
 )
 SPEEDS = (120, 220)  # words per minute
 PITCHES = (20, 80)  # espeak-ng's own scale, 0 to 99
-MAX_SECONDS_PER_CALL = 30
 UTTERANCES_PER_SHARD = 250
 QUESTION_SHARE = 0.25
 ALIKE = 8  # utterances of about the same duration are one of so many parts of a sorted sample
@@ -113,16 +110,8 @@ def speak(text: str, voice: Voice) -> np.ndarray:
     Raises:
         RuntimeError: espeak-ng is missing, failed, or returned silence.
     """
-    program = shutil.which("espeak-ng")
-    if program is None:
-        raise RuntimeError(INSTALL_HINT)
-    command = [program, "-v", voice.name, "-s", str(voice.speed), "-p", str(voice.pitch), "--stdout", "--", text]
-    result = subprocess.run(command, capture_output=True, timeout=MAX_SECONDS_PER_CALL, check=False)
-    if result.returncode != 0 or not result.stdout:
-        raise RuntimeError(f"espeak-ng failed on {text!r} with {voice}: {result.stderr.decode(errors='replace')}")
-    # The header of a stream has no length, so libraries would stop early or fail: skip its 44 bytes, then comes PCM.
-    source_rate = int.from_bytes(result.stdout[24:28], "little")
-    pcm = np.frombuffer(result.stdout[44 : 44 + (len(result.stdout) - 44) // 2 * 2], dtype="<i2")
+    samples, source_rate = synthesise(text, voice.name, voice.speed, voice.pitch)
+    pcm = np.frombuffer(samples, dtype="<i2")
     waveform = _resampler(source_rate)(torch.from_numpy(pcm.astype(np.float32) / 32768.0)).numpy()
     loud = np.flatnonzero(np.abs(waveform) > TRIM_LEVEL)
     if not len(loud):
@@ -272,8 +261,7 @@ class SpeechPool:
             ValueError: the directory was made with another split or seed.
         """
         check_split(split)
-        if shutil.which("espeak-ng") is None:
-            raise RuntimeError(INSTALL_HINT)
+        raise_if_missing()
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         _claim(path, {"split": split, "seed": seed})
