@@ -86,8 +86,8 @@ def execution_device(model: nn.Module, device: torch.device) -> torch.device:
         return device
     hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
     single = [one for hook in hooks for one in getattr(hook, "hooks", (hook,))]
-    devices = [one.execution_device for one in single if getattr(one, "execution_device", None) is not None]
-    return torch.device(devices[0]) if devices else device
+    devices = [getattr(one, "execution_device", None) for one in single]
+    return next((torch.device(one) for one in devices if one is not None), device)
 
 
 def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 from transformers.generation import GenerationMixin
 from transformers.integrations import use_experts_implementation
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -121,6 +121,7 @@ class BailingMoeAttention(nn.Module):
             attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
+            sliding_window=self.config.sliding_window,
             **kwargs,
         )
         return self.dense(attn_output.reshape(*input_shape, -1)), attn_weights
@@ -196,7 +197,8 @@ class BailingMoeExperts(BailingMoeFusedExperts):
         """As `BailingMoeFusedExperts`."""
         # Experts that are split over processes, and compiled code on a CPU, keep to the library's implementation.
         on_cpu = hidden_states.device.type == "cpu"
-        if len(hidden_states) != 1 or is_split(self, self.gate_up_proj) or (on_cpu and torch.compiler.is_compiling()):
+        keeps_to_library = is_split(self, self.gate_up_proj) or (on_cpu and torch.compiler.is_compiling())
+        if hidden_states.shape[0] != 1 or keeps_to_library:
             return super().forward(hidden_states, top_k_index, top_k_weights)
         if not on_cpu:
             return ALL_EXPERTS_FUNCTIONS["batched_mm"](self, hidden_states, top_k_index, top_k_weights)
@@ -378,7 +380,8 @@ class BailingMoeModel(BailingMoePreTrainedModel):
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
 
-        causal_mask = create_causal_mask(
+        make_mask = create_sliding_window_causal_mask if self.config.sliding_window else create_causal_mask
+        causal_mask = make_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -415,6 +418,7 @@ class BailingMoeForCausalLM(BailingMoePreTrainedModel, GenerationMixin):
     `separate_experts`: keep experts as modules, for quantisation; None: if the config asks for quantisation.
     """
 
+    _tied_weights_keys = {"lm_head.weight": "model.word_embeddings.weight"}  # if config.tie_word_embeddings
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
 

@@ -20,6 +20,7 @@ from torch import nn
 from transformers import StoppingCriteriaList, TextIteratorStreamer
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
@@ -87,7 +88,7 @@ class BailingMMPreTrainedModel(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("text", "image", "video", "audio")
-    output_modalities = ("text", "audio", "image")
+    output_modalities: tuple[str, ...] = ("text", "audio", "image")
     supports_gradient_checkpointing = True
     _no_split_modules = [
         "BailingMoeDecoderLayer",
@@ -153,6 +154,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         self.components = Components(self)
         self.audio_detokenizer, self.image_gen = self.components.audio_detokenizer, self.components.image_gen
         self.speech, self.drawing = Speaker(self), Painter(self)
+        has = {"text": True, "audio": "talker" not in absent, "image": config.load_image_gen}
+        self.output_modalities = tuple(mode for mode in type(self).output_modalities if has[mode])
         self.post_init()
 
     @classmethod
@@ -185,10 +188,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         model.config.source = source
         model.components.source = source.of_components(model.config.components_from)
         generation_config, text_config = model.generation_config, model.config.llm_config
-        if generation_config.eos_token_id is None:
-            generation_config.eos_token_id = text_config.eos_token_id
-        if generation_config.pad_token_id is None:
-            generation_config.pad_token_id = text_config.pad_token_id
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if getattr(generation_config, name) is None:
+                setattr(generation_config, name, getattr(text_config, name))
         return (model, info) if output_loading_info else model
 
     def save_pretrained(
@@ -229,11 +231,29 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
     def get_decoder(self, *args, **kwargs):
         return self.model.model
 
-    def get_image_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> torch.Tensor:
-        """pixel_values [P, 1176], image_grid_thw [N, 3] in patches -> [P / 4, H], each of unit length.
+    def get_image_features(
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Encode all images of a batch, with the names of the library's models.
 
-        Videos go the same way; their frame pairs do not see each other here.
+        Args:
+            pixel_values: [P, 1176]. image_grid_thw: [N, 3] in patches.
+        Returns:
+            `pooler_output`: a tensor [tokens, H] per image, every row of unit length; `last_hidden_state`: all of
+            them, [P / 4, H].
         """
+        features = self._visual_features(pixel_values, image_grid_thw)
+        tokens = image_grid_thw.prod(dim=-1) // self.config.vision_config.spatial_merge_size**2
+        return BaseModelOutputWithPooling(features, features.split(tokens.tolist()))
+
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """As `get_image_features`; the pairs of frames of a video do not see each other here."""
+        return self.get_image_features(pixel_values_videos, video_grid_thw)
+
+    def _visual_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> torch.Tensor:
+        """pixel_values [P, 1176], image_grid_thw [N, 3] in patches -> [P / 4, H], each of unit length."""
         if not self.config.load_vision:
             raise ValueError("this model was loaded with load_vision=False; load it with load_vision=True for images")
         vision, size = self.config.vision_config, self.config.vision_config.spatial_merge_size
@@ -254,12 +274,28 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         vision_output = self.vision(pixel_values.to(self.vision.dtype), grid_thw=image_grid_thw)
         return F.normalize(self.linear_proj(vision_output.pooler_output), dim=-1)
 
-    get_video_features = get_image_features
-
     def get_audio_features(
+        self,
+        audio_feats: torch.Tensor,
+        audio_feats_lengths: torch.Tensor,
+        use_whisper_encoder: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """Encode all audio segments of a batch.
+
+        Args:
+            see `_audio_features`.
+        Returns:
+            `pooler_output`: a tensor [tokens, H] per segment, in row and segment order; `last_hidden_state`: all of
+            them, [sum of tokens, H].
+        """
+        features, lengths = self._audio_features(audio_feats, audio_feats_lengths, use_whisper_encoder)
+        return BaseModelOutputWithPooling(features, features.split(lengths.tolist()))
+
+    def _audio_features(
         self, audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor, use_whisper_encoder: bool | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode all audio segments of a batch.
+        """Features of all audio segments, and how many each has.
 
         Args:
             audio_feats: [B, L1 + ... + LN, 560 (SANM) or 128 (Whisper)], the segments of a row one after another.
@@ -300,7 +336,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
     def get_token_types(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None,
         has_images: bool,
         has_videos: bool,
         audio_placeholder_loc_lens: torch.Tensor | None,
@@ -309,6 +345,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
         audio_placeholder_loc_lens: [B, N, 2] (start, length) in the padded row; length 0 ends a row.
         """
+        if input_ids is None:
+            raise ValueError("media beside inputs_embeds need mm_token_type_ids, which say where they belong")
         if has_images and has_videos:
             raise ValueError(
                 "images and videos share one patch token: pass the processor's mm_token_type_ids to tell them apart"
@@ -324,7 +362,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
     def embed(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         mm_token_type_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_grid_thw: torch.Tensor | None = None,
@@ -334,9 +372,12 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         audio_feats_lengths: torch.Tensor | None = None,
         audio_placeholder_loc_lens: torch.Tensor | None = None,
         use_whisper_encoder: bool | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Word embeddings with every medium's features at the tokens of its type.
 
+        Args:
+            input_ids: [B, L]; or inputs_embeds [B, L, H] with mm_token_type_ids, which say where the media belong.
         Returns:
             inputs_embeds [B, L, H] and mm_token_type_ids [B, L] (None when there is no medium).
 
@@ -348,32 +389,24 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             mm_token_type_ids = self.get_token_types(
                 input_ids, pixel_values is not None, pixel_values_videos is not None, audio_placeholder_loc_lens
             )
-        inputs_embeds = self.get_input_embeddings()(input_ids)
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
         if mm_token_type_ids is None:
             return inputs_embeds, None
-        if mm_token_type_ids.shape != input_ids.shape:
+        if mm_token_type_ids.shape != inputs_embeds.shape[:2]:
             raise ValueError(
                 f"mm_token_type_ids {tuple(mm_token_type_ids.shape)} must have the shape of input_ids "
-                f"{tuple(input_ids.shape)}"
+                f"{tuple(inputs_embeds.shape[:2])}"
             )
-        features = {"image": None, "video": None, "audio": None}
+        features: dict[str, torch.Tensor | None] = {"image": None, "video": None, "audio": None}
         if pixel_values is not None:
-            features["image"] = self.get_image_features(pixel_values, image_grid_thw)
+            features["image"] = self._visual_features(pixel_values, image_grid_thw)
         if pixel_values_videos is not None:
-            features["video"] = self.get_video_features(pixel_values_videos, video_grid_thw)
+            features["video"] = self._visual_features(pixel_values_videos, video_grid_thw)
         if audio_feats is not None:
-            features["audio"], _ = self.get_audio_features(audio_feats, audio_feats_lengths, use_whisper_encoder)
+            features["audio"], _ = self._audio_features(audio_feats, audio_feats_lengths, use_whisper_encoder)
         for (name, rows), token_type in zip(features.items(), (IMAGE_TYPE, VIDEO_TYPE, AUDIO_TYPE), strict=True):
-            is_placeholder = mm_token_type_ids == token_type
-            num_placeholders, num_features = int(is_placeholder.sum()), 0 if rows is None else rows.shape[0]
-            if num_placeholders != num_features:
-                raise ValueError(
-                    f"the prompt has {num_placeholders} {name} tokens but {num_features} {name} features were given; "
-                    "build the prompt and the features in one processor call"
-                )
-            if rows is not None:
-                rows = rows.to(inputs_embeds.device, inputs_embeds.dtype)
-                inputs_embeds = inputs_embeds.masked_scatter(is_placeholder[..., None], rows)
+            inputs_embeds = put_features(inputs_embeds, mm_token_type_ids == token_type, rows, name)
         return inputs_embeds, mm_token_type_ids
 
     @can_return_tuple
@@ -403,7 +436,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         """One pass over prompt or new tokens.
 
         Args:
-            input_ids: [B, L]; or inputs_embeds [B, L, H] with the media already in it.
+            input_ids: [B, L]; or inputs_embeds [B, L, H], into which media are put where mm_token_type_ids say so.
             mm_token_type_ids: [B, L], see the module docstring.
             pixel_values, pixel_values_videos: [P, 1176] of all images (videos) of the batch in row order.
             image_grid_thw, video_grid_thw: [N, 3], frame pairs x height x width in patches.
@@ -414,11 +447,15 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         Returns:
             logits [B, L, vocab] float32, loss and router losses as in `BailingMoeForCausalLM`.
         """
-        if inputs_embeds is not None and any(x is not None for x in (pixel_values, pixel_values_videos, audio_feats)):
-            raise ValueError("inputs_embeds already hold the media: pass either them or input_ids with media")
-        if inputs_embeds is None:
+        if inputs_embeds is not None and mm_token_type_ids is not None:
+            # Virtual tokens of prompt tuning stand in front of what the processor made; they are text.
+            lacking = inputs_embeds.shape[1] - mm_token_type_ids.shape[1]
+            mm_token_type_ids = F.pad(mm_token_type_ids, (max(lacking, 0), 0))
+        has_media = any(media is not None for media in (pixel_values, pixel_values_videos, audio_feats))
+        if inputs_embeds is None or has_media:
             inputs_embeds, mm_token_type_ids = self.embed(
                 input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
                 mm_token_type_ids=mm_token_type_ids,
                 pixel_values=pixel_values,
                 image_grid_thw=image_grid_thw,
@@ -599,7 +636,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         Raises:
             ValueError: see `generate`.
         """
-        call = sort_arguments(self.output_modalities, inputs, generation_mode, talker_kwargs, kwargs)
+        call = sort_arguments(type(self).output_modalities, inputs, generation_mode, talker_kwargs, kwargs)
         input_ids = call.text.get("input_ids")
         if input_ids is not None:
             raise_if_too_long(input_ids.shape[1], self.config.llm_config.max_position_embeddings)
@@ -624,12 +661,12 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         """The library's `generate` with the media put into the prompt's embeddings."""
         if input_ids is not None:
             kwargs["input_ids"] = input_ids
-            if kwargs.get("inputs_embeds") is None:
-                media = {name: kwargs.pop(name) for name in MEDIA_INPUTS if name in kwargs}
-                token_types = kwargs.pop("mm_token_type_ids", None)
-                if token_types is not None or any(value is not None for value in media.values()):
-                    embeds, token_types = self.embed(input_ids, token_types, **media)
-                    kwargs.update(inputs_embeds=embeds, mm_token_type_ids=token_types)
+        media = {name: kwargs.pop(name) for name in MEDIA_INPUTS if name in kwargs}
+        given, token_types = kwargs.get("inputs_embeds"), kwargs.get("mm_token_type_ids")
+        has_media = any(value is not None for value in media.values())
+        if has_media or (given is None and input_ids is not None and token_types is not None):
+            embeds, token_types = self.embed(input_ids, token_types, **media, inputs_embeds=given)
+            kwargs.update(inputs_embeds=embeds, mm_token_type_ids=token_types)
         return super().generate(None, *args, **kwargs)
 
     def prepare_inputs_for_generation(
@@ -666,6 +703,27 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             model_inputs.pop("mm_token_type_ids", None)
             model_inputs.pop("prompt_states", None)
         return model_inputs
+
+
+def put_features(
+    embeds: torch.Tensor, is_placeholder: torch.Tensor, features: torch.Tensor | None, name: str
+) -> torch.Tensor:
+    """Put the features [tokens, H] of a modality at its placeholders [B, L] of the embeddings [B, L, H].
+
+    Raises:
+        ValueError: there are not as many features as placeholders. Tracing and compiling leave the comparison out: it
+            reads numbers back from the device.
+    """
+    if not torch.compiler.is_compiling():
+        num_placeholders, num_features = int(is_placeholder.sum()), 0 if features is None else features.shape[0]
+        if num_placeholders != num_features:
+            raise ValueError(
+                f"the prompt has {num_placeholders} {name} tokens but {num_features} {name} features were given; "
+                "build the prompt and the features in one processor call"
+            )
+    if features is None:
+        return embeds
+    return embeds.masked_scatter(is_placeholder[..., None], features.to(embeds.device, embeds.dtype))
 
 
 __all__ = ["BailingMMNativeForConditionalGeneration", "BailingMMPreTrainedModel", "OmniOutput"]

@@ -191,6 +191,9 @@ class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=frame_mask
         )
+        if self.training and torch.is_grad_enabled() and not hidden_states.requires_grad:
+            # Nothing before the layers is trained; without this reentrant checkpointing would cut off their gradients.
+            hidden_states.requires_grad_()
         for layer in (*self.encoders0, *self.encoders):
             hidden_states = layer(hidden_states, attention_mask, frame_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=self.after_norm(hidden_states))

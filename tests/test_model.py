@@ -72,41 +72,44 @@ def test_audio_features_do_not_depend_on_the_batch(tiny, encoder):
         segments.audio(length)
     width = segments.media["audio"][0].shape[1]
     alone = [
-        tiny.get_audio_features(segment[None], torch.tensor([[len(segment)]]))[0]
+        tiny.get_audio_features(segment[None], torch.tensor([[len(segment)]])).last_hidden_state
         for segment in segments.media["audio"]
     ]
-    in_one_row, _ = tiny.get_audio_features(torch.cat(segments.media["audio"])[None], torch.tensor([frames]))
+    row = torch.cat(segments.media["audio"])[None]
+    in_one_row = tiny.get_audio_features(row, torch.tensor([frames])).last_hidden_state
     rows = torch.zeros(3, 25, width)
     for row in range(3):
         rows[row, : frames[2 * row] + frames[2 * row + 1]] = torch.cat(segments.media["audio"][2 * row : 2 * row + 2])
-    in_three_rows, lengths = tiny.get_audio_features(rows, torch.tensor(frames).view(3, 2))
-    assert lengths.tolist() == [len(features) for features in alone]
+    in_three_rows = tiny.get_audio_features(rows, torch.tensor(frames).view(3, 2))
+    assert [len(segment) for segment in in_three_rows.pooler_output] == [len(features) for features in alone]
     close(in_one_row, torch.cat(alone), 5e-6)
-    close(in_three_rows, torch.cat(alone), 5e-6)
+    close(in_three_rows.last_hidden_state, torch.cat(alone), 5e-6)
 
 
 def test_released_whisper_padding_leaks():
     """The switch does something: with `mask_padding=False` a short segment sees what it is batched with."""
     model = tiny_model(whisper_config={"mask_padding": False})
     chat = Chat(12, "whisper").audio(40).audio(9)
-    together, lengths = model.get_audio_features(torch.cat(chat.media["audio"])[None], torch.tensor([[40, 9]]))
-    alone, _ = model.get_audio_features(chat.media["audio"][1][None], torch.tensor([[9]]))
-    assert (together.split(lengths.tolist())[1] - alone).abs().max() > 1e-2
+    together = model.get_audio_features(torch.cat(chat.media["audio"])[None], torch.tensor([[40, 9]]))
+    alone = model.get_audio_features(chat.media["audio"][1][None], torch.tensor([[9]]))
+    assert (together.pooler_output[1] - alone.last_hidden_state).abs().max() > 1e-2
 
 
 def test_images_do_not_influence_each_other(tiny):
     chat = Chat(13).image(1, 4, 6).image(1, 12, 10).image(3, 4, 4).image(1, 20, 2)
     grids, pixels = torch.tensor(chat.grids["image"]), chat.media["image"]
-    together = tiny.get_image_features(torch.cat(pixels), grids)
-    alone = [tiny.get_image_features(image, grid[None]) for image, grid in zip(pixels, grids, strict=True)]
+    together = tiny.get_image_features(torch.cat(pixels), grids).last_hidden_state
+    alone = [
+        tiny.get_image_features(image, grid[None]).last_hidden_state for image, grid in zip(pixels, grids, strict=True)
+    ]
     close(together, torch.cat(alone), 5e-6)
 
 
 def test_frame_pairs_of_a_video_do_not_see_each_other(tiny):
     chat = Chat(14).video(3, 4, 6)
     pixels = chat.media["video"][0]
-    together = tiny.get_video_features(pixels, torch.tensor([[3, 4, 6]]))
-    alone = [tiny.get_video_features(pair, torch.tensor([[1, 4, 6]])) for pair in pixels.split(24)]
+    together = tiny.get_video_features(pixels, torch.tensor([[3, 4, 6]])).last_hidden_state
+    alone = [tiny.get_video_features(pair, torch.tensor([[1, 4, 6]])).last_hidden_state for pair in pixels.split(24)]
     close(together, torch.cat(alone), 5e-6)
 
 
@@ -204,7 +207,10 @@ def test_bfloat16_is_close_to_float32(inputs):
     agreement = F.cosine_similarity(ours, expected, dim=-1)
     assert agreement.median() > 0.998
     assert agreement.mean() > 0.99
-    assert model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).dtype == torch.bfloat16
+    assert (
+        model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).last_hidden_state.dtype
+        == torch.bfloat16
+    )
 
 
 @pytest.mark.parametrize("implementation", EXPERTS)
@@ -437,3 +443,73 @@ def test_a_single_token_reads_its_experts_in_place():
         model.set_experts_implementation(name)
         two = experts(states.repeat(2, 1), index.repeat(2, 1), weights.repeat(2, 1))
         torch.testing.assert_close(experts(states, index, weights), two[:1])
+
+
+# What the library's own tools ask of a model
+
+
+def test_feature_methods_are_those_of_the_library(tiny):
+    """Engines and extractors of embeddings call them by the library's names and read `pooler_output`."""
+    chat = Chat(3).image(1, 4, 6).image(1, 8, 4)
+    pixels, grids = torch.cat(chat.media["image"]), torch.tensor(chat.grids["image"])
+    images = tiny.get_image_features(pixel_values=pixels, image_grid_thw=grids, return_dict=True)
+    videos = tiny.get_video_features(pixel_values_videos=pixels, video_grid_thw=grids)
+    for output in (images, videos):
+        assert [tuple(each.shape) for each in output.pooler_output] == [(6, 64), (8, 64)]
+        close(torch.cat(output.pooler_output), output.last_hidden_state, 0)
+
+
+def test_the_text_configuration_has_the_librarys_name(tiny):
+    assert tiny.config.text_config is tiny.config.llm_config
+    assert "text_config" not in tiny.config.to_dict()
+
+
+def test_predictions_of_a_trainer_are_logits(tiny, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    ids = torch.arange(5, 13)
+    arguments = TrainingArguments(tmp_path, report_to=[], use_cpu=True, per_device_eval_batch_size=2)
+    predicted = Trainer(tiny_model(), arguments).predict([{"input_ids": ids, "labels": ids}] * 2)
+    assert predicted.predictions.shape == (2, 8, tiny.config.llm_config.vocab_size)
+
+
+def test_output_modalities_are_those_of_the_parts():
+    assert tiny_model(load_talker=True, load_image_gen=False).output_modalities == ("text", "audio")
+    assert tiny_model(load_talker=False, load_image_gen=True).output_modalities == ("text", "image")
+
+
+def test_a_sliding_window_with_and_without_a_cache():
+    model = tiny_model(llm_config={"use_sliding_window": True, "sliding_window": 4})
+    ids = torch.arange(30, 46)[None]
+    whole = model(input_ids=ids).logits
+    cached = model(input_ids=ids[:, :10], use_cache=True)
+    rest = [model(input_ids=ids[:, [place]], past_key_values=cached.past_key_values).logits for place in range(10, 16)]
+    close(torch.cat([cached.logits, *rest], dim=1), whole, 1e-5)
+    assert (tiny_model()(input_ids=ids).logits - whole).abs().max() > 1e-3  # the window does something
+
+
+def test_tied_embeddings_are_tied_and_stay_so(tmp_path):
+    model = tiny_model(llm_config={"tie_word_embeddings": True})
+    model.tie_weights()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    ids = torch.arange(30, 36)[None]
+    close(again(input_ids=ids).logits, model(input_ids=ids).logits, 0)
+
+
+def test_reentrant_checkpointing_trains_the_sanm_encoder():
+    gradients = {}
+    for use_reentrant in (None, False, True):
+        model = tiny_model().train()
+        if use_reentrant is not None:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        inputs = batch([Chat(21).text(3).audio(13)])
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        gradients[use_reentrant] = {
+            name: parameter.grad for name, parameter in model.audio.named_parameters() if parameter.grad is not None
+        }
+    assert gradients[True].keys() == gradients[False].keys() == gradients[None].keys()
+    for name, expected in gradients[None].items():
+        close(gradients[True][name], expected, 1e-4)

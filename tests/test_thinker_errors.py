@@ -143,11 +143,30 @@ def test_missing_or_impossible_grid(tiny, grid):
 
 @pytest.mark.parametrize("call", ["forward", "generate"])
 def test_media_beside_embeddings(tiny, call):
-    """Embeddings that are given are final: media beside them would be dropped without a word."""
+    """Media are put into the embeddings where the types say so; without types they are refused."""
+
+    def answer(**inputs):
+        options = {"max_new_tokens": 3, "min_new_tokens": 3}
+        return tiny(**inputs).logits if call == "forward" else tiny.generate(**inputs, **options)[:, -3:]
+
     inputs = inputs_with("image")
-    inputs["inputs_embeds"] = torch.zeros(*inputs.pop("input_ids").shape, tiny.config.llm_config.hidden_size)
-    with pytest.raises(ValueError, match="inputs_embeds already hold the media"):
-        tiny(**inputs) if call == "forward" else tiny.generate(**inputs, max_new_tokens=1)
+    expected = answer(**inputs)
+    inputs["inputs_embeds"] = tiny.get_input_embeddings()(inputs.pop("input_ids"))
+    torch.testing.assert_close(answer(**inputs), expected)
+    del inputs["mm_token_type_ids"]
+    with pytest.raises(ValueError, match="media beside inputs_embeds need mm_token_type_ids"):
+        answer(**inputs)
+
+
+def test_virtual_tokens_of_prompt_tuning_are_text(tiny):
+    """PEFT puts embeddings in front of the processor's output and leaves the token types as they are."""
+    inputs = inputs_with("image")
+    embeds, token_types = tiny.embed(**{name: inputs[name] for name in inputs if name != "attention_mask"})
+    virtual = torch.randn(1, 4, embeds.shape[-1])
+    longer = torch.cat([virtual, embeds], dim=1)
+    short = tiny(inputs_embeds=longer, mm_token_type_ids=token_types).logits
+    padded = torch.nn.functional.pad(token_types, (4, 0))
+    torch.testing.assert_close(short, tiny(inputs_embeds=longer, mm_token_type_ids=padded).logits)
 
 
 def test_token_types_of_another_length(tiny):
@@ -196,7 +215,8 @@ def test_audio_of_the_wrong_shape(tiny, shape):
 
 def test_audio_longer_than_the_position_table(tiny):
     frames = 2 * tiny.config.whisper_config.max_source_positions
-    assert tiny.get_audio_features(torch.zeros(1, frames, 128), torch.tensor([[frames]]))[1].tolist() == [frames // 4]
+    (segment,) = tiny.get_audio_features(torch.zeros(1, frames, 128), torch.tensor([[frames]])).pooler_output
+    assert len(segment) == frames // 4
     with pytest.raises(ValueError, match=r"audio of 1.3 s exceeds the Whisper encoder's 1 s"):
         tiny.get_audio_features(torch.zeros(1, frames + 1, 128), torch.tensor([[frames + 1]]))
 

@@ -152,7 +152,7 @@ def vision(model, g, pixels, grid, prefix):
     modules = {"patch_embed": tower.patch_embed, "merger": tower.merger, "proj": model.linear_proj}
     modules |= {f"block{i}": block for i, block in enumerate(tower.blocks)}
     hooks = [module.register_forward_hook(record(name)) for name, module in modules.items()]
-    feature = model.get_image_features(g[pixels], g[grid])
+    feature = model.get_image_features(g[pixels], g[grid]).last_hidden_state
     for hook in hooks:
         hook.remove()
     size = tower.spatial_merge_size
@@ -199,7 +199,8 @@ def wrap(rows, like):
 
 def features(model, g, prefix, kind):
     """The features of one layout ("batch": a segment per row, "wrapped": all in one row) in the released form."""
-    rows, lengths = model.get_audio_features(g[f"{prefix}.feats_{kind}"], g[f"{prefix}.lengths_{kind}"])
+    segments = model.get_audio_features(g[f"{prefix}.feats_{kind}"], g[f"{prefix}.lengths_{kind}"]).pooler_output
+    rows, lengths = torch.cat(segments), torch.tensor([len(segment) for segment in segments])
     golden = g[f"{prefix}.feature_{kind}"]
     return {
         f"{prefix}.feature_{kind}": wrap(rows, golden),
@@ -248,11 +249,11 @@ def whisper_short(model, g):
     """f.whisper.short_alone.*: the second segment, here taken out of a batch with the longer first one."""
     segments, lengths = split_audio_segments(g["f.whisper.feats_batch"], g["f.whisper.lengths_batch"])
     frames = g["f.whisper.short_alone.out"].shape[1]
-    rows, out_lengths = model.get_audio_features(g["f.whisper.feats_batch"], g["f.whisper.lengths_batch"])
+    features = model.get_audio_features(g["f.whisper.feats_batch"], g["f.whisper.lengths_batch"]).pooler_output
     return {
         "f.whisper.short_alone.out": model.whisper_encoder(segments, lengths).last_hidden_state[1:, :frames],
-        "f.whisper.short_alone.feature": rows.split(out_lengths.tolist())[1][None],
-        "f.whisper.short_alone.feature_lengths": out_lengths[1:, None],
+        "f.whisper.short_alone.feature": features[1][None],
+        "f.whisper.short_alone.feature_lengths": torch.tensor([[len(features[1])]]),
     }
 
 
@@ -384,6 +385,8 @@ def test_token_types_given_or_found_are_the_same(masked_golden_model, goldens, g
 
 def test_image_features_are_of_unit_length(golden_model, goldens):
     with torch.no_grad():
-        rows = golden_model.get_image_features(goldens["d.vision.pixel_values"], goldens["d.vision.grid_thw"])
+        rows = golden_model.get_image_features(
+            goldens["d.vision.pixel_values"], goldens["d.vision.grid_thw"]
+        ).last_hidden_state
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(len(rows)), atol=1e-6, rtol=0)
     torch.testing.assert_close(rows, F.normalize(goldens["d.vision.proj"], dim=-1), atol=1e-5, rtol=0)

@@ -14,6 +14,8 @@ from PIL import Image
 from torch import nn
 from transformers import Qwen2VLImageProcessorPil
 
+from ming.training.loop import SeededBatches
+
 from .dense import CellHeads, SpellingHead, joined_cell_labels, spelling
 from .drawing import render
 from .scenes import Scene, sample_canvas, sample_scene
@@ -38,18 +40,15 @@ def silhouettes(
     return cells.reshape(rows * columns, MASK**2)
 
 
-class VisionWarmUpData(torch.utils.data.Dataset):
+class VisionWarmUpData(SeededBatches):
     """Item `step` is a batch of pictures with their cell labels; it depends on the seed only."""
 
     def __init__(self, image_processor: Qwen2VLImageProcessorPil, steps: int, batch_size: int, seed: int, split: str):
-        self.image_processor, self.steps, self.batch_size = image_processor, steps, batch_size
-        self.seed, self.split = seed, split
-
-    def __len__(self) -> int:
-        return self.steps
+        super().__init__(steps, batch_size, seed)
+        self.image_processor, self.split = image_processor, split
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng((self.seed, step))
+        rng = self.rng(step)
         scenes = [sample_scene(rng, self.split) for _ in range(self.batch_size)]
         sizes = [sample_canvas(rng) for _ in scenes]
         seeds = rng.integers(2**32, size=len(scenes))
@@ -91,7 +90,7 @@ class VisionWarmUp(nn.Module):
             mask: from `silhouettes`.
             labels: from `joined_cell_labels`.
         """
-        features = self.model.get_image_features(pixel_values, image_grid_thw)
+        features = self.model.get_image_features(pixel_values, image_grid_thw).last_hidden_state
         mask_loss = F.binary_cross_entropy_with_logits(self.heads["mask"](features * self.dense.scale), mask)
         loss, right = self.dense(features, labels)
         return {"loss": loss + MASK_WEIGHT * mask_loss, "mask_loss": mask_loss.detach(), **right}
@@ -118,20 +117,17 @@ class HeadsWarmUp(nn.Module):
         return {"loss": sum(losses.values()), **{name: loss.detach() for name, loss in losses.items()}}
 
 
-class SpeechWarmUpData(torch.utils.data.Dataset):
+class SpeechWarmUpData(SeededBatches):
     """Item `step` is a batch of recordings with the token ids of their words."""
 
     def __init__(
         self, pool: SpeechPool, processor, steps: int, batch_size: int, seed: int, whisper: bool, noisy: float = 0.3
     ):
-        self.pool, self.processor, self.steps, self.batch_size = pool, processor, steps, batch_size
-        self.seed, self.whisper, self.noisy = seed, whisper, noisy
-
-    def __len__(self) -> int:
-        return self.steps
+        super().__init__(steps, batch_size, seed)
+        self.pool, self.processor, self.whisper, self.noisy = pool, processor, whisper, noisy
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng((self.seed, step))
+        rng = self.rng(step)
         spoken = [self.pool[index] for index in self.pool.alike(rng, self.batch_size)]
         # Mostly clean, sometimes down to 8 dB, which is below the noise that the checkpoint is measured with.
         snrs = [rng.uniform(8.0, 25.0) if rng.random() < self.noisy else None for _ in spoken]
@@ -161,6 +157,7 @@ class SpeechWarmUp(nn.Module):
         self, audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor, **labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Scalars: `loss`, and the share `exact` of utterances that are spelled without an error."""
-        features, lengths = self.model.get_audio_features(audio_feats, audio_feats_lengths)
-        loss, exact = self.dense(features, lengths, labels)
+        segments = self.model.get_audio_features(audio_feats, audio_feats_lengths).pooler_output
+        lengths = torch.tensor([len(segment) for segment in segments], device=audio_feats.device)
+        loss, exact = self.dense(torch.cat(segments), lengths, labels)
         return {"loss": loss, "exact": exact}
