@@ -40,6 +40,7 @@ ELSEWHERE = {
     "ming cluster": ("test_serving_cluster.py", '"-m", "ming", "cluster"'),
     "ming adopt": ("test_adopt_released.py", '"-m", "ming", "adopt"'),
     "ming memory": ("test_memory.py", '"-m", "ming", "memory"'),
+    "torchrun --standalone --nproc_per_node 2 -m ming finetune": ("test_finetuning.py", '"-m", "ming", "finetune"'),
     "python -m training.tiny all": ("test_tiny_recipe.py", '"-m", "training.tiny", "all", "--quick"'),
 }
 # What makes this environment, and what runs this test.

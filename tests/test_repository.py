@@ -149,6 +149,8 @@ def test_readme_is_a_valid_model_card():
     assert metadata["library_name"] == "transformers" and metadata["pipeline_tag"] == "any-to-any"
     for command in ("make demo", "make test"):
         assert command in body
+    images = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", body)
+    assert len(images) >= 2 and all((ROOT / image).is_file() for image in images)
 
 
 def test_widgets_show_what_the_demo_gets():
@@ -163,7 +165,8 @@ def test_widgets_show_what_the_demo_gets():
 
 def test_no_machine_paths():
     pattern = re.compile(r"(?<![\w.])/(work|root|home|farm)/")
-    texts = [*PYTHON_FILES, ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("*.json"), *ROOT.glob("*.toml")]
+    pages = [*tracked("*.md"), ROOT / "cookbook.ipynb"]
+    texts = [*PYTHON_FILES, *pages, ROOT / "Makefile", *ROOT.glob("*.json"), *ROOT.glob("*.toml")]
     texts = [path for path in texts if path.name != Path(__file__).name]
     found = [path for path in texts if pattern.search(path.read_text(encoding="utf-8"))]
     assert not found
