@@ -90,9 +90,7 @@ def measure(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, **sizes) -
         calls.append(("limit", tokens, partial(F.linear, states, limit)))
         for name, module in modules.items():
             kinds = ("eager", "grouped_mm", "batched_mm") if name != "modules (as quantised)" else ("eager",)
-            for kind in kinds:
-                if kind == "batched_mm" and tokens > BATCHED_UP_TO:
-                    continue
+            for kind in (kind for kind in kinds if kind != "batched_mm" or tokens <= BATCHED_UP_TO):
                 call = _call(module, kind, states, index, weights)
                 calls.append((f"{name}, {kind}" if len(kinds) > 1 else name, tokens, call))
         calls.append((PRODUCTS, tokens, _products(modules["ours"], states, index)))

@@ -60,12 +60,11 @@ def measure(
             started = time.perf_counter()
             output = speaker.speak(text, seed=SEED, attempts=1)
             offline.append(time.perf_counter() - started)
-            started, first_audio = time.perf_counter(), None
-            for event in speaker.speak_stream(text, seed=SEED, attempts=1):
-                if first_audio is None and isinstance(event, AudioChunk):
-                    first_audio = time.perf_counter() - started
+            started = time.perf_counter()
+            events = speaker.speak_stream(text, seed=SEED, attempts=1)
+            times = [time.perf_counter() - started for event in events if isinstance(event, AudioChunk)]
             streamed.append(time.perf_counter() - started)
-            first.append(streamed[-1] if first_audio is None else first_audio)
+            first.append(min([*times, streamed[-1]]))
         seconds = len(output.waveforms[0]) / output.sampling_rate
         costs.append(Cost(text, seconds, *(statistics.median(times) for times in (offline, first, streamed))))
     return costs

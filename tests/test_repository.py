@@ -106,6 +106,16 @@ def test_missing_imports_are_excused_for_optional_packages_alone():
                 assert not [each for each in tried if each.level or (each.module or "").startswith("ming")], path
 
 
+def test_consent_is_never_given_for_the_user():
+    """Code of a checkpoint runs if the user says so: `components.py` hands on his word, and nobody else gives it."""
+    for path in PYTHON_FILES:
+        if path.relative_to(ROOT).parts[0] not in (*PACKAGES, "training", "tools") or path.name == "components.py":
+            continue
+        calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+        given = [keyword for call in calls for keyword in call.keywords if keyword.arg == "trust_remote_code"]
+        assert not [each for each in given if ast.unparse(each.value) == "True"], path
+
+
 def test_models_are_composed():
     """No mixin, no overridden assignment, no state behind the back of attributes; what is a check returns nothing."""
     for path in PACKAGE:

@@ -94,10 +94,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device-map", help='for example "auto"')
     args = parser.parse_args(arguments)
     media: dict[str, list] = {kind: getattr(args, kind) for kind in DEFAULTS}
-    processor = AutoProcessor.from_pretrained(args.repository, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(args.repository)
     inputs = prompt_batch(processor, chats_of(media if any(media.values()) else DEFAULTS))
     model = AutoModelForMultimodalLM.from_pretrained(
-        args.repository, trust_remote_code=True, dtype=args.dtype, device_map=args.device_map, load_talker=False
+        args.repository, dtype=args.dtype, device_map=args.device_map, load_talker=False
     ).eval()
     loads = expert_load(model, inputs.to(model.device, model.dtype))
     plot(loads, args.output)

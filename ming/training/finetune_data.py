@@ -21,7 +21,7 @@ from urllib.request import url2pathname
 
 import torch
 
-from ming.messages import CONTENT_TYPES, ROLES, MediaItem, parse_conversation
+from ming.messages import CONTENT_TYPES, ROLES, MediaItem, Message, TextItem, parse_conversation
 from ming.training.chats import chat_batch
 
 SHOWN_PROBLEMS = 20
@@ -81,13 +81,17 @@ def _read_chat(line: bytes, folder: Path, target: str | None) -> dict[str, Any]:
     if checked[-1].role != "ASSISTANT":
         raise ValueError(f"the last message is of role {messages[-1]['role']!r}; end with the assistant's reply")
     needed = turns[:-1] if target == "image" else turns
-    if not all(any(item.text.strip() for item in turn.content) for turn in needed):
+    if not all(_text(turn).strip() for turn in needed):
         raise ValueError("an assistant's message is empty; write the reply to learn")
     if any(item.modality == "audio" and not item.sources for item in _media(checked)):
         raise ValueError("an audio item has no recording; give the audio of a video as a separate file")
     if source:
-        source |= {"text": "".join(item.text for item in checked[-1].content), "speaker": _speaker(chat)}
+        source |= {"text": _text(checked[-1]), "speaker": _speaker(chat)}
     return {"messages": [_with_paths(message, folder) for message in messages], **source}
+
+
+def _text(message: Message) -> str:
+    return "".join(item.text for item in message.content if isinstance(item, TextItem))
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -129,7 +133,7 @@ def _speaker(chat: Mapping) -> str:
     return speaker
 
 
-def _media(messages: list) -> list[MediaItem]:
+def _media(messages: list[Message]) -> list[MediaItem]:
     return [item for message in messages for item in message.content if isinstance(item, MediaItem)]
 
 

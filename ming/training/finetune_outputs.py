@@ -25,7 +25,7 @@ from ming.training.chats import prompt_batch
 from ming.training.drawing import AlignmentHead, drawing_loss, encode_scales
 from ming.training.finetune_data import read_chats
 from ming.training.finetune_settings import run_settings, save_settings
-from ming.training.loop import fit
+from ming.training.loop import SeededBatches, fit
 from ming.training.talker import talker_batch, talker_loss, thinker_states
 from ming.voices import Voice
 
@@ -39,7 +39,7 @@ LORA_MODULES = {
 }
 
 
-class Rows(torch.utils.data.Dataset):
+class Rows(SeededBatches):
     """Item `step` is a batch of chats; every epoch has a new order.
 
     Args:
@@ -48,12 +48,10 @@ class Rows(torch.utils.data.Dataset):
     """
 
     def __init__(self, groups: list[list[int]], steps: int, batch_size: int, seed: int):
-        self.groups, self.steps, self.batch_size, self.seed = groups, steps, batch_size, seed
+        super().__init__(steps, batch_size, seed)
+        self.groups = groups
         self.per_epoch = sum(math.ceil(len(group) / batch_size) for group in groups)
         self._order: dict[int, list[list[int]]] = {}  # of the epoch that was asked for last
-
-    def __len__(self) -> int:
-        return self.steps
 
     def batches(self, epoch: int) -> list[list[int]]:
         """The batches of an epoch: every row once."""
@@ -120,7 +118,7 @@ class SpokenReplies(Rows):
         return self.voices[index]
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        rng, chosen = np.random.default_rng((self.seed, step)), self.chosen(step)
+        rng, chosen = self.rng(step), self.chosen(step)
         chats = dict(prompt_batch(self.processor, [self.rows[index]["messages"][:-1] for index in chosen]))
         prompts: list[TalkerPrompt] = []
         targets: list[torch.Tensor] = []
@@ -227,10 +225,10 @@ def load_model(args: argparse.Namespace, dtype: torch.dtype) -> nn.Module:
     Raises:
         ValueError: a model without a talker cannot learn to speak.
     """
-    config = AutoConfig.from_pretrained(args.model, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(args.model)
     if args.target == "speech" and config.talker_config is None:
         raise ValueError(f"--model {args.model} has no talker; give a model that speaks")
-    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=dtype)
+    model = AutoModelForMultimodalLM.from_pretrained(args.model, dtype=dtype)
     return model.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -244,7 +242,7 @@ def train(args: argparse.Namespace) -> None:
     if args.target == "speech":
         rows_by_speaker(rows)  # raises before the model is read
     dtype = torch.bfloat16 if args.bf16 else torch.float32
-    model, processor = load_model(args, dtype), AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
+    model, processor = load_model(args, dtype), AutoProcessor.from_pretrained(args.model)
     data_class = {"speech": SpokenReplies, "image": DrawnReplies}[args.target]
     data = data_class(rows, model, processor, 1, args.batch_size, args.seed)
     data.steps = args.steps or math.ceil(args.epochs * data.per_epoch)

@@ -93,7 +93,7 @@ class ChatTrainer(Trainer):
 
 def load_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
     """The model, with gradients for the trained weights: a `PeftModel`, or with `--full` the model itself."""
-    options: dict[str, Any] = {"trust_remote_code": True, "dtype": torch.float32}
+    options: dict[str, Any] = {"dtype": torch.float32}
     if args.full:
         model = AutoModelForMultimodalLM.from_pretrained(args.model, **options)
         frozen = ("talker.", *(ENCODERS if args.freeze_encoders else ()))
@@ -178,7 +178,7 @@ def train(args: argparse.Namespace, run: Run) -> dict[str, float]:
     Returns:
         The library's metrics: "train_loss", and "eval_loss" with held-out chats.
     """
-    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(args.model)
     model = load_model(args, run.arguments.device)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%d chats; training %d of %d parameters", len(run.chats), trained, model.num_parameters())
@@ -224,7 +224,7 @@ def merge(model: str | Path, adapter: str | Path, output: str | Path, dtype: tor
         adapter: the directory that training wrote.
         dtype: precision of the sum and of the saved weights.
     """
-    base = AutoModelForMultimodalLM.from_pretrained(model, trust_remote_code=True, dtype=dtype)
+    base = AutoModelForMultimodalLM.from_pretrained(model, dtype=dtype)
     PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(output)
-    AutoProcessor.from_pretrained(model, trust_remote_code=True).save_pretrained(output)
+    AutoProcessor.from_pretrained(model).save_pretrained(output)
     logger.info("the merged model is in %s", output)

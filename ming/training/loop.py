@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -32,6 +33,23 @@ def local_device_arguments() -> dict[str, Any]:
         "ddp_backend": "gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
         "ddp_find_unused_parameters": True,  # a batch may use no image, no audio, or not every expert
     }
+
+
+class SeededBatches(torch.utils.data.Dataset):
+    """A data set whose item `step` is the batch of step `step`; it depends on the seed only.
+
+    Subclasses define `__getitem__(step)`, with random numbers from `rng(step)`.
+    """
+
+    def __init__(self, steps: int, batch_size: int, seed: int):
+        self.steps, self.batch_size, self.seed = steps, batch_size, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def rng(self, step: int) -> np.random.Generator:
+        """The random numbers of a step."""
+        return np.random.default_rng((self.seed, step))
 
 
 def _only_item(batches: list[dict]) -> dict:

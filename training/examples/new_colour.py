@@ -104,12 +104,10 @@ def write_chats(path: Path, chats: list[list[dict]]) -> None:
     images.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, messages in enumerate(chats):
-        for message in messages:
-            for item in message["content"]:
-                if item["type"] == "image":
-                    name = f"{number}.png"
-                    item["image"].save(images / name)
-                    item["image"] = f"{images.name}/{name}"
+        for item in (item for message in messages for item in message["content"] if item["type"] == "image"):
+            name = f"{number}.png"
+            item["image"].save(images / name)
+            item["image"] = f"{images.name}/{name}"
         lines.append(json.dumps({"messages": messages}))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -167,8 +165,8 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows = unseen_questions(args.test)
-    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
-    base = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(args.model)
+    base = AutoModelForMultimodalLM.from_pretrained(args.model, dtype=torch.float32)
     before = measure(base, processor, rows)
     data, adapter = args.output / "chats.jsonl", args.output / "adapter"
     write_chats(data, training_chats(args.new, args.old))

@@ -165,10 +165,10 @@ def measuring_parser(module: str, description: str | None, batch_size: int) -> a
 def load(args: argparse.Namespace) -> tuple:
     """The model to measure and its processor."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(args.model)
     quantization = QUANTIZATION[f"{args.bits}bit"] if args.bits else None
     options = {"dtype": args.dtype, "quantization_config": quantization, "device_map": args.device}
-    model = AutoModelForMultimodalLM.from_pretrained(args.model, trust_remote_code=True, **options)
+    model = AutoModelForMultimodalLM.from_pretrained(args.model, **options)
     return model.eval(), processor
 
 

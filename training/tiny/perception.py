@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ming.training.chats import chat_batch
+from ming.training.loop import SeededBatches
 
 from .dense import dense_labels
 from .scenes import choose
@@ -53,18 +54,16 @@ class SameDuration:
         return self.pool.command(rng)
 
 
-class PerceptionData(torch.utils.data.Dataset):
+class PerceptionData(SeededBatches):
     """Item `step` is {modality: batch}. One item in three is for SANM, the others for Whisper, which learns later."""
 
     def __init__(self, processor, pool: SpeechPool, steps: int, seed: int, scale: float = 1.0, max_side: int = 192):
-        self.processor, self.pool, self.steps, self.seed = processor, pool, steps, seed
+        super().__init__(steps, 1, seed)  # `MIX` says how many chats are in a batch
+        self.processor, self.pool = processor, pool
         self.scale, self.max_side = scale, max_side
 
-    def __len__(self) -> int:
-        return self.steps
-
     def __getitem__(self, step: int) -> dict[str, dict[str, torch.Tensor]]:
-        rng = np.random.default_rng((self.seed, step))
+        rng = self.rng(step)
         batches = {}
         for modality, (rows, count) in MIX.items():
             count = max(1, round(self.scale * count))

@@ -18,6 +18,7 @@ from torch import nn
 from image_gen.modeling_image_gen import ImageGen
 from ming.training.chats import prompt_batch
 from ming.training.drawing import AlignmentHead, drawing_loss, encode_scales
+from ming.training.loop import SeededBatches
 
 from .dense import CellHeads
 from .drawing import render
@@ -65,7 +66,7 @@ def to_pixels(pictures: list[Picture], height: int, width: int, rng: np.random.G
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-class AutoencoderData(torch.utils.data.Dataset):
+class AutoencoderData(SeededBatches):
     """Item `step`: pictures of scenes, filled and in outline, of one of several sizes.
 
     Args:
@@ -74,16 +75,13 @@ class AutoencoderData(torch.utils.data.Dataset):
     """
 
     def __init__(self, steps: int, batch_size: int, seed: int, fine: bool = False):
-        self.steps, self.batch_size, self.seed = steps, batch_size, seed
+        super().__init__(steps, batch_size, seed)
         self.sides: tuple[int, ...] = FINE_SIDES if fine else AUTOENCODER_SIDES
         self.outlined = FINE_OUTLINED if fine else OUTLINED
         self.kinds = FINE_KINDS if fine else None
 
-    def __len__(self) -> int:
-        return self.steps
-
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng((self.seed, step))
+        rng = self.rng(step)
         chats = [sample_chat("drawing", rng, "train", dense=True) for _ in range(self.batch_size)]
         scenes = [requested_pictures(chat)[0].scene for chat in chats]
         if self.kinds:
@@ -148,18 +146,15 @@ class AutoencoderTask(nn.Module):
         return {"loss": loss, "error": error.mean().detach(), "edges": at_edges.detach(), "spread": spread.detach()}
 
 
-class RequestData(torch.utils.data.Dataset):
+class RequestData(SeededBatches):
     """Item `step`: chats that end with a request for a picture, and the pictures."""
 
     def __init__(self, processor, pool: SpeechPool, config, steps: int, batch_size: int, seed: int):
+        super().__init__(steps, batch_size, seed)
         self.processor, self.pool, self.config = processor, pool, config
-        self.steps, self.batch_size, self.seed = steps, batch_size, seed
-
-    def __len__(self) -> int:
-        return self.steps
 
     def __getitem__(self, step: int) -> dict:
-        rng = np.random.default_rng((self.seed, step))
+        rng = self.rng(step)
         prompts: list[list[dict]] = []
         pictures: list[Picture] = []
         for _ in range(self.batch_size):

@@ -430,10 +430,8 @@ def pair_facts(first: Scene, second: Scene, rng: np.random.Generator) -> list[Fa
     for kind, presence in (("which_shape", "has_shape"), ("which_colour_shape", "has_colour_shape")):
         options = []
         for index, (scene, other) in enumerate(((first, second), (second, first))):
-            for shape in scene.shapes:
-                slots = {"colour": shape.colour, "shape": shape.kind}
-                if not has(other, presence, slots):
-                    options.append(Fact(kind, names[index], slots))
+            asked = [{"colour": shape.colour, "shape": shape.kind} for shape in scene.shapes]
+            options += [Fact(kind, names[index], slots) for slots in asked if not has(other, presence, slots)]
         if options:
             facts.append(choose(rng, options))
     return facts

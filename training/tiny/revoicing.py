@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from ming.mel import MelSettings, prompt_mel
+from ming.training.loop import SeededBatches
 from ming.voices import speaker_features
 
 from .listeners import SpeakerEncoder
@@ -64,15 +65,12 @@ def speak_again(
     return tensors
 
 
-class RevoicedData(torch.utils.data.Dataset):
+class RevoicedData(SeededBatches):
     """Item `step`: parts of equal length of recordings or of their resynthesis, and the numbers of the utterances."""
 
     def __init__(self, heard: HeardPool, again: dict[str, torch.Tensor], steps: int, batch_size: int, seed: int):
+        super().__init__(steps, batch_size, seed)
         self.heard, self.again, self.index = heard, again, again["index"].tolist()
-        self.steps, self.batch_size, self.seed = steps, batch_size, seed
-
-    def __len__(self) -> int:
-        return self.steps
 
     def waveform(self, number: int, way: str | None = None) -> np.ndarray:
         """An utterance in one of `WAYS`, or its recording."""
@@ -81,7 +79,7 @@ class RevoicedData(torch.utils.data.Dataset):
         return self.again[f"{way}{number}"].float().numpy()
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng((self.seed, step))
+        rng = self.rng(step)
         numbers = rng.integers(len(self.index), size=self.batch_size)
         samples = sample_duration(rng)
         features = []

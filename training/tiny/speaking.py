@@ -24,6 +24,7 @@ from ming.modeling_talker import BailingMMTalker, TalkerPrompt
 from ming.talker_processor import BailingMMTalkerProcessor
 from ming.training.chats import prompt_batch
 from ming.training.flow import flow_matching_loss
+from ming.training.loop import SeededBatches
 from ming.training.objectives import IGNORE, ctc_loss, ctc_targets
 from ming.training.talker import WordAlignment, pointing_loss, talker_batch, talker_loss, thinker_states
 from ming.training.vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss
@@ -133,18 +134,15 @@ class HeardPool:
         return sorted(others, key=distance)[:NUM_LENDERS] or [target]
 
 
-class FlowData(torch.utils.data.Dataset):
+class FlowData(SeededBatches):
     """Item `step`: codes, speaker embedding and mel of whole utterances, as `flow_matching_loss` takes them."""
 
     def __init__(self, heard: HeardPool, config, steps: int, batch_size: int, seed: int):
-        self.heard, self.config, self.steps = heard, config, steps
-        self.batch_size, self.seed = batch_size, seed
-
-    def __len__(self) -> int:
-        return self.steps
+        super().__init__(steps, batch_size, seed)
+        self.heard, self.config = heard, config
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng((self.seed, step))
+        rng = self.rng(step)
         chosen = self.heard.pool.alike(rng, self.batch_size)
         codes, mels = [self.heard.codes[index].long() for index in chosen], []
         for index, row in zip(chosen, codes, strict=True):
@@ -171,18 +169,15 @@ class FlowTask(nn.Module):
         return {"loss": flow_matching_loss(self.flow, batch)}
 
 
-class VocoderData(torch.utils.data.Dataset):
+class VocoderData(SeededBatches):
     """Item `step`: short parts of recordings [B, S] at the rate of the vocoder, and whether the critics count."""
 
     def __init__(self, pool: SpeechPool, config, steps: int, batch_size: int, seed: int):
-        self.pool, self.config, self.steps = pool, config, steps
-        self.batch_size, self.seed = batch_size, seed
-
-    def __len__(self) -> int:
-        return self.steps
+        super().__init__(steps, batch_size, seed)
+        self.pool, self.config = pool, config
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng((self.seed, step))
+        rng = self.rng(step)
         size, parts = SEGMENT_FRAMES * self.config.hop_length, []
         for _ in range(self.batch_size):
             waveform = torch.from_numpy(self.pool[int(rng.integers(len(self.pool)))].waveform)
@@ -230,7 +225,7 @@ class VocoderTask(nn.Module):
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
 
 
-class TalkerData(torch.utils.data.Dataset):
+class TalkerData(SeededBatches):
     """Item `step`: texts, each in the voice of another utterance of the same speaker; some batches answer chats.
 
     "talker" is a batch of `talker_batch`, "spelling" the words of both utterances in the talker's tokens for
@@ -251,15 +246,12 @@ class TalkerData(torch.utils.data.Dataset):
         seed: int,
         short_first: bool = True,
     ):
+        super().__init__(steps, batch_size, seed)
         self.heard, self.talker, self.short_first = heard, talker, short_first
         self.talker_processor, self.chat_processor = talker_processor, chat_processor
-        self.steps, self.batch_size, self.seed = steps, batch_size, seed
-
-    def __len__(self) -> int:
-        return self.steps
 
     def __getitem__(self, step: int) -> dict:
-        rng = np.random.default_rng((self.seed, step))
+        rng = self.rng(step)
         done = step / (ALL_AFTER * self.steps) if self.short_first else 1.0
         share = SHORTEST + (1 - SHORTEST) * min(1.0, done)
         shortest = self.heard.by_length[: int(share * len(self.heard))]

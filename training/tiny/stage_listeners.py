@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from ming.modeling_encoders import length_mask
-from ming.training.loop import fit
+from ming.training.loop import SeededBatches, fit
 from ming.training.objectives import ctc_exact, ctc_greedy, ctc_loss, ctc_targets
 from ming.voices import (
     EMBEDDING_SIZE,
@@ -109,18 +109,19 @@ def speech_batch(heard: list[np.ndarray], clean: list[np.ndarray], texts: list[s
     return {"features": features, "clean": target, "lengths": torch.tensor(list(map(len, clean_rows))), **spell(texts)}
 
 
-class SpeechTokenizerData(torch.utils.data.Dataset):
-    """Item `step` is a batch of recordings of about the same duration; it depends on the seed only."""
+class NoisySpeech(SeededBatches):
+    """Batches of recordings of a pool, a share of them noisy."""
 
     def __init__(self, pool: SpeechPool, steps: int, batch_size: int, seed: int, noisy: float = 0.3):
-        self.pool, self.steps, self.batch_size = pool, steps, batch_size
-        self.seed, self.noisy = seed, noisy
+        super().__init__(steps, batch_size, seed)
+        self.pool, self.noisy = pool, noisy
 
-    def __len__(self) -> int:
-        return self.steps
+
+class SpeechTokenizerData(NoisySpeech):
+    """Item `step` is a batch of recordings of about the same duration; it depends on the seed only."""
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng((self.seed, step))
+        rng = self.rng(step)
         spoken = [self.pool[index] for index in self.pool.alike(rng, self.batch_size)]
         clean = [augment(utterance.waveform, rng) for utterance in spoken]
         heard = [
@@ -242,18 +243,11 @@ def random_part(waveform: np.ndarray, samples: int, rng: np.random.Generator) ->
     return np.resize(waveform[start:], samples)
 
 
-class SpeakerEncoderData(torch.utils.data.Dataset):
+class SpeakerEncoderData(NoisySpeech):
     """Item `step` is a batch of parts of recordings of equal length; it depends on the seed only."""
 
-    def __init__(self, pool: SpeechPool, steps: int, batch_size: int, seed: int, noisy: float = 0.3):
-        self.pool, self.steps, self.batch_size = pool, steps, batch_size
-        self.seed, self.noisy = seed, noisy
-
-    def __len__(self) -> int:
-        return self.steps
-
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng((self.seed, step))
+        rng = self.rng(step)
         spoken = [self.pool[int(rng.integers(len(self.pool)))] for _ in range(self.batch_size)]
         samples = sample_duration(rng)
         features = [speaker_features(torch.from_numpy(self._part(utterance, samples, rng))) for utterance in spoken]
