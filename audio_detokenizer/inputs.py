@@ -4,6 +4,7 @@ Shape letters: B batch, T codes, P codes of the prompt, F mel frames of the prom
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -131,6 +132,12 @@ def generator_rows(
     if len(generator) != num_rows:
         raise ValueError(f"{len(generator)} generators for {num_rows} rows; pass one per row, one for all, or None")
     return list(generator)
+
+
+def raise_if_no_steps(num_steps: int | None) -> None:
+    """Raise a ValueError for a number of solver steps that is not a whole number of at least 1 (or None)."""
+    if num_steps is not None and (isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 1):
+        raise ValueError(f"num_steps must be at least 1, not {num_steps!r}: it counts the steps of the flow's solver")
 
 
 def streaming_settings(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer import FastSpeech2ConformerAttention
 
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
-from .inputs import Rows, code_rows, generator_rows, prompt_rows, speaker_rows, streaming_settings
+from .inputs import Rows, code_rows, generator_rows, prompt_rows, raise_if_no_steps, speaker_rows, streaming_settings
 from .modeling_flow import Flow
 from .modeling_hift import HiFT
 from .noise import FrameNoise, spawn_generators
@@ -103,8 +103,9 @@ class AudioDetokenizer(PreTrainedModel):
             A float32 waveform [S] per row at `config.sample_rate`; its first 20 ms are silent, as released.
 
         Raises:
-            ValueError: codes out of range or none, or shapes that do not fit; before any work.
+            ValueError: codes out of range or none, no steps, or shapes that do not fit; before any work.
         """
+        raise_if_no_steps(num_steps)
         rows = code_rows(codes, code_lengths, self.config.flow["vocab_size"])
         speaker = speaker_rows(speaker_embedding, len(rows), self.config.flow["spk_embed_dim"]).to(self.device)
         prompts, cuts = prompt_rows(prompt_codes, prompt_mel, len(rows), self.config)
@@ -171,6 +172,7 @@ class AudioDetokenizer(PreTrainedModel):
         Raises:
             ValueError: unknown settings, or shapes that do not fit.
         """
+        raise_if_no_steps(num_steps)
         speaker = speaker_rows(speaker_embedding, 1, self.config.flow["spk_embed_dim"]).to(self.device)
         (prompt,), (cut,) = prompt_rows(prompt_codes, prompt_mel, 1, self.config)
         chosen = streaming_settings(self.config.streaming, settings)

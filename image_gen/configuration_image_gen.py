@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from dataclasses import field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ class ImageGenConfig(PreTrainedConfig):
             ValueError: a side outside 64 to 2048 pixels.
         """
         for name, side in (("height", height), ("width", width)):
-            if not isinstance(side, int) or not MIN_SIDE <= side <= MAX_SIDE:
+            if isinstance(side, bool) or not isinstance(side, Integral) or not MIN_SIDE <= side <= MAX_SIDE:
                 raise ValueError(f"{name}={side!r}: images have whole sides of {MIN_SIDE} to {MAX_SIDE} pixels")
         return min(self.native_sizes.items(), key=lambda item: abs(float(item[0]) - height / width))[1]
 

@@ -14,6 +14,7 @@ Shape letters: B conditions, I images, N query tokens of the finest scale, H wid
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ class ImageGen(PreTrainedModel):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
-        generator: list[torch.Generator] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         callback: StepCallback | None = None,
         progress: bool = False,
         resize: bool = True,
@@ -151,8 +152,8 @@ class ImageGen(PreTrainedModel):
             num_inference_steps: steps of the flow.
             guidance_scale: scale s >= 1 of classifier-free guidance in the form u + s * (c - u); 1 is none.
             num_images_per_prompt: images per condition.
-            generator: one per image, I = B * num_images_per_prompt; None: a fresh draw. CPU generators give the same
-                noise on every device. PyTorch's global generator is never used.
+            generator: one per image, I = B * num_images_per_prompt, or the only one; None: a fresh draw. CPU generators
+                give the same noise on every device. PyTorch's global generator is never used.
             callback: see `StepCallback`.
             progress: show a progress bar.
 
@@ -163,6 +164,8 @@ class ImageGen(PreTrainedModel):
         options = self.resolve_options(height, width, num_inference_steps, guidance_scale, num_images_per_prompt)
         size, native, num_steps, scale = options
         count = len(condition) * num_images_per_prompt
+        if isinstance(generator, torch.Generator):
+            generator = [generator]
         if generator is not None and len(generator) != count:
             raise ValueError(f"{len(generator)} generators for {count} images; pass one per image")
         if generator is None:
@@ -193,12 +196,12 @@ class ImageGen(PreTrainedModel):
         native = config.native_size(*size)
         num_steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         for name, value in (("num_inference_steps", num_steps), ("num_images_per_prompt", num_images_per_prompt)):
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
         if not 1 <= scale < float("inf"):
             raise ValueError(f"guidance_scale must be at least 1 (no guidance), got {scale!r}")
-        return size, native, num_steps, scale
+        return (int(size[0]), int(size[1])), native, int(num_steps), scale
 
     def _denoise(
         self,

@@ -8,6 +8,7 @@ run it (`trust_remote_code=True`).
 import importlib
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .quantization import is_quantized, quantization_of_image_gen
 from .source import PARTS, CheckpointSource
-from .talker_processor import FILES, BailingMMTalkerProcessor
+from .talker_processor import CODEC_FOLDERS, FILES, TOKENIZER_FOLDER, BailingMMTalkerProcessor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -131,8 +132,13 @@ class Components:
 
     def save(self, directory: str | os.PathLike) -> None:
         """Copy the parts into the directory of a saved model."""
-        if self.source is not None:
-            self.source.copy(PARTS, directory, "voices, audio detokenizer and image head")
+        if self.source is None:
+            return
+        self.source.copy(PARTS, directory, "voices, audio detokenizer and image head")
+        codec, released = Path(directory) / CODEC_FOLDERS[0], CODEC_FOLDERS[1]
+        if not codec.exists() and (Path(directory) / TOKENIZER_FOLDER).is_dir():
+            # The library uploads no folder inside a folder, so the codec does not stay in its released place.
+            shutil.copytree(self.source.directory([f"{released}/*"]) / released, codec)
 
     def _read_audio_detokenizer(self) -> nn.Module:
         return self._read(AUDIO_DETOKENIZER, "speaks", dtype=self.model.dtype).eval()

@@ -237,3 +237,11 @@ def test_wrong_codes_do_not_end_a_stream(model):
         stream.push(torch.tensor([64]))
     rest = torch.cat([stream.push(codes[10:]), stream.finish()])
     assert torch.equal(rest, torch.cat(speak(model, codes, [30])))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True])
+def test_steps_that_cannot_be_made_are_refused(model, steps):
+    codes = torch.randint(16, (20,), generator=seeded(1))
+    for call in (lambda: model.decode([codes], VOICE, num_steps=steps), lambda: model.stream(VOICE, num_steps=steps)):
+        with pytest.raises(ValueError, match=f"num_steps must be at least 1, not {steps!r}"):
+            call()

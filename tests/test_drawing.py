@@ -109,6 +109,7 @@ def test_every_size_has_a_native_size_near_its_shape():
         ({"height": 63}, "height=63: images have whole sides of 64 to 2048 pixels"),
         ({"width": 64.5}, "width=64.5"),
         ({"num_inference_steps": 0}, "num_inference_steps must be a whole number of at least 1, got 0"),
+        ({"num_inference_steps": True}, "num_inference_steps must be a whole number of at least 1, got True"),
         ({"num_inference_steps": -3}, "got -3"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be"),
         ({"guidance_scale": -1.0}, r"guidance_scale must be at least 1 \(no guidance\), got -1.0"),
@@ -287,3 +288,26 @@ def test_sizes_that_do_not_fit_each_other_are_refused():
 def test_auto_class_draws(repository, processor):
     model = AutoModelForMultimodalLM.from_pretrained(repository, trust_remote_code=True, dtype=torch.float32)
     assert len(draw(model, processor, CHATS[:1], seed=3).images) == 1
+
+
+def test_the_image_head_takes_what_callers_have(model):
+    """A single generator, sizes and steps from numpy: as in `generate`."""
+    image_gen = model.image_gen.load()
+    generator = torch.Generator().manual_seed(3)
+    states = torch.randn(1, image_gen.queries()[-1].shape[0], model.config.llm_config.hidden_size, generator=generator)
+    condition = image_gen.condition(states)
+    sizes = {"height": 96, "width": 64, "num_inference_steps": 2}
+    expected = image_gen.draw(condition, generator=[torch.Generator().manual_seed(0)], **sizes).images[0]
+    of_numpy = {name: np.int64(value) for name, value in sizes.items()}
+    found = image_gen.draw(condition, generator=torch.Generator().manual_seed(0), **of_numpy).images[0]
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
+    with pytest.raises(ValueError, match="1 generators for 2 images; pass one per image"):
+        image_gen.draw(condition, num_images_per_prompt=2, generator=torch.Generator())
+
+
+def test_a_drawing_spends_one_draw_of_the_callers_generator(model, processor):
+    inputs = prepare(processor, CHATS[:1])
+    used, expected = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    model.generate(**inputs, generation_mode="image", num_inference_steps=1, generator=used)
+    torch.randint(2**62, (1,), generator=expected)
+    assert torch.equal(used.get_state(), expected.get_state())
