@@ -7,6 +7,9 @@ prompts of other voices.
 
 `--floor` measures the errors without the talker. The same speech recognition transcribes espeak-ng's recordings of
 the sentences, and what flow and vocoder make of the speech codes of these recordings.
+
+`--texts` reads texts of 1 to 12 sentences aloud in the preset voices, and the same sentences one by one: a text must
+hold all of them, in about the time and with about the errors that they have alone.
 """
 
 import sys
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from torchaudio.functional import resample
 from tqdm import tqdm
 
+from ming.cli.arguments import count
 from ming.voices import SILENCE_PEAK, VoiceEncoder
 from ming.voices import Voice as PromptVoice
 
@@ -30,6 +34,7 @@ from .world import TRANSCRIBE
 
 WER_BAR, DURATION_BAR, VOICE_BAR = 8.0, 25.0, 90.0
 SILENCE_SECONDS = 0.1  # around the audio to transcribe, as recordings have it
+MOST_SENTENCES = 12  # in a text
 NUM_OTHERS = 9  # other voices that an output is compared with
 
 
@@ -146,6 +151,37 @@ def floor(model, processor, samples: int, seed: int, batch_size: int) -> dict[st
     return shares
 
 
+@torch.no_grad()
+def read_texts(model, processor, texts: int, seed: int, batch_size: int) -> dict[str, float]:
+    """Word error rates in percent of sentences within texts and alone, and the ratio of their durations."""
+    voices = list(model.components.talker_processor().voices)
+    sentences: list[str] = []
+    within: list[torch.Tensor] = []
+    alone: list[torch.Tensor] = []
+    for index in tqdm(range(texts), desc="speaking"):
+        rng = np.random.default_rng((seed, index))
+        own = [sample_sentence(rng, "test") for _ in range(rng.integers(1, MOST_SENTENCES + 1))]
+        how = {"speaker": voices[index % len(voices)], "seed": seed + index}
+        output = model.speak(" ".join(f"{sentence}." for sentence in own), **how)
+        lengths = [round(piece.seconds * output.sampling_rate) for piece in output.pieces[0]]
+        whole = output.waveforms[0].split(lengths)
+        within += [torch.cat(list(whole))] if len(whole) != len(own) else list(whole)
+        sentences += [" ".join(own)] if len(whole) != len(own) else own
+        alone += [model.speak(f"{sentence}.", **how).waveforms[0] for sentence in own]
+        rate = output.sampling_rate
+    heard = listen(model, processor, [resample(wave, rate, SAMPLE_RATE) for wave in within], SAMPLE_RATE, batch_size)
+    again = listen(model, processor, [resample(wave, rate, SAMPLE_RATE) for wave in alone], SAMPLE_RATE, batch_size)
+    words = sum(len(sentence.split()) for sentence in sentences)
+    errors = [sum(map(word_errors, [" ".join(sentences)], [" ".join(said)])) for said in (heard, again)]
+    seconds = [sum(map(len, waves)) / rate for waves in (within, alone)]
+    return {
+        "sentences": len(alone),
+        "word errors within texts, %": round(100 * errors[0] / words, 2),
+        "word errors alone, %": round(100 * errors[1] / words, 2),
+        "seconds within texts over seconds alone": round(seconds[0] / seconds[1], 3),
+    }
+
+
 def results(readings: list[Reading]) -> list[Result]:
     """Lines of the table."""
     count = len(readings)
@@ -178,9 +214,14 @@ def main() -> None:
     parser.add_argument(
         "--floor", action="store_true", help="measure recordings and their codes instead of the talker"
     )
+    parser.add_argument("--texts", type=count, metavar="N", help="measure N texts of 1 to 12 sentences instead")
     args = parser.parse_args()
     model, processor = load(args)
     started = time.monotonic()
+    if args.texts:
+        for name, value in read_texts(model, processor, args.texts, args.seed, args.batch_size).items():
+            sys.stdout.write(f"{name}: {value}\n")
+        return
     if args.floor:
         for name, share in floor(model, processor, args.samples, args.seed, args.batch_size).items():
             sys.stdout.write(f"{name}: {share} % word error rate, {args.samples} sentences\n")
