@@ -111,7 +111,7 @@ class Block:
             IncompleteError: it depends on text to come.
         """
         left = (self.before + self.text[: match.start()])[-WINDOW:]
-        if re.search("[A-Za-z]{4,}", match[0]):
+        if match.lastgroup == "url" or re.search("[A-Za-z]{4,}", match[0]):
             left += " www"  # a token that holds a word, like an address, counts as an English word itself
         right = (self.text[match.end() :] + self.after)[:WINDOW]
         return choose_language(left, right, self.complete or len(right) == WINDOW)

@@ -2,18 +2,28 @@
 
 import re
 
-from .spoken_kinds import Kind, Token
-from .spoken_numbers import read_clock, read_digits, read_integer, read_ordinal, read_year
+from .spoken_kinds import OPENER, Kind, Token
+from .spoken_numbers import (
+    RATIO_NAME,
+    read_clock,
+    read_digits,
+    read_integer,
+    read_number,
+    read_ordinal,
+    read_ratio,
+    read_year,
+)
 
 MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
     "December",
 )  # fmt: skip
 MONTH = rf"(?:{'|'.join(f'{m[:3]}(?:{m[3:]})?' for m in MONTHS)}|Sept)\.?"
-DECADE_CONTEXT = (
-    "(?:" + "|".join(f"(?<={w})" for w in ("the[ ]", "'", "’", "his[ ]", "her[ ]", "early[ ]", "late[ ]")) + ")"
-)
-HALF_DAY = r"(?:[aApP][mM]\b|[aApP]\.[mM]\.?(?!\w))"
+_BEFORE_DECADE = (
+    "the[ ]", "'", "’", "his[ ]", "her[ ]", "early[ ]", "late[ ]", "mid[ ]", "early-", "late-", "mid-",
+)  # fmt: skip
+DECADE_CONTEXT = "(?:" + "|".join(f"(?<={words})" for words in _BEFORE_DECADE) + ")"
+HALF_DAY = rf"(?:[aApP][mM]\b|[aApP]\.[mM](?:\.(?!\s+{OPENER}\b))?(?!\w))"
 ZH_HALF_DAYS = {"a": "上午", "p": "下午", "": ""}
 EN_HALF_DAYS = {"a": " AM", "p": " PM", "": ""}
 
@@ -25,11 +35,14 @@ def _plain_integer(digits: str, lang: str) -> str:
 
 def _full_date(year: str, month: str, day: str, lang: str) -> str:
     if lang == "zh":
-        return f"{read_year(year, lang)}年{_plain_integer(month, lang)}月{_plain_integer(day, lang)}日"
+        digits = read_digits(year, lang, one="一")
+        return f"{digits}年{_plain_integer(month, lang)}月{_plain_integer(day, lang)}日"
     return f"{MONTHS[int(month) - 1]} {read_ordinal(day)}, {read_year(year, lang)}"
 
 
 def _chinese_date(token: Token) -> str:
+    if token["of"]:
+        return read_year(token["of"], "zh")
     year, month, day = token["zy"], token["zm"] or token["m"], token["zd"] or token["d"]
     words = f"{read_year(year, 'zh')}年" if year else ""
     words += f"{_plain_integer(month, 'zh')}月" if month else ""
@@ -42,12 +55,30 @@ def _iso_date(token: Token) -> str:
 
 
 def _slash_date(token: Token) -> str:
-    month, day, year = token[0].split("/")
-    if int(month) > 12:  # the day comes first outside the United States
+    month, day, year = re.split("[-/.]", token[0])
+    if int(month) > 12 or "." in token[0]:  # the day comes first outside the United States
         month, day = day, month
     if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
         return read_digits(token[0], token.lang)
     return _full_date(year, month, day, token.lang)
+
+
+def _month_of_year(token: Token) -> str:
+    """A month with its year, "03/2024", but "2023-24" is a range of years."""
+    first, second = re.split("[-/]", token[0])
+    year, month = (first, second) if len(first) == 4 else (second, first)
+    if len(first) == 4 and int(month) == (int(year) + 1) % 100:
+        return token.choose("到", " to ").join((read_number(year, token.lang), read_integer(month, token.lang)))
+    if token.lang == "zh":
+        return f"{read_year(year, 'zh')}年{_plain_integer(month, 'zh')}月"
+    return f"{MONTHS[int(month) - 1]} {read_year(year, 'en')}"
+
+
+def _month_and_day(token: Token) -> str:
+    month, day = token[0].split("/")
+    if token.lang == "zh":
+        return f"{_plain_integer(month, 'zh')}月{_plain_integer(day, 'zh')}日"
+    return f"{MONTHS[int(month) - 1]} {read_ordinal(day)}"
 
 
 def _english_date(token: Token) -> str:
@@ -64,7 +95,9 @@ def _day_of_month(token: Token) -> str:
 
 
 def _clock(token: Token) -> str:
-    parts = re.fullmatch(r"(\d+):?(\d+)?:?(\d+)? ?([aApP]\.?[mM]\.?)?", token[0])
+    if RATIO_NAME.search(token.left) and re.fullmatch(r"\d+:\d+", token[0]):
+        return read_ratio(token)
+    parts = re.fullmatch(r"(\d+)[:.]?(\d+)?:?(\d+)? ?([aApP]\.?[mM]\.?)?", token[0])
     assert parts is not None, f"{token[0]!r} matched the pattern of clock times"
     hours, minutes, seconds, half_day = parts.groups(default="")
     half = half_day[:1].lower()
@@ -99,11 +132,13 @@ DATES = (
     Kind(
         "zhdate",
         r"""(?<!\d)(?P<zy>\d{2}|[12]\d{3})年(?:(?P<zm>\d{1,2})月(?:(?P<zd>\d{1,2})(?=[日号]))?)?
+        |(?<![\d.,])(?P<of>[12]\d{3})(?=[款届])
         |(?<!\d)(?P<m>1[0-2]|[1-9])月(?P<d>\d{1,2})(?=[日号])""",
         _chinese_date,
         (
             ("2023年10月1日至7日", "二零二三年十月一日至七日"),
             ("98年出生，2月2日", "九十八年出生，二月二日"),
+            ("2024款", "二零二四款"),
         ),
     ),
     Kind(
@@ -118,12 +153,32 @@ DATES = (
     ),
     Kind(
         "usdate",
-        r"(?<![\d/])(?:3[01]|[12]\d|0?[1-9])/(?:3[01]|[12]\d|0?[1-9])/[12]\d{3}(?![\d/])",
+        r"""(?<![\d/.-])(?:3[01]|[12]\d|0?[1-9])(?P<us>[-/.])(?:3[01]|[12]\d|0?[1-9])(?P=us)(?:[12]\d{3}|(?<=/)\d\d)
+        (?!\d|[-/.]\d)""",
         _slash_date,
         (
             ("It was on 3/15/2024 then", "It was on March fifteenth, twenty twenty four then"),
             ("It was on 15/03/2024 then", "It was on March fifteenth, twenty twenty four then"),
+            ("15.3.2024 is not it there", "March fifteenth, twenty twenty four is not it there"),
+            ("It was on 3/15/24 then", "It was on March fifteenth, twenty four then"),
         ),
+    ),
+    Kind(
+        "month",
+        r"""(?<![\d/.-])(?:(?:1[0-2]|0?[1-9])/(?:19|20)\d\d|(?:19|20)\d\d(?:-(?:1[0-2]|0[1-9])|/(?:1[0-2]|0?[1-9])))
+        (?![\w/%]|[-.]\d|-\w)""",
+        _month_of_year,
+        (
+            ("it was 03/2024 then", "it was March twenty twenty four then"),
+            ("2024-03，2011-12", "二零二四年三月，两千零一十一到十二"),
+        ),
+    ),
+    Kind(
+        "monthday",
+        r"""(?:(?<=\bon[ ])|(?<=\bby[ ])|(?<=\buntil[ ])|(?<=\bsince[ ]))
+        (?:1[0-2]|0?[1-9])/(?:3[01]|[12]\d|0?[1-9])(?![\w/%]|\.\d|[ ]of\b)""",
+        _month_and_day,
+        (("due on 3/15 it was", "due on March fifteenth it was"),),
     ),
     Kind(
         "endate",
@@ -141,7 +196,8 @@ DATES = (
 TIMES = (
     Kind(
         "time",
-        rf"(?<![\d:.])(?:[01]?\d|2[0-4]):[0-5]\d(?::[0-5]\d)?(?![\d:])(?:[ ]?{HALF_DAY})?",
+        rf"""(?<![\d:.])(?:[01]?\d|2[0-4]):[0-5]\d(?::[0-5]\d)?(?![\d:])(?:[ ]?{HALF_DAY})?
+        |(?<![\d:.])(?:1[0-2]|[1-9])\.[0-5]\d[ ]?{HALF_DAY}""",
         _clock,
         (
             ("现在是14:05，上午9:00:01出发", "现在是十四点零五分，上午九点零一秒出发"),

@@ -12,6 +12,11 @@ from typing import Any
 HAN = "\u3005-\u3007\u3041-\u3096\u30a1-\u30fa\u30fc\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 LATIN = rf"(?:(?![{HAN}²³])[^\W\d_]|[\u0300-\u036f])"
 
+OPENER = (  # words that, with a capital letter, begin a sentence even behind an abbreviation: "the U.S. It is"
+    "(?:The|This|That|These|Those|There|Then|It|He|She|We|You|They|His|Her|Its|Our|Your|Their|My|But|And|So|If|When|"
+    "While|What|Why|How|Where|Is|Are|Was|Were|Do|Does|Did|Can)"
+)
+
 
 @dataclass(frozen=True)
 class Token:

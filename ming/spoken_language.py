@@ -3,9 +3,11 @@
 import re
 
 from .spoken_kinds import HAN
-from .spoken_measures import UNIT
+from .spoken_measures import PER, UNIT
 
-_OF_NUMBER = re.compile(rf"\d\s?(?:{UNIT})(?![A-Za-z])|\d[A-Za-z]+")  # letters that are not a word
+_OF_NUMBER = re.compile(
+    rf"\d\s?(?:{UNIT})(?:/(?:{PER}))?(?![A-Za-z])|\d[A-Za-z]+|(?<![A-Za-z])[xX](?=\s?\d)"
+)  # letters that are not a word
 _STOP = re.compile(rf"[，。！？；、：…\n{HAN}]|[.!?;,:](?=\s)")
 _HAN = re.compile(f"[{HAN}]")
 _LETTER = re.compile(f"[A-Za-z{HAN}]")

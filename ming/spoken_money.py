@@ -1,68 +1,172 @@
-"""Sums of money in Chinese or English words."""
+"""Sums of money and other large amounts in Chinese or English words."""
+
+import re
+from decimal import Decimal
 
 from .spoken_kinds import Kind, Token
 from .spoken_numbers import NUMBER, read_integer, read_number
 
-CURRENCIES = {  # symbol -> Chinese, English for one, English for many
+CURRENCIES = {  # how it is written -> Chinese, English for one, English for many
     "$": ("美元", "dollar", "dollars"),
     "€": ("欧元", "euro", "euros"),
     "£": ("英镑", "pound", "pounds"),
     "¥": ("元", "yuan", "yuan"),
+    "₹": ("卢比", "rupee", "rupees"),
+    "₩": ("韩元", "won", "won"),
+    "₽": ("卢布", "ruble", "rubles"),
+    "₺": ("里拉", "lira", "lira"),
+    "฿": ("泰铢", "baht", "baht"),
+    "₫": ("越南盾", "dong", "dong"),
+    "₴": ("格里夫纳", "hryvnia", "hryvnias"),
+    "₦": ("奈拉", "naira", "naira"),
+    "₪": ("谢克尔", "shekel", "shekels"),
+    "₱": ("比索", "peso", "pesos"),
+    "₿": ("比特币", "bitcoin", "bitcoins"),
+    "¢": ("美分", "cent", "cents"),
+    "US$": ("美元", "US dollar", "US dollars"),
+    "HK$": ("港元", "Hong Kong dollar", "Hong Kong dollars"),
+    "A$": ("澳元", "Australian dollar", "Australian dollars"),
+    "C$": ("加元", "Canadian dollar", "Canadian dollars"),
+    "NZ$": ("新西兰元", "New Zealand dollar", "New Zealand dollars"),
+    "S$": ("新加坡元", "Singapore dollar", "Singapore dollars"),
+    "NT$": ("新台币", "Taiwan dollar", "Taiwan dollars"),
+    "R$": ("雷亚尔", "real", "reais"),
+    "RMB": ("元人民币", "yuan", "yuan"),
+    "JPY": ("日元", "yen", "yen"),
+    "CHF": ("瑞士法郎", "Swiss franc", "Swiss francs"),
+    "SEK": ("瑞典克朗", "Swedish krona", "Swedish kronor"),
+    "NOK": ("挪威克朗", "Norwegian krone", "Norwegian kroner"),
+    "DKK": ("丹麦克朗", "Danish krone", "Danish kroner"),
+    "MXN": ("墨西哥比索", "Mexican peso", "Mexican pesos"),
+    "ZAR": ("南非兰特", "rand", "rand"),
+    "PLN": ("兹罗提", "zloty", "zlotys"),
 }
-CENTS = {"$": ("cent", "cents"), "€": ("cent", "cents"), "£": ("penny", "pence")}
-EN_AMOUNTS = {
-    "k": "thousand",
-    "K": "thousand",
-    "M": "million",
-    "B": "billion",
-    "万": "ten thousand",
-    "亿": "hundred million",
-}
-ZH_AMOUNTS = {
-    "k": "千", "K": "千", "M": "百万", "B": "十亿", "thousand": "千", "million": "百万", "billion": "十亿",
-    "trillion": "万亿",
+SAME = {  # another way to write a currency -> its row in `CURRENCIES`
+    "USD": "US$", "EUR": "€", "GBP": "£", "CNY": "RMB", "CN¥": "RMB", "JP¥": "JPY", "KRW": "₩", "INR": "₹", "RUB": "₽",
+    "AUD": "A$", "AU$": "A$", "CAD": "C$", "CA$": "C$", "NZD": "NZ$", "SGD": "S$", "HKD": "HK$", "TWD": "NT$",
+    "THB": "฿", "BRL": "R$", "BTC": "₿",
 }  # fmt: skip
+CENTS = {"$": ("cent", "cents"), "€": ("cent", "cents"), "£": ("penny", "pence")}
+POWERS = {  # how a large amount is written, in small letters -> its power of ten
+    **dict.fromkeys(("k", "thousand"), 3),
+    "w": 4,
+    "lakh": 5,
+    "crore": 7,
+    **dict.fromkeys(("m", "mm", "mn", "mln", "mio", "million"), 6),
+    **dict.fromkeys(("b", "bn", "bln", "billion"), 9),
+    **dict.fromkeys(("t", "tn", "trn", "trillion"), 12),
+}
+ZH_POWERS = {3: "千", 4: "万", 5: "十万", 6: "百万", 7: "千万", 9: "十亿", 12: "万亿"}
+EN_POWERS = {3: "thousand", 4: "ten thousand", 5: "lakh", 7: "crore", 6: "million", 9: "billion", 12: "trillion"}
+ZH_AMOUNTS = {"万": "ten thousand", "亿": "hundred million", "万亿": "trillion"}
+SYMBOLS = "".join(name for name in CURRENCIES if len(name) == 1 and name != "¢")
+_CODES = "|".join(re.escape(name) for name in (*CURRENCIES, *SAME) if len(name) > 1)
+CURRENCY = rf"(?:(?<![A-Za-z])(?:{_CODES})|[{SYMBOLS}])"
+_LONG = r"(?i:thousand|million|billion|trillion|lakh|crore)"
+_SHORT = "mln|mio|mn|bln|bn|trn|tn|Mn|Bn|BN|TN"  # those that mean nothing else
+_AMOUNT = rf"(?:[ -]?{_LONG}|[ ]?(?:{_SHORT}|MM|[kKmMbBT])|[ ]?(?:万亿|[万亿]))(?![A-Za-z])"
+_COUNTED = (  # what is counted in millions, "2m people", where a letter could mean meters
+    "people|users|customers|views|followers|subscribers|downloads|copies|homes|households|jobs|visitors|visits|workers|"
+    "children|voters|barrels|tonnes|tons|parameters|tokens|pounds|dollars|euros|yuan|yen|rupees"
+)
+_ZH_COUNTED = "用户|人|粉丝|美元|英镑|欧元|元|日元|下载|播放|参数"
+_ADJECTIVE = re.compile(
+    r"[ -](?!(?:and|or|for|per|each|from|to|than|but|more|less|a|is|in|on|at|if|as|by|was)\b)[a-z]"
+)
+
+
+def _power(amount: str | None) -> int | None:
+    return POWERS.get(amount.strip(" -").lower()) if amount else None
+
+
+def read_amount(number: str, amount: str | None, lang: str) -> str:
+    """A number with its "m", "bn", "million" or 万.
+
+    Args:
+        number: digits.
+        amount: what follows them, None for nothing.
+        lang: `"zh"` or `"en"`. Chinese counts in 万 and 亿, so that "1.5bn" is 十五亿.
+    """
+    power = _power(amount)
+    if lang == "en":
+        words = read_number(number, "en") if "." in number else read_integer(number, "en")
+        if not amount:
+            return words
+        return f"{words} {EN_POWERS[power] if power else ZH_AMOUNTS[amount.strip()]}"
+    if power is None:
+        return read_number(number, "zh", "元") + (amount or "").strip()
+    value = Decimal(re.sub("[, ]", "", number)) * 10**power
+    if power == 12 or value != int(value):
+        return read_number(number, "zh", "元") + ZH_POWERS[power]
+    return read_integer(f"{int(value):,}", "zh")
 
 
 def _money(token: Token) -> str:
-    currency, amount, total = token["cur"], token["amount"] or "", token["sum"]
+    if token["cur"]:
+        cur, total, amount = token["cur"], token["sum"], token["amount"]
+    else:
+        cur, total, amount = token["cur_behind"], token["sum_before"], token["amount_before"]
+    words = _sum_words(token, cur, total, amount)
+    return token.choose("负", "minus ") + words if token["minus"] else words
+
+
+def _sum_words(token: Token, cur: str, total: str, amount: str | None) -> str:
+    currency = SAME.get(cur, cur)
+    zh, one, many = CURRENCIES[currency]
+    more, more_amount = token["more"], token["more_amount"]
+    if more:
+        first = read_amount(total, amount or (more_amount if token.lang == "zh" else None), token.lang)
+        second = read_amount(more, more_amount, token.lang)
+        return token.choose(f"{first}到{second}{zh}", f"{first} to {second} {many}")
     if token.lang == "zh":
-        return read_number(total, "zh", "元") + ZH_AMOUNTS.get(amount, amount) + CURRENCIES[currency][0]
+        return read_amount(total, amount, "zh") + zh
     _, _, cents = total.partition(".")
     if len(cents) == 2 and not amount and currency in CENTS:
         return _dollars_and_cents(total, currency)
-    words = read_number(total, "en") if "." in total else read_integer(total, "en")
-    if amount:
-        words += f" {EN_AMOUNTS.get(amount, amount)}"
-    return f"{words} {_name(currency, total == '1' and not amount)}"
+    is_one = (total == "1" and not amount) or is_adjective(token)
+    return f"{read_amount(total, amount, 'en')} {one if is_one else many}"
+
+
+def is_adjective(token: Token) -> bool:
+    """Whether a sum or measure stands before a noun: "a $5 fee" is "a five dollar fee"."""
+    return bool(re.search(r"\b[Aa]n?[ ]\Z", token.left) and _ADJECTIVE.match(token.right))
 
 
 def _dollars_and_cents(total: str, currency: str) -> str:
     whole, _, cents = total.partition(".")
-    major = f"{read_integer(whole, 'en')} {_name(currency, whole == '1')}" if whole.strip("0") else ""
-    one, many = CENTS[currency]
-    minor = f"{read_integer(str(int(cents)), 'en')} {one if int(cents) == 1 else many}"
+    _, one, many = CURRENCIES[currency]
+    major = f"{read_integer(whole, 'en')} {one if whole == '1' else many}" if whole.strip("0") else ""
+    penny, pence = CENTS[currency]
+    minor = f"{read_integer(str(int(cents)), 'en')} {penny if int(cents) == 1 else pence}"
     if not major:
         return minor
     return f"{major} and {minor}" if int(cents) else major
 
 
-def _name(currency: str, is_one: bool) -> str:
-    _, one, many = CURRENCIES[currency]
-    return one if is_one else many
-
-
 MONEY = (
     Kind(
         "money",
-        rf"""(?P<cur>[$€£¥])[ ]?(?P<sum>{NUMBER})
-        (?:[ ]?(?P<amount>thousand|million|billion|trillion|万|亿|[kKMB]))?(?![A-Za-z])""",
+        rf"""(?P<cur>{CURRENCY})[ ]?(?P<minus>[-−](?=\.?\d))?(?P<sum>{NUMBER})(?P<amount>{_AMOUNT})?
+        (?:[-–—~](?P<more>{NUMBER})(?P<more_amount>{_AMOUNT})?(?![A-Za-z]|[ ]?[%‰°]|[-:/]\d))?
+        |(?P<sum_before>{NUMBER})(?P<amount_before>{_AMOUNT})?[ ]?(?P<cur_behind>(?:{_CODES})(?![A-Za-z])|[{SYMBOLS}¢])
+        (?!\w|[ ]?\.?\d)""",
         _money,
         (
             ("价格：￥1,299.50", "价格，一千二百九十九点五零元"),
-            ("花了$1.5亿", "花了一点五亿美元"),
+            ("花了$1.5亿，或€1.5bn", "花了一点五亿美元，或十五亿欧元"),
             ("It is $1,000, $0.99 or £1.", "It is one thousand dollars, ninety nine cents or one pound."),
             ("He paid £2.01 or about $5M then", "He paid two pounds and one penny or about five million dollars then"),
+            ("He paid 20€ or GBP 1m-2m then", "He paid twenty euros or one million to two million pounds then"),
+        ),
+    ),
+    Kind(
+        "magnitude",
+        rf"""(?P<an>{NUMBER})(?:[ ]?(?P<aw>{_SHORT})(?![A-Za-z])
+        |(?P<al>[kKmMbB](?=[ ](?:{_COUNTED})\b)|[kKmMbBwW](?=(?:{_ZH_COUNTED}))))""",
+        lambda token: read_amount(token["an"], token["aw"] or token["al"], token.lang),
+        (
+            ("about 1.5bn people or 2m users", "about one point five billion people or two million users"),
+            ("有5M用户，10w粉丝", "有五百万用户，十万粉丝"),
         ),
     ),
 )

@@ -22,8 +22,33 @@ COUNT_WORDS = (  # first characters of what a Chinese 2 counts
 )
 OVER = ("比", "over")  # of 120/80
 
-NUMBER = r"(?:(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d|,\d)|\d+)(?:\.\d+)?(?!\.?\d)|(?<![\w.])\.\d+"
-_NUMBER_NAME = re.compile(r"(?:电话|热线|号码|拨打?|[编学卡账]号|\b[Cc]all|\b[Dd]ial)[是为：:\s]*\Z")
+NUMBER = (  # with commas or, where it ends in zeros, with spaces between groups of three digits
+    r"(?:(?<![\d.])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?:[ ]\d{3}){0,4}[ ]000(?!\d|[ ,]\d))|\d+)"
+    r"(?:\.\d+)?(?!\.?\d)|(?<![\w.])\.\d+"
+)
+NUMBER_NAME = re.compile(  # what stands before a telephone number and the like
+    r"""(?:(?:电话|热线|客服|传真|手机|单号|号码|拨打?|[编学卡账书]号|邮编|邮政编码|验证码|密码|\d转)[是为：:\s]*
+    |\b(?:[Cc]all|[Dd]ial)[ ](?:(?:me|us|him|her|them)[ ])?(?:(?:at|on)[ ])?
+    |\b(?:[Cc]all|[Dd]ial)[:\s]*
+    |(?i:\b(?:tel|phone|fax)\b\.?:[ ]?|\bext(?:\.|ension)?[ ]
+    |\b(?:(?:zip|area|postal|access|verification|security)[ ]code|zip|postcode|pin|passcode|phone[ ]number|isbn|issn)
+    \b[:\s]*(?:(?:is|was)[ ])?))\Z""",
+    re.X,
+)
+SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+_PLAIN_SCRIPT = str.maketrans(SUPERSCRIPTS + "⁻⁺−", "0123456789-+-")
+IDIOMS = {  # numbers with a slash that are no fractions
+    "24/7/365": ("二十四七三六五", "twenty four seven three sixty five"),
+    "24/7": ("二十四七", "twenty four seven"),
+    "24x7": ("二十四七", "twenty four seven"),
+    "9/11": ("九一一", "nine eleven"),
+    "50/50": ("五十五十", "fifty fifty"),
+    "20/20": ("二十二十", "twenty twenty"),
+}
+_RATED = re.compile(r"\b(?:rat(?:ed?|es|ing)|scor(?:ed?|es|ing)|gives?|gave|grade[sd]?|reviews?)\b[^.!?\d]{0,20}\Z")
+RATIO_NAME = re.compile(
+    r"(?:(?i:\bratio|\bscale|\bodds|\bscore)(?:[ ](?:is|was|of))?:?\s*|比[例率分]?[是为：:约]?\s*)\Z"
+)
 
 
 @lru_cache(maxsize=2)
@@ -62,8 +87,8 @@ def read_digits(digits: str, lang: str, one: str = "幺") -> str:
 
 def read_integer(digits: str, lang: str) -> str:
     """A whole number in words: "1,234" and "12". "007" and identifiers are read digit by digit."""
-    plain = digits.replace(",", "")
-    limit = MAX_COMMA_DIGITS if "," in digits else MAX_INTEGER_DIGITS
+    plain = re.sub("[, ]", "", digits)
+    limit = MAX_COMMA_DIGITS if plain != digits else MAX_INTEGER_DIGITS
     if len(plain) > limit or (len(plain) > 1 and plain[0] == "0"):
         return read_digits(plain, lang)
     if len(plain) == 1:
@@ -112,16 +137,41 @@ def read_clock(hours: str, minutes: str) -> str:
 
 
 def _version(token: Token) -> str:
-    parts = token[0].split(".")
+    version, _, prefix = token[0].partition("/")  # the network 10.0.0.0/24
+    parts = version.split(".")
     read = [read_digits(part, token.lang) if len(part) > 2 else read_integer(part, token.lang) for part in parts]
-    return token.choose("点", " point ").join(read)
+    words = token.choose("点", " point ").join(read)
+    return words + token.choose("斜杠", " slash ") + read_integer(prefix, token.lang) if prefix else words
 
 
 def _percent(token: Token) -> str:
-    number = read_number(token["pn"], token.lang)
+    number, first = (read_number(token[name], token.lang) if token[name] else "" for name in ("pn", "from"))
     if token.lang == "zh":
-        return ("百分之" if token["sign"] == "%" else "千分之") + number
+        part = "百分之" if token["sign"] == "%" else "千分之"
+        return f"{part}{first}到{part}{number}" if first else part + number
+    number = f"{first} to {number}" if first else number
     return number + (" percent" if token["sign"] == "%" else " per thousand")
+
+
+def _idiom(token: Token) -> str:
+    is_day = token.right.startswith(("事件", "恐", "袭")) or (
+        token.lang == "en" and not token.right.startswith(" of ")
+    )
+    if token[0] == "9/11" and not is_day:
+        return _proper_fraction("9", "11", token.lang)
+    return token.choose(*IDIOMS[token[0]])
+
+
+def _out_of(token: Token) -> str:
+    """Points: "4.5/5" is "four point five out of five"."""
+    upper, lower = token[0].split("/")
+    if token.lang == "en" and ("." in upper or _RATED.search(token.left)):
+        return f"{read_number(upper, 'en')} out of {read_integer(lower, 'en')}"
+    if "." in upper:
+        return (
+            f"{read_number(upper, token.lang)}{token.choose(OVER[0], f' {OVER[1]} ')}{read_integer(lower, token.lang)}"
+        )
+    return _proper_fraction(upper, lower, token.lang)
 
 
 def _fraction(token: Token) -> str:
@@ -143,21 +193,47 @@ def _proper_fraction(numerator: str, denominator: str, lang: str) -> str:
     return words or f"{upper} over {lower}"
 
 
-def _ratio(token: Token) -> str:
+def read_ratio(token: Token) -> str:
     return token.choose("比", " to ").join(read_integer(number, token.lang) for number in token[0].split(":"))
 
 
 def _power(token: Token) -> str:
-    base, exponent = token["base"], token["exponent"]
+    base, exponent = token["base"], (token["exponent"] or token["super"]).translate(_PLAIN_SCRIPT)
     base = base if base.isalpha() else read_number(base, token.lang)
-    words = read_number(exponent.lstrip("-"), token.lang)
+    if base.isascii() and base.isalpha() and exponent in ("2", "3") and token["super"]:
+        return base + token.choose(*{"2": ("平方", " squared"), "3": ("立方", " cubed")}[exponent])
+    return _to_the_power(base, exponent, token.lang)
+
+
+def _to_the_power(base: str, exponent: str, lang: str) -> str:
+    digits = exponent.lstrip("-+")
+    if digits.isdecimal():
+        digits = str(int(digits))  # 1e-05
+    words = digits if digits.isalpha() else (read_number if "." in digits else read_integer)(digits, lang)
     if exponent[0] == "-":
-        words = token.choose("负", "minus ") + words
-    return token.choose(f"{base}的{words}次方", f"{base} to the power of {words}")
+        words = choose(lang, "负", "minus ") + words
+    return choose(lang, f"{base}的{words}次方", f"{base} to the power of {words}")
+
+
+def _scientific(token: Token) -> str:
+    number = read_number(token["mantissa"], token.lang)
+    power = _to_the_power(token.choose("十", "ten"), token["e"].translate(_PLAIN_SCRIPT), token.lang)
+    return number + token.choose("乘以", " times ") + power
+
+
+def _is_generation(token: Token, number: str) -> bool:
+    """Whether a number is a decade of birth: 90后, but not 满70后."""
+    born = token.lang == "zh" and token.right.startswith("后") and re.fullmatch("[0789]0", number)
+    return bool(born) and token.left[-1:] not in ("满", "过", "到", ".")
 
 
 def _plain(token: Token) -> str:
-    number = token[0]
+    number = token[0].translate(_PLAIN_SCRIPT)
+    if _is_generation(token, number):
+        return read_digits(number, "zh")
+    of_size = re.match(r"\s?[xX×]\s?\d", token.right) or re.search(r"\d\s?[xX×]\s?\Z", token.left)  # 1920x1080
+    if number.isdecimal() and of_size:
+        return read_integer(number, token.lang)
     if number.isdecimal() and len(number) > 2 and _is_identifier(token):
         return read_digits(number, token.lang)
     return read_number(number, token.lang, token.right, token.left)
@@ -167,13 +243,14 @@ def _is_identifier(token: Token) -> bool:
     """Whether a number names something: a flight or model (CA1234), a room, a telephone or card number."""
     before = token.left[-1:]
     model = before.isascii() and before.isalpha() and len(token[0]) >= 4
-    return bool(model or token.right.startswith("室") or _NUMBER_NAME.search(token.left))
+    plate = re.search("[A-Z]·\\Z", token.left)  # 京A·12345
+    return bool(model or plate or token.right.startswith("室") or NUMBER_NAME.search(token.left))
 
 
 VERSIONS = (
     Kind(
         "dotted",
-        r"(?<![\d.])\d+(?:\.\d+){2,}(?!\d)",
+        r"(?<![\d.])\d+(?:\.\d+){2,}(?!\d)(?:(?<=\d)/\d{1,2}(?![\w/]))?",
         _version,
         (
             ("Version 2.0.1 of it", "Version two point zero point one of it"),
@@ -191,13 +268,20 @@ RELATIONS = (
     ),
     Kind(
         "percent",
-        rf"(?P<pn>{NUMBER})[ ]?(?P<sign>[%‰])",
+        rf"(?:(?P<from>{NUMBER})[-–~])?(?P<pn>{NUMBER})[ ]?(?P<sign>[%‰])",
         _percent,
         (
             ("便宜20%", "便宜百分之二十"),
             ("含盐3.5‰", "含盐千分之三点五"),
             ("I got 90 % of it", "I got ninety percent of it"),
+            ("有5-10%的人", "有百分之五到百分之十的人"),
         ),
+    ),
+    Kind(
+        "out_of",
+        r"(?<![\w./])(?:\d{1,3}(?:\.\d)?/(?:5|10|100))(?![\w/%])",
+        _out_of,
+        (("it was rated 4.5/5 or 8/10 here", "it was rated four point five out of five or eight tenths here"),),
     ),
     Kind(
         "fraction",
@@ -212,28 +296,47 @@ RELATIONS = (
     Kind(
         "ratio",
         r"(?<![\w.:])\d{1,6}:\d{1,6}(?![\w:])",
-        _ratio,
+        read_ratio,
         (("比分3：2", "比分三比二"), ("we won 3:2 there", "we won three to two there")),
     ),
     Kind(
         "power",
-        rf"(?P<base>{NUMBER}|(?<![A-Za-z])[A-Za-z])\^(?P<exponent>-?\d{{1,9}})(?![\d.])",
+        rf"""(?P<base>{NUMBER}|(?<![A-Za-z])[A-Za-z])(?:(?:\^|(?<=\d)(?<!\*\d)\*\*(?=-?\d))
+        (?P<exponent>[-−]?\d{{1,9}}(?:\.\d+)?|[a-z](?![A-Za-z]))(?!\d|\.\d)|(?P<super>[⁻⁺]?[{SUPERSCRIPTS}]+))""",
         _power,
         (
             ("2^10等于1024", "二的十次方等于一千零二十四"),
             ("it is x^2 or 10^-3 here", "it is x to the power of two or ten to the power of minus three here"),
+            ("it is x² or 10⁻⁵ here", "it is x squared or ten to the power of minus five here"),
         ),
+    ),
+    Kind(
+        "scientific",
+        rf"(?P<mantissa>(?<![A-Za-z])(?:{NUMBER}))[eE](?P<e>[-+−]?\d{{1,3}})(?![\w]|\.\d)",
+        _scientific,
+        (
+            ("it is 1e-5 here", "it is one times ten to the power of minus five here"),
+            ("约6.02e23个", "约六点零二乘以十的二十三次方个"),
+        ),
+    ),
+)
+IDIOM = (
+    Kind(
+        "idiom",
+        r"(?<![\w./])(?:24/7/365|24/7|24x7|9/11|50/50|20/20)(?![\w/%]|\.\d)",
+        _idiom,
+        (("open 24/7 since 9/11 here", "open twenty four seven since nine eleven here"), ("剩9/11", "剩十一分之九")),
     ),
 )
 NUMBERS = (
     Kind(
         "number",
-        rf"{NUMBER}|\d+",
+        rf"{NUMBER}|\d+|[{SUPERSCRIPTS}]+",
         _plain,
         (
             ("我有2个苹果，住2楼", "我有两个苹果，住二楼"),
             ("拨打110，共110个", "拨打幺幺零，共一百一十个"),
-            ("房间305室", "房间三零五室"),
+            ("房间305室，90后", "房间三零五室，九零后"),
             ("Pi is 3.14, born in 1999", "Pi is three point one four, born in nineteen ninety nine"),
             ("a flight CA1234 left", "a flight CA one two three four left"),
         ),

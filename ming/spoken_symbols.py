@@ -6,9 +6,12 @@ import unicodedata
 from .spoken_addresses import URL_MARKS
 from .spoken_blocks import PAUSE_OF, PAUSES, Block, Mark, Writer, is_wide
 from .spoken_kinds import HAN, LATIN, choose
+from .spoken_measures import PER, UNIT, read_per, read_unit
+from .spoken_money import CURRENCIES
+from .spoken_money import SYMBOLS as SYMBOL_CLASS
 from .spoken_numbers import OVER
 
-SYMBOLS = {  # spoken between two operands; a letter x is always a word
+SYMBOLS = {  # spoken between two operands
     "+": ("加", "plus"), "-": ("减", "minus"), "=": ("等于", "equals"), "×": ("乘以", "times"), "*": ("乘以", "times"),
     "÷": ("除以", "divided by"), "/": OVER, "<": ("小于", "less than"), ">": ("大于", "greater than"),
     "≤": ("小于等于", "less than or equal to"), "≥": ("大于等于", "greater than or equal to"),
@@ -20,16 +23,55 @@ ALWAYS_SPOKEN = {
     "&": ("和", "and"), "@": ("at", "at"), "%": ("百分号", "percent"), "‰": ("千分号", "per thousand"),
     "²": ("平方", "squared"), "³": ("立方", "cubed"), "℃": ("摄氏度", "degrees Celsius"),
     "℉": ("华氏度", "degrees Fahrenheit"), "°": ("度", "degrees"), "㎡": ("平方米", "square meters"),
+    "√": ("根号", "square root of"), "∞": ("无穷大", "infinity"),
+    "№": ("第", "number"), "§": ("第", "section"), "¢": ("美分", "cents"),
 }  # fmt: skip
+_SIZED = re.compile(  # what is measured by two numbers, "a 3x4 grid"
+    r"\s?[\d.]+(?:\s?[a-z]{1,2}\b)?[ -](?:grid|matrix|matrices|inch(?:es)?|pixels?|table|array|board|photo|room|"
+    r"lumber|images?|tiles?|kernel|filter|window|screen|display|resolution|crop|convolution|drive|truck|vehicle|car|SUV|"
+    r"wheel|tensor|feet|meters)\b"
+)
 SILENT = "\"'“”‘’*`「」『』《》"  # quotation marks and Markdown, which do not even part words
 _NEGATIVE = re.compile(r"[$€£¥]?\.?\d")
 _SUM = re.compile(r"\s*[\d.]+(?:\s*[-+*/×÷]\s*[\d.]+)*\s*=")
-_NUMBER_BEFORE = re.compile(rf"\d(?:[%‰°℃℉²³A-Za-z/]{{1,5}}|[{HAN}]{{1,2}})?\s?\Z")
+_NUMBER_BEFORE = re.compile(rf"\d(?:[%‰°℃℉²³A-Za-z/]{{1,5}}|\s?[AaPp]\.?[Mm]\.?|[{HAN}]{{1,2}})?\s?\Z")
 _NUMBER_BEHIND = re.compile(r"\s?-?[$€£¥]?\.?\d")
 
 
 def _say(block: Block, match: re.Match[str], writer: Writer, zh: str, en: str) -> None:
     writer.word(choose(block.language(match), zh, en), apart=True)
+
+
+def _letter_x(block: Block, match: re.Match[str], writer: Writer) -> None:
+    """The letter x: "times" or "by" between two numbers, "3x4", else itself."""
+    left, right = block.around(match)
+    before = re.search(r"(?:(?<![A-Za-z])|(?<=\dx)|(?<=\dX))\d(?:[ ]?[a-z]{1,2})?(\s?)\Z", left)
+    after = re.match(r"(\s?)\d", right)
+    hexadecimal = re.search(r"(?<![\d.])0\Z", left)
+    if not before or not after or bool(before[1]) != bool(after[1]) or hexadecimal:
+        writer.word(match[0])
+    elif re.search(r"(?:\d{3}|[a-z])\s?\Z", left) or _SIZED.match(right):
+        _say(block, match, writer, "乘以", "by")
+    else:
+        _say(block, match, writer, *SYMBOLS["×"])
+
+
+def _rate(block: Block, match: re.Match[str], writer: Writer) -> None:
+    writer.word(read_unit(match[0], block.language(match)), apart=True)
+
+
+def _per(block: Block, match: re.Match[str], writer: Writer) -> None:
+    """The slash of "$5/month"."""
+    zh, en = read_per(match["per"])
+    left, _ = block.around(match)
+    if re.search(rf"\d[ ]?[A-Za-z{SYMBOL_CLASS}%万亿元块千]{{0,9}}\Z", left):
+        _say(block, match, writer, f"每{zh}", f"per {en}")
+    elif match["per"].isascii():
+        writer.space = True
+        writer.word(match["per"])
+    else:
+        writer.pause(",")
+        writer.word(match["per"])
 
 
 def _dots(block: Block, match: re.Match[str], writer: Writer) -> None:
@@ -84,9 +126,11 @@ def _dash(block: Block, match: re.Match[str], writer: Writer) -> None:
 
 
 def _dash_between_numbers(block: Block, match: re.Match[str], writer: Writer) -> None:
-    _, right = block.around(match)
+    left, right = block.around(match)
     if match[0][0] in "-−" and _SUM.match(right):
         _say(block, match, writer, *SYMBOLS["-"])
+    elif re.search(r"比分[是为：:\s]*\d+\Z", left):
+        writer.word("比", apart=True)
     else:
         _say(block, match, writer, "到", "to")
     if match[0] in ("--", "−−"):
@@ -109,6 +153,8 @@ def _other(block: Block, match: re.Match[str], writer: Writer) -> None:
     if mark in PAUSE_OF or (mark == ">" and re.search(r"[-=]\Z", left)):  # that is an arrow
         if mark in PAUSES or right.strip():
             writer.pause(PAUSE_OF.get(mark, ","))
+    elif mark in ALWAYS_SPOKEN:
+        _say(block, match, writer, *ALWAYS_SPOKEN[mark])
     elif category == "M":
         writer.text += mark
     elif category in "LN":
@@ -122,11 +168,10 @@ def _other(block: Block, match: re.Match[str], writer: Writer) -> None:
 def _symbol(block: Block, match: re.Match[str], writer: Writer) -> None:
     mark = match[0]
     left, right = block.around(match)
-    words = ALWAYS_SPOKEN.get(mark)
-    if words is None and _compares(mark, left, right):
-        words = SYMBOLS.get(mark)
-    if words:
-        _say(block, match, writer, *words)
+    if mark in SYMBOLS and _compares(mark, left, right):
+        _say(block, match, writer, *SYMBOLS[mark])
+    elif mark in CURRENCIES and re.search(r"\w\s\Z", left) and re.match(r"\s", right):
+        _say(block, match, writer, *CURRENCIES[mark][:2])  # "the € rose"
     elif mark == "/" and is_wide(left[-1:]):
         writer.pause(",")
     elif mark not in SILENT:
@@ -137,7 +182,7 @@ def _compares(mark: str, left: str, right: str) -> bool:
     """Whether `mark` stands between two operands, or before a number as in "<5" and "+86"."""
     operand_left, operand_right = re.search(r"[\w%℃)]\s*\Z", left), re.match(r"\s*[\w$€£¥(.-]", right)
     if mark == "+":
-        return bool(re.search(r"[A-Za-z0-9+]\Z", left) or re.match(r"\d", right) or (operand_left and operand_right))
+        return bool(re.search(r"[A-Za-z0-9+%]\Z", left) or re.match(r"\d", right) or (operand_left and operand_right))
     if mark == "/":
         return bool(re.search(r"\d\s*\Z", left) and operand_right)
     number = re.match(r"\s*-?\.?\d", right) or (operand_right and re.search(r"\d[%℃]?\s*\Z", left))
@@ -155,7 +200,37 @@ def _hash(block: Block, match: re.Match[str], writer: Writer) -> None:
         writer.space = True
 
 
+LETTERS = (
+    Mark(
+        "rate",
+        rf"(?<![\w/°-])(?:(?:{UNIT})/(?:{UNIT})|mmHg)(?![\w/²³-])",
+        _rate,
+        (("speed in km/h is given", "speed in kilometers per hour is given"), ("单位是km/h。", "单位是公里每小时。")),
+    ),
+    Mark(
+        "x",
+        r"(?<![A-Za-z])[xX](?![A-Za-z'’\u0300-\u036f])",
+        _letter_x,
+        (
+            ("面积是3x4", "面积是三乘以四"),
+            (
+                "it is 3 x 4 or a 3x4 grid, x > 3",
+                "it is three times four or a three by four grid, x greater than three",
+            ),
+        ),
+    ),
+)
 PUNCTUATION = (
+    Mark(
+        "slash",
+        rf"/(?P<per>(?:{PER})(?![A-Za-z0-9])|平方?米|小时|公[斤里]|分钟|[年月日天周时秒人次件个台吨米])",
+        _per,
+        (
+            ("it is $5/month there", "it is five dollars per month there"),
+            ("每台$5/月", "每台五美元每月"),
+            ("day/night here", "day night here"),
+        ),
+    ),
     Mark(
         "dots",
         r"\.+|…+",

@@ -10,22 +10,54 @@ and line ends become the pauses `，。！？` and `,.!?`; apostrophes and hyphe
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from .spoken_addresses import PHONES, URLS
 from .spoken_blocks import PAUSE_OF, WIDE_PAUSES, WINDOW, Block, Mark, Writer, is_wide
-from .spoken_dates import DATES, DECADES, TIMES
-from .spoken_kinds import HAN, LATIN
+from .spoken_dates import DATES, DECADES, MONTHS, TIMES
+from .spoken_kinds import HAN, LATIN, OPENER
 from .spoken_language import IncompleteError
-from .spoken_measures import MEASURES
+from .spoken_measures import DOTTED, MEASURES
 from .spoken_money import MONEY
-from .spoken_numbers import NUMBERS, RELATIONS, VERSIONS, read_integer
-from .spoken_symbols import PUNCTUATION
+from .spoken_numbers import IDIOM, NUMBERS, RELATIONS, SUPERSCRIPTS, VERSIONS, read_integer
+from .spoken_symbols import LETTERS, PUNCTUATION
 
-ABBREVIATIONS = {
-    "Dr.": "Doctor", "Mr.": "Mister", "Mrs.": "Missus", "Prof.": "Professor", "vs.": "versus", "etc.": "et cetera",
-    "e.g.": "for example", "i.e.": "that is", "No.": "number",
+
+def _any(words: Iterable[str]) -> str:
+    """A pattern of one of the words, the longest first."""
+    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+
+
+ABBREVIATIONS = {  # without their full stop
+    "vs": "versus", "etc": "et cetera", "e.g": "for example", "i.e": "that is", "a.k.a": "also known as", "al": "al",
+    "approx": "approximately", "cf": "compare", "viz": "namely", "esp": "especially", "incl": "including",
+    "Inc": "Incorporated", "Ltd": "Limited", "Corp": "Corporation", "Co": "Company", "Bros": "Brothers",
+    "Jr": "Junior",
+    "Sr": "Senior", "Dept": "Department", "Univ": "University", "Ave": "Avenue", "Blvd": "Boulevard", "Rd": "Road",
 }  # fmt: skip
-SHORT = "|".join(re.escape(short) for short in ABBREVIATIONS if short != "No.")
+TITLES = {  # before a name
+    "Dr": "Doctor", "Mr": "Mister", "Mrs": "Missus", "Ms": "Miz", "Prof": "Professor", "St": "Saint", "Mt": "Mount",
+    "Ft": "Fort", "Gen": "General", "Col": "Colonel", "Capt": "Captain", "Lt": "Lieutenant", "Sgt": "Sergeant",
+    "Maj": "Major", "Cmdr": "Commander", "Gov": "Governor", "Sen": "Senator",
+    "Rep": "Representative", "Rev": "Reverend",
+    "Hon": "Honorable",
+    "Pres": "President",
+}  # fmt: skip
+WITHOUT_STOP = "Dr|Mr|Mrs|Ms|Mt|St|Prof"  # titles that are written without their full stop, too
+STREETS = {"St": "Street", "Dr": "Drive"}  # what a title means behind a name
+NUMBERED = {  # before a number
+    "no": "number", "nos": "numbers", "fig": "figure", "figs": "figures", "vol": "volume", "vols": "volumes",
+    "ch": "chapter", "sec": "section", "eq": "equation", "eqs": "equations", "art": "article", "p": "page",
+    "pp": "pages", "tab": "table", "ext": "extension",
+}  # fmt: skip
+DEGREES = {"Ph": "P H D", "M": "M S C", "B": "B S C"}
+DAYS = {
+    "Mon": "Monday", "Tues": "Tuesday", "Tue": "Tuesday", "Wed": "Wednesday", "Thurs": "Thursday", "Thur": "Thursday",
+    "Thu": "Thursday", "Fri": "Friday", "Sat": "Saturday",
+    "Sun": "Sunday",
+}  # fmt: skip
+MONTH_NAMES = {month[:3]: month for month in MONTHS} | {"Sept": "September"}
+WITH = {"w/o": "without", "w/": "with", "b/c": "because", "c/o": "care of"}
 CLOSERS = "”’」』》〉）)】\\]\"'*_~`"
 _LINE_START = re.compile(
     r"(?:>[ \t]+)*(?:\#{1,6}[ \t]+|[-*+•·][ \t]+(?:\[[ xX]\][ \t]+)?|`{3,}[\w+#.-]*[ \t]*(?=\n))?"
@@ -36,6 +68,12 @@ _NARROW_END = re.compile(rf"[.!?;,][{CLOSERS}.!?;,]*\s+[{CLOSERS}\s]*\Z")
 _SENTENCE_NEXT = re.compile(rf"[{CLOSERS}。！？；，、：….!?;,\s]")
 _PLAIN_WORDS = re.compile(r"(?:(?<!\S)[^\W\d_]+(?:['’-][^\W\d_]+)*[,;!?]?[ ]+){2}\Z")
 ABBREVIATED = re.compile(r"(?<![A-Za-z])(?:[A-Za-z]|(?i:dr|mrs?|ms|prof|st|vs|etc|no|fig|approx)|\w+(?:\.\w)+)\.\Z")
+_SHORT_END = re.compile(  # as `ABBREVIATED`, with those that can also be words
+    rf"(?<![A-Za-z])(?:{_any([*ABBREVIATIONS, *TITLES, *DAYS, *MONTH_NAMES, 'Ph'])}|(?i:{_any(NUMBERED)})"
+    rf"|(?<=\d)[ ]?(?:{_any(DOTTED)}))\.\Z"
+)
+_TITLE_END = re.compile(rf"\b(?:{WITHOUT_STOP}) \Z")
+_ENDED = re.compile(rf"[{CLOSERS}]*(?:\s*\Z|\s*\n|\s+{OPENER}\b)")  # what follows the last word of a sentence
 _COMPOSED = {"<circle>": " {} ", "<fraction>": " {}"}  # kinds of Unicode compositions -> how their parts are written
 _REPLACED = {"￥": "¥", "〜": "~", "\r": " "}
 
@@ -48,9 +86,63 @@ def _line_break(block: Block, match: re.Match[str], writer: Writer) -> None:
     writer.pause(",")
 
 
-def _abbreviation(block: Block, match: re.Match[str], writer: Writer) -> None:
-    writer.word(ABBREVIATIONS[match[0]], apart=True)
+def _short(block: Block, match: re.Match[str], writer: Writer, words: str) -> None:
+    """Write an abbreviation in full, and the end of the sentence where its full stop is that, too."""
+    _, right = block.around(match)
+    writer.word(words, apart=True)
+    if match[0][-1] == "." and _ENDED.match(right):
+        writer.pause(".")
     writer.space = True
+
+
+def _abbreviation(block: Block, match: re.Match[str], writer: Writer) -> None:
+    _, right = block.around(match)
+    short = match[0].rstrip(".")
+    _short(block, match, writer, ABBREVIATIONS[short])
+    if short == "etc" and match[0][-1] == "." and re.match(rf"[{CLOSERS}]*\s+[A-Z]", right):
+        writer.pause(".")
+
+
+def _title(block: Block, match: re.Match[str], writer: Writer) -> None:
+    left, right = block.around(match)
+    short = match[0].rstrip(".")
+    behind_name = re.search(r"(?:\b(?!(?:In|At)\b)[A-Z][\w'’-]*|\d(?:st|nd|rd|th))[ ]\Z", left)
+    named = re.match(r"[ ]?[A-Z]", right) and not re.match(rf"\s+{OPENER}\b", right)
+    if short in STREETS and behind_name and not named:
+        _short(block, match, writer, STREETS[short])
+    elif named or short in ("Dr", "Mr", "Mrs", "Prof"):
+        writer.word(TITLES[short], apart=True)
+        writer.space = True
+    else:
+        writer.word(short, apart=True)
+        if match[0][-1] == ".":
+            writer.text += "."
+
+
+def _numbered(block: Block, match: re.Match[str], writer: Writer) -> None:
+    short = match[0].rstrip(".")
+    words = NUMBERED[short.lower()]
+    writer.word(words.capitalize() if short[0].isupper() and short not in ("No", "Nos") else words, apart=True)
+    writer.space = True
+
+
+def _degree(block: Block, match: re.Match[str], writer: Writer) -> None:
+    letters = DEGREES["Ph" if match[0][0] == "P" else match[0][0]]
+    _short(block, match, writer, letters + ("s" if match[0][-1] == "s" else ""))
+
+
+def _days(block: Block, match: re.Match[str], writer: Writer) -> None:
+    first, last = (part.rstrip(".") for part in re.split("[-–]", match[0]))
+    names = {**DAYS, **MONTH_NAMES}
+    _short(block, match, writer, f"{names[first]} to {names[last]}")
+
+
+def _month(block: Block, match: re.Match[str], writer: Writer) -> None:
+    _short(block, match, writer, MONTH_NAMES[match[0].rstrip(".")])
+
+
+def _with(block: Block, match: re.Match[str], writer: Writer) -> None:
+    writer.word(WITH[match[0]], apart=True)
 
 
 def _initials(block: Block, match: re.Match[str], writer: Writer) -> None:
@@ -87,9 +179,12 @@ MARKUP = (
     ),
     Mark("br", r"<br[ ]*/?>", _line_break, (("first<br>second", "first, second"),)),
 )
+
+
 # The order matters, because the first row that matches takes the text: a date before a sum, all before a plain number.
 SPOKEN_NUMBERS = (
     *URLS,
+    *IDIOM,
     *DATES,
     *TIMES,
     *PHONES,
@@ -103,12 +198,56 @@ SPOKEN_NUMBERS = (
 SHORT_FORMS = (
     Mark(
         "abbreviation",
-        rf"\b(?:{SHORT}|No\.(?=[ ]?\d))",
+        rf"\b(?:(?:{_any(ABBREVIATIONS)})\.|vs(?=[ ])|etc\b(?![.'’]))",
         _abbreviation,
         (
-            ("Dr. Smith met Mr. Lee, e.g. here", "Doctor Smith met Mister Lee, for example here"),
-            ("No. 5 is alive. No. It is not.", "number five is alive. No. It is not."),
+            ("cats vs. dogs, e.g. here", "cats versus dogs, for example here"),
+            ("apples, etc. Then we go", "apples, et cetera. Then we go"),
+            ("Acme Inc. is here", "Acme Incorporated is here"),
         ),
+    ),
+    Mark(
+        "title",
+        rf"\b(?:(?:{_any(TITLES)})\.|(?:{WITHOUT_STOP})(?=[ ][A-Z]))",
+        _title,
+        (
+            ("Dr. Smith met Mr. Lee on Mt. Etna", "Doctor Smith met Mister Lee on Mount Etna"),
+            ("in St. Ives on Main St. there", "in Saint Ives on Main Street there"),
+        ),
+    ),
+    Mark(
+        "numbered",
+        rf"\b(?i:{_any(NUMBERED)})\.(?=[ ]?\(?\d)",
+        _numbered,
+        (
+            ("No. 5 is alive. No. It is not.", "number five is alive. No. It is not."),
+            ("see Fig. 2 on p. 3 there", "see Figure two on page three there"),
+        ),
+    ),
+    Mark(
+        "degree",
+        r"\b(?:Ph\.[ ]?D\b\.?|PhDs?\b|[MB]\.Sc\b\.?|[MB]Sc\b)",
+        _degree,
+        (("her Ph.D. and M.Sc. are new", "her P H D and M S C are new"),),
+    ),
+    Mark(
+        "days",
+        rf"\b(?:(?:{_any(DAYS)})\.?[-–](?:{_any(DAYS)})|(?:{_any(MONTH_NAMES)})\.?[-–](?:{_any(MONTH_NAMES)}))\b\.?(?![A-Z])",
+        _days,
+        (("open Mon-Fri in Jan-Mar here", "open Monday to Friday in January to March here"),),
+    ),
+    Mark(
+        "month_name",
+        rf"\b(?:(?:{_any(MONTH_NAMES)})\.?(?=[ ][12]\d{{3}}\b)|(?:{_any(set(MONTH_NAMES) - {'May'})})\.|"
+        rf"(?:(?<=\d[ ])|(?<=(?:st|nd|rd|th)[ ]))(?:{_any(MONTH_NAMES)})\b)",
+        _month,
+        (("it was 5 Mar. or Jan 2020 then", "it was fifth of March or January twenty twenty then"),),
+    ),
+    Mark(
+        "with",
+        r"\b(?:w/o|b/c|c/o)\b|\bw/(?=[ ])",
+        _with,
+        (("tea w/o milk or w/ sugar", "tea without milk or with sugar"),),
     ),
     Mark(
         "initials",
@@ -128,7 +267,7 @@ WORDS = (
     ),
     Mark("space", r"\s+", _space, (("你好 世界", "你好，世界"), ("hello  world", "hello world"))),
 )
-MARKS = (*MARKUP, *SHORT_FORMS, *WORDS, *PUNCTUATION)
+MARKS = (*MARKUP, *SHORT_FORMS, *LETTERS, *WORDS, *PUNCTUATION)
 _READERS = {kind.name: kind.read for kind in SPOKEN_NUMBERS}
 _WRITERS = {mark.name: mark.write for mark in MARKS}
 
@@ -139,7 +278,7 @@ def _alternatives(*rows) -> str:
 
 TOKEN = re.compile(
     rf"""{_alternatives(*MARKUP)}
-    |(?a:{_alternatives(*SPOKEN_NUMBERS, *SHORT_FORMS)})
+    |(?a:{_alternatives(*SPOKEN_NUMBERS, *SHORT_FORMS, *LETTERS)})
     |{_alternatives(*WORDS, *PUNCTUATION)}""",
     re.X | re.S,
 )
@@ -193,7 +332,7 @@ def _clean_character(char: str) -> str:
         char = chr(ord(char) - 0xFEE0)
     elif category == "Cf" or char in "\ufe0f\u20e3":
         char = ""
-    elif (category in ("No", "Nl") and char not in "²³") or composed == "<font>":
+    elif (category in ("No", "Nl") and char not in SUPERSCRIPTS) or composed == "<font>":
         char = _COMPOSED.get(composed, "{}").format(unicodedata.normalize("NFKC", char).replace("⁄", "/"))
     return _REPLACED.get(char, char)
 
@@ -205,7 +344,8 @@ def _is_cut(text: str, position: int, final: bool) -> bool | None:
     before, following = text[max(0, position - WINDOW) : position], text[position]
     if is_wide(following) and is_wide(before[-1]):
         return _is_cut_in_han(text, position, final)
-    if before[-1] == " " and following.isalpha() and not is_wide(following) and _PLAIN_WORDS.search(before):
+    word_starts = before[-1] == " " and following.isalpha() and not is_wide(following)
+    if word_starts and _PLAIN_WORDS.search(before) and not _TITLE_END.search(before):
         return True
     new_line = "\n" in before[len(before.rstrip()) :]
     if following.isspace() or (_SENTENCE_NEXT.match(following) and not new_line):
@@ -232,7 +372,8 @@ def _ends_clause(before: str, following: str) -> bool:
     if _WIDE_END.search(before):
         return not (before[-1] == "：" and following.isdigit() and before[-2:-1].isdigit())
     narrow = _NARROW_END.search(before)
-    if not narrow or ABBREVIATED.search(before[: narrow.start() + 1]):
+    stem = before[: narrow.start() + 1] if narrow else ""
+    if not narrow or ABBREVIATED.search(stem) or _SHORT_END.search(stem):
         return False
     after_digit = before[: narrow.start()][-1:].isdigit() and narrow[0][0] == ","
     return not (following.isdigit() and (after_digit or narrow[0][0] == "."))

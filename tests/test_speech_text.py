@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ RELEASED = [
     line.split("\t") for line in (GOLDENS / "released_normalizer.tsv").read_text("utf-8").splitlines()[1:]
 ]  # input, what the released code makes of it, whether that is right
 RELEASED_INPUTS = [json.loads(row[0]) for row in RELEASED]
+READINGS = [line.split("\t") for line in (GOLDENS / "right_readings.tsv").read_text("utf-8").splitlines()[1:]]
 CUT_INPUTS = json.loads((GOLDENS / "released_cut_text_inputs.json").read_text("utf-8"))
 
 CHINESE = {
@@ -78,7 +80,7 @@ ENGLISH = {
     "10-20 people pay $5-$10 each": "ten to twenty people pay five dollars to ten dollars each",
     "x > 3 and y <= 5": "x greater than three and y less than or equal to five",
     "2 1/2 cups and 3/4 of it": "two and one half cups and three quarters of it",
-    "Dr. Smith met Mr. Lee, e.g. in St. Louis.": "Doctor Smith met Mister Lee, for example in St. Louis.",
+    "Dr. Smith met Mr. Lee, e.g. in St. Louis.": "Doctor Smith met Mister Lee, for example in Saint Louis.",
     "The U.S. has 50 states. It is big.": "The U.S. has fifty states. It is big.",
     "No. 5 is alive. No. It is not.": "number five is alive. No. It is not.",
     "COVID-19 and GPT-4 and H2O and 5G and MP3.": "COVID nineteen and GPT four and H two O and five G and MP three.",
@@ -151,7 +153,7 @@ def random_replies(seed, count):
     return ["".join(random_parts(rng, rng.randint(1, 40))[0]) for _ in range(count)]
 
 
-REPLIES = [*random_replies(0, 40), *RELEASED_INPUTS, *CUT_INPUTS, *CASES]
+REPLIES = [*random_replies(0, 40), *RELEASED_INPUTS, *CUT_INPUTS, *CASES, *(row[1] for row in READINGS)]
 
 
 def stream(text, rng, longest, **options):
@@ -172,6 +174,18 @@ def test_reading(text, spoken):
 def test_examples_of_the_tables(kind, text, spoken):
     assert normalize_speech_text(text) == spoken
     assert kind in {match.lastgroup for match in TOKEN.finditer(text.translate({0xFF1A: ":", 0xFFE5: "¥"}))}
+
+
+@pytest.mark.parametrize("kind", sorted({row[0] for row in READINGS}))
+def test_right_readings(kind):
+    rows = {text: spoken for name, text, spoken in READINGS if name == kind}
+    assert {text: normalize_speech_text(text) for text in rows} == rows
+
+
+def test_right_readings_are_a_grid():
+    texts = [row[1] for row in READINGS]
+    assert len(set(texts)) == len(texts) > 350
+    assert sum(bool(re.search("[\u4e00-\u9fff]", text)) for text in texts) > 100
 
 
 def test_every_row_of_the_tables_has_examples():
@@ -197,6 +211,28 @@ def test_no_word_is_lost_or_moved(seed):
             assert position >= 0, (word, parts, spoken)
             position += len(word)
         assert not re.search(r"\d|[，。！？,.!?] ?[，。！？,.!?]|  ", spoken), (parts, spoken)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_word_beside_a_number_is_lost(seed):
+    rng = random.Random(seed)
+    for _, text, _ in READINGS:
+        first, last = rng.sample(["window", "garden", "yesterday", "flower"], 2)
+        other = rng.choice(READINGS)[1]
+        spoken = normalize_speech_text(f"{first} {text} {last} {other} {first}")
+        assert re.findall(rf"\b(?:{first}|{last})\b", spoken) == [first, last, first], (text, other, spoken)
+        assert not re.search(r"\d", spoken), (text, other, spoken)
+
+
+@pytest.mark.parametrize(
+    "unit", ["1-", "1k", "1x", "0 12", "120 ", "a.", "a-", "/a", "$1-", "(010) ", "No.", "1e5", "+(1) "]
+)
+def test_reading_takes_time_in_proportion_to_the_text(unit):
+    unit = unit.replace("·", " ")
+    normalize_speech_text(unit)
+    started = time.perf_counter()
+    normalize_speech_text((unit * 4000)[:4000])
+    assert time.perf_counter() - started < 10  # 0.1 to 2 s; quadratic patterns take minutes
 
 
 @pytest.mark.parametrize(
