@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from transformers import FunAsrNanoFeatureExtractor, WhisperFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+from transformers.utils import logging
 
 from .compat import keeps_auto_map
 from .media import load_audio, resample
+
+logger = logging.get_logger(__name__)
 
 INT16_SCALE = 32768.0  # kaldi's filter banks expect samples on the scale of 16-bit integers
 WHISPER_HOP_SECONDS = 0.01
@@ -93,6 +96,21 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         """Width D of the SANM features."""
         return self.num_mel_bins * self.lfr_m
 
+    @property
+    def longest_seconds(self) -> float:
+        """Longest recording that one of the two encoders takes."""
+        return max(self.max_seconds, self._whisper_seconds)
+
+    @property
+    def _whisper_seconds(self) -> float:
+        return self.max_whisper_positions * WHISPER_POSITION_FRAMES * WHISPER_HOP_SECONDS
+
+    def read(self, source: Any, sampling_rate: int | None = None) -> tuple[torch.Tensor, int]:
+        """Read one recording (see `load_audio`) -> (float32 [1, samples], rate in Hz), as long as an encoder takes."""
+        # Encoders and lossy formats round: whether a recording is too long for its encoder is decided by its samples.
+        limit = self.longest_seconds + 1.0
+        return load_audio(source, sampling_rate, self.mono, limit, default_rate=self.sampling_rate)
+
     def load(self, source: Any, sampling_rate: int | None = None) -> torch.Tensor:
         """Read one recording (see `load_audio`) -> float32 [samples] at `self.sampling_rate`.
 
@@ -100,7 +118,18 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
             source: file, URL, bytes, array, pair (array, rate), ...
             sampling_rate: Hz, of arrays that come without a rate; default `self.sampling_rate`.
         """
-        waveform, rate = load_audio(source, sampling_rate or self.sampling_rate, self.mono)
+        waveform, rate = self.read(source, sampling_rate)
+        seconds = waveform.shape[-1] / rate
+        if seconds > self.longest_seconds + 1.0:  # before resampling, which takes its time and memory
+            raise ValueError(
+                f"audio of {seconds:.2f} s at {rate} Hz is longer than the {self.longest_seconds:g} s that the "
+                "encoders take; cut it into shorter pieces, or correct its rate"
+            )
+        if rate < self.sampling_rate:
+            logger.warning_once(
+                f"a recording at {rate} Hz holds nothing above {rate / 2:g} Hz (telephone quality); speech in it may "
+                f"be misheard, record at {self.sampling_rate} Hz or more"
+            )
         return resample(waveform, rate, self.sampling_rate)[0]
 
     def fetch_audio(self, audios: Any, sampling_rate: int | None = None) -> np.ndarray | list:
@@ -129,7 +158,7 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         if use_whisper_encoder:
             # An odd last mel frame takes a position of its own, so the exact limit is in whole mel frames.
             frames = int(samples / (rate * WHISPER_HOP_SECONDS))
-            longest = self.max_whisper_positions * WHISPER_POSITION_FRAMES * WHISPER_HOP_SECONDS
+            longest = self._whisper_seconds
             too_long = frames > self.max_whisper_positions * WHISPER_POSITION_FRAMES
         else:
             too_long = samples > longest * rate

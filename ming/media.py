@@ -4,6 +4,9 @@ Everything a user may pass (path, URL, data URL, bytes, array, tensor, ...) beco
 image is an RGB `PIL.Image.Image`, audio is a float32 tensor `[1, samples]` with its rate in Hz. Input that cannot be
 read raises one `ValueError`, which names the source and what is accepted.
 
+Files are not trusted. FFmpeg may open containers of media and nothing else: no playlists and scripts, which name other
+files and addresses. The limits below hold before or while a file is decoded, never after.
+
 Letters: C channels, H height, W width (pixels).
 """
 
@@ -14,28 +17,42 @@ import importlib
 import io
 import math
 import os
+import stat
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from numbers import Real
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Integral, Real
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 SIZE_FACTOR = 28  # pixels: patch size 14 times merge size 2
 IMAGE_MIN_PIXELS = 4 * SIZE_FACTOR**2  # 3,136
 IMAGE_MAX_PIXELS = 1024 * SIZE_FACTOR**2  # 802,816
 MAX_ASPECT_RATIO = 200
 
-DECOMPRESSION_BOMB_PIXELS = 178_956_970  # the limit at which Pillow itself refuses a file
+MAX_RESIZED_PIXELS = 32_768 * SIZE_FACTOR**2  # more image tokens than any context of the model holds
+
+MAX_IMAGE_PIXELS = 89_478_485  # of a file; Pillow warns from here on
+MAX_FRAME_PIXELS = 8192 * 4320  # of a video; 8K
+MAX_VIDEO_FRAMES = 500_000  # of a video file; more than two hours at 60 frames/s
+MAX_AUDIO_SECONDS = 1800.0
+BLOCK_SAMPLES = 1 << 16  # audio is decoded and mixed in blocks
+MAX_AUDIO_SAMPLES = int(MAX_AUDIO_SECONDS) * 48_000  # of one channel, 346 MB as float32
 DOWNLOAD_SECONDS = 30.0
 DOWNLOAD_BYTES = {"image": 64 << 20, "audio": 256 << 20, "video": 1 << 30}
 RESAMPLING_KERNEL_VALUES = 50_000_000  # 200 MB: rates without a small common ratio would need gigabytes
 DEFAULT_SAMPLING_RATE = 16_000  # Hz, of waveforms that come without a rate
 MONO_MODES = ("mean", "first")
+NO_AUDIO_REMEDY = "; leave out load_audio_from_video or the audio item behind it, or pass a recording as audio"
+LARGEST_NUMBER = 1e18  # of options; larger ones are mistakes, and overflow somewhere
 LOUDEST_PEAK = 16.0  # noise overshoots 1 and lossy formats do a little; integers cast to floats reach thousands
 
 FILE_SOURCES = "path, file://, http(s):// or data: URL, bytes"
@@ -47,6 +64,102 @@ ACCEPTED = {
     "video": f"an mp4, webm, mov, mkv or gif file ({FILE_SOURCES}), a list or a directory of frames, or an array or "
     "tensor [T, C, H, W] or [T, H, W, C]",
 }
+
+# What FFmpeg may open: containers that hold their media themselves. Its formats for playlists and scripts (concat,
+# hls, dash, sdp, ...) read other files and open sockets, and those for samples without a header guess the rate.
+CONTAINERS = (
+    *("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "rm", "nut", "mxf", "dv", "gxf", "wtv"),
+    *("gif", "mjpeg", "h264", "hevc", "m4v", "ivf", "obu", "yuv4mpegpipe", "vc1", "swf", "nsv", "roq", "smk", "bink"),
+    *("wav", "w64", "aiff", "au", "caf", "flac", "mp3", "ogg", "aac", "amr", "amrnb", "amrwb", "ac3", "eac3", "ac4"),
+    *("ape", "wv", "tta", "tak", "voc", "ircam", "nistsphere", "paf", "pvf", "iff", "mpc", "mpc8", "dts", "dtshd"),
+    *("truehd", "mlp", "dsf", "xwma", "oma", "latm", "loas", "gsm", "qcp", "shn", "adx"),
+)
+# No protocol is allowed: the file itself is read by Python.
+CONTAINER_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
+COUNTED_CONTAINERS = ("mov", "matroska", "wav", "w64", "flac", "ogg")  # their length is written, not estimated
+CUT_OFF_SECONDS, CUT_OFF_SHARE = 0.5, 0.1  # what a file lacks before it counts as cut off; both must be exceeded
+# Formats of Pillow that run other programs (Ghostscript, for EPS) or only hand a file on to a handler.
+REFUSED_IMAGE_FORMATS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "FPX", "MIC")
+HEADERLESS_ENDINGS = (".raw", ".pcm", ".sw", ".sb", ".uw", ".ub", ".s8", ".s16", ".u8", ".al", ".ul", ".alaw", ".ulaw")
+TRANSPARENT_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "RGBa")
+
+SIGNATURES = (
+    (0, b"\x89PNG\r\n\x1a\n", "png"),
+    (0, b"\xff\xd8\xff", "jpeg"),
+    (0, b"GIF8", "gif"),
+    (8, b"WEBP", "webp"),
+    (0, b"II*\x00", "tiff"),
+    (0, b"MM\x00*", "tiff"),
+    (8, b"WAVE", "wav"),
+    (8, b"AVI ", "avi"),
+    (0, b"fLaC", "flac"),
+    (0, b"OggS", "ogg"),
+    (0, b"ID3", "mp3"),
+    (0, b"\x1a\x45\xdf\xa3", "webm"),
+    (0, b"%PDF", "pdf"),
+    (0, b"%!PS", "postscript"),
+    (0, b"PK\x03\x04", "zip"),
+    (0, b"<svg", "svg"),
+    (0, b"ffconcat", "playlist"),
+    (0, b"#EXTM3U", "playlist"),
+    (0, b"[playlist]", "playlist"),
+    (0, b"v=0", "playlist"),
+)
+BRANDS = {
+    "avif": "avif",
+    "avis": "avif",
+    "heic": "heic",
+    "heix": "heic",
+    "heim": "heic",
+    "hevc": "heic",
+    "mif1": "heic",
+}
+REMEDIES = {
+    "heic": "save it as jpeg or png, or install pillow-heif and call its register_heif_opener()",
+    "avif": "save it as jpeg or png",
+    "pdf": "render its pages as images",
+    "postscript": "render it as an image",
+    "svg": "render it as png",
+    "playlist": "it only names other files, which are never followed; pass the media themselves",
+}
+ANIMATIONS = ("webp", "png", "avif")  # kinds of image files whose frames Pillow reads
+
+
+class NamedBytes(bytes):
+    """A file in memory with a name, by which errors call it.
+
+    Args:
+        data: the file.
+        name: what the user knows it by, such as its file name, its URL or the field of a request.
+    """
+
+    name: str
+
+    def __new__(cls, data: bytes, name: str):
+        named = super().__new__(cls, data)
+        named.name = name
+        return named
+
+
+def file_kind(data: bytes) -> str | None:
+    """The kind of a file by its first bytes, such as "png" or "heic", None if unknown; mov is "mp4", mkv is "webm"."""
+    if data[4:8] == b"ftyp":
+        brands = [data[i : i + 4].decode("latin-1") for i in (8, *range(16, min(len(data), 64), 4))]
+        # "mif1" stands for any image, so that the other brands decide.
+        return next(
+            (BRANDS[brand] for brand in brands if brand in BRANDS and brand != "mif1"), BRANDS.get(brands[0], "mp4")
+        )
+    for offset, signature, kind in SIGNATURES:
+        if data[offset : offset + len(signature)] == signature:
+            return kind
+    is_mpeg_audio = len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2  # sync bits, layer 3
+    return "mp3" if is_mpeg_audio else None
+
+
+def describe_kind(kind: str | None) -> str:
+    """What a file is, for errors: " (a file of kind heic; save it as jpeg ...)"; "" for an unknown kind."""
+    remedy = f"; {REMEDIES[kind]}" if kind in REMEDIES else ""
+    return f" (a file of kind {kind}{remedy})" if kind else ""
 
 
 def require(name: str):
@@ -60,6 +173,10 @@ def require(name: str):
 
 def describe(source: Any) -> str:
     """A short name of a media source for error messages."""
+    if isinstance(source, Mapping) and isinstance(source.get("path"), str):
+        source = source["path"]
+    if isinstance(name := getattr(source, "name", None), str) and not isinstance(source, os.PathLike):
+        source = name
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
         return repr(text if len(text) <= 120 else text[:117] + "...")
@@ -75,16 +192,40 @@ def unreadable(kind: str, source: Any, reason: object) -> ValueError:
     return ValueError(f"cannot read {kind} {describe(source)}: {reason}; accepted is {ACCEPTED[kind]}")
 
 
-def decode_base64(text: str, what: str) -> bytes:
-    """The bytes of base64 text; `what` names it in the error, for instance `"this image item"`.
+def shown_number(value: Any) -> str:
+    """A value for errors; Python refuses to write very long integers."""
+    huge = isinstance(value, int) and abs(value) >= LARGEST_NUMBER
+    return f"<an integer of {value.bit_length()} bits>" if huge else repr(value)[:80]
+
+
+def raise_if_no_number(name: str, value: Any, whole: bool = False, at_least: float | None = None) -> None:
+    """Refuse what is no finite number, or is below `at_least`.
 
     Raises:
-        ValueError: the text is not base64.
+        ValueError: it names the value and what is wanted.
+    """
+    number: Any = value  # the checker knows no comparison of `Real`
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    finite = is_number and abs(number) < LARGEST_NUMBER  # not for NaN
+    if not finite or (at_least is not None and number < at_least):
+        least = "" if at_least is None else f" of at least {at_least:g}"
+        raise ValueError(f"{name}={shown_number(value)} must be a {'whole' if whole else 'finite'} number{least}")
+
+
+def decode_base64(text: str, what: str) -> bytes:
+    """The bytes of base64 text, which may have line ends, or of a data URL; `what` names it in errors.
+
+    Raises:
+        ValueError: the text is neither.
     """
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError, TypeError) as error:
-        raise ValueError(f"the base64 data of {what} cannot be decoded: {error}") from error
+        if isinstance(text, str) and text[:5].lower() == "data:":
+            return split_data_url(text)[1]
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the base64 data of {what} cannot be decoded: {error}; give plain base64 or data:<type>;base64,<data>"
+        ) from error
 
 
 def split_data_url(url: str) -> tuple[str, bytes]:
@@ -127,23 +268,28 @@ def _read_body(chunks: Iterator[bytes], url: str, kind: str, deadline: float) ->
     return bytes(data)
 
 
-def open_source(source: Any, kind: str) -> str | io.BytesIO:
-    """Resolve a file-like media source to a local path or to its bytes in memory.
+def open_source(source: Any, kind: str) -> BinaryIO:
+    """Open a media source that is a file -> a binary stream that can be rewound; the caller closes it.
 
     Args:
-        source: path, `file://`, `http(s)://` or `data:...;base64,` URL, bytes, or an object with `read`.
+        source: path, `file://`, `http(s)://` or `data:...;base64,` URL, bytes, an object with `read`, or a dict with
+            `bytes` or `path` (as `datasets` has it).
         kind: `"image"`, `"audio"` or `"video"`; sets the download limit and the wording of errors.
 
     Raises:
-        ValueError: no such file, a download that fails or is too large or too slow, a bad data URL, or a type that
-            is not accepted.
+        ValueError: no such file, no regular file (a pipe would block for ever), a download that fails or is too large
+            or too slow, a bad data URL, or a type that is not accepted.
     """
+    source = bytes_or_path(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(bytes(source))
     if hasattr(source, "read"):
         if getattr(source, "seekable", lambda: False)():
             source.seek(0)  # a recording is read again for a voice, a video for its audio
-        return io.BytesIO(source.read())
+        data = source.read()
+        if isinstance(data, str):
+            raise unreadable(kind, source, "it is open as text; open it with mode 'rb'")
+        return io.BytesIO(data)
     if not isinstance(source, (str, os.PathLike)):
         raise unreadable(kind, source, f"{type(source).__name__} is no media source")
     text = os.fspath(source)
@@ -156,9 +302,116 @@ def open_source(source: Any, kind: str) -> str | io.BytesIO:
             raise unreadable(kind, text, error) from error
     if text.startswith("file://"):
         text = urllib.request.url2pathname(urllib.parse.urlparse(text).path)
-    if not os.path.exists(text):
-        raise unreadable(kind, source, "no such file")
-    return text
+    return _open_path(text, source, kind)
+
+
+def _open_path(path: str, source: Any, kind: str) -> BinaryIO:
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            return open(path, "rb")
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a null character in the name
+        raise unreadable(kind, source, "no such file") from error
+    except OSError as error:
+        raise unreadable(kind, source, error.strerror or error) from error
+    what = "a directory" if stat.S_ISDIR(mode) else "a pipe or device, no file; save it first, or pass its bytes"
+    raise unreadable(kind, source, f"it is {what}")
+
+
+def bytes_or_path(source: Any) -> Any:
+    """The file that a dict {"bytes": ..., "path": ...} stands for, bytes first; any other source as it is."""
+    if not isinstance(source, Mapping) or not {"bytes", "path"} & source.keys():
+        return source
+    data, path = source.get("bytes"), source.get("path")
+    if data is None:
+        return path
+    return NamedBytes(data, path) if isinstance(path, str) else data
+
+
+def fetch(source: Any, kind: str) -> Any:
+    """An http(s) URL becomes the file it points to, to be read more than once; any other source stays as it is."""
+    is_url = isinstance(source, str) and source.startswith(("http://", "https://"))
+    return NamedBytes(_download(source, kind), source) if is_url else source
+
+
+@contextmanager
+def open_container(file: BinaryIO, source: Any, kind: str) -> Iterator[Any]:
+    """Open a file with FFmpeg -> PyAV's `InputContainer`; errors of FFmpeg in the block name `source`.
+
+    Raises:
+        ValueError: no container of media, or it cannot be read.
+    """
+    av = require("av")
+    file.seek(0)
+    found = file_kind(file.read(64))
+    file.seek(0)
+    try:
+        # Tags of old files are in all kinds of encodings, and are not needed.
+        with av.open(_Unnamed(file), container_options=CONTAINER_OPTIONS, metadata_errors="replace") as container:
+            yield container
+    except av.error.ArgumentError as error:
+        raise unreadable(kind, source, f"it is no container of media{describe_kind(found)}") from error
+    except (av.error.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise unreadable(kind, source, f"{reason}{describe_kind(found)}") from error
+
+
+class _Unnamed:
+    """A stream without its name: FFmpeg would take the ending of a name for a hint at the format."""
+
+    def __init__(self, file: BinaryIO):
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def raise_if_undecodable(stream: Any, source: Any, kind: str) -> None:
+    """Refuse a track without a decoder: PyAV leaves out its properties."""
+    if stream.codec_context is None:
+        raise unreadable(kind, source, "there is no decoder for its codec; convert it to another one")
+
+
+def decode_track(container: Any, stream: Any, source: Any, kind: str) -> Iterator[Any]:
+    """Frames of one track; damaged packets are left out, with a warning at the end.
+
+    Raises:
+        ValueError: nothing can be decoded.
+    """
+    av = require("av")
+    damage, count = [], 0
+    try:
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                damage.append(error)
+                continue
+            count += len(frames)
+            yield from frames
+    except (av.error.FFmpegError, OSError) as error:  # the file ends within a packet
+        damage.append(error)
+    if damage and not count:
+        reason = getattr(damage[0], "strerror", None) or damage[0]
+        raise unreadable(kind, source, f"none of its packets can be decoded, it may lack its beginning ({reason})")
+    if damage:
+        logger.warning(f"{kind} {describe(source)} is damaged: {len(damage)} of its packets cannot be decoded")
+
+
+def stated_seconds(container: Any, stream: Any) -> float | None:
+    """Length of a track as the header of its file states it; None where it does not, or only estimates it."""
+    if container.format.name.split(",")[0] not in COUNTED_CONTAINERS:
+        return None
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    alone = len(container.streams) == 1  # else the length is that of the longest track
+    return container.duration / 1e6 if alone and container.duration is not None else None
+
+
+def warn_if_cut_off(stated: float | None, found: float, source: Any, kind: str) -> None:
+    """Log a warning about a file that ends long before its header says."""
+    if stated is not None and stated - found > max(CUT_OFF_SECONDS, CUT_OFF_SHARE * stated):
+        logger.warning(
+            f"{kind} {describe(source)} ends after {found:.2f} s, but its header says {stated:.2f} s; it is probably "
+            "cut off, and what is missing is not seen or heard"
+        )
 
 
 def smart_resize(
@@ -174,10 +427,16 @@ def smart_resize(
     images another size (87 of 20,000 random ones). The released code counts such a side as one `factor`; so does this.
 
     Raises:
-        ValueError: an empty image, sides in a ratio above 200, or limits below 1.
+        ValueError: an empty image, sides in a ratio above 200, limits below 1 or in the wrong order, or a result of
+            more than `MAX_RESIZED_PIXELS`.
     """
+    sides = {"height": height, "width": width, "min_pixels": min_pixels}
+    for name, value in (sides if max_pixels == math.inf else {**sides, "max_pixels": max_pixels}).items():
+        raise_if_no_number(name, value)
     if min(min_pixels, max_pixels) < 1:
         raise ValueError(f"min_pixels={min_pixels} and max_pixels={max_pixels} must be at least 1")
+    if min_pixels > max_pixels:
+        raise ValueError(f"min_pixels={min_pixels} is above max_pixels={max_pixels}; lower it, or raise max_pixels")
     if min(height, width) < 1:
         raise ValueError(f"an image of {height} x {width} pixels is empty; both sides must be at least 1")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
@@ -193,43 +452,72 @@ def smart_resize(
     elif new_height * new_width < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
         new_height, new_width = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    if new_height * new_width > MAX_RESIZED_PIXELS:
+        raise ValueError(
+            f"an image of {height} x {width} pixels would become one of {new_height} x {new_width}, more than "
+            f"{MAX_RESIZED_PIXELS:,} pixels; lower min_pixels={min_pixels} or max_pixels={max_pixels}"
+        )
     return new_height, new_width
 
 
-def _to_uint8(array: np.ndarray, kind: str, source: Any) -> np.ndarray:
+def _to_uint8(array: np.ndarray) -> np.ndarray:
+    """Values in 0..1 (floats) or 0..255 -> uint8.
+
+    Raises:
+        ValueError: other values, or no numbers; it does not name the source.
+    """
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
-        raise unreadable(kind, source, f"dtype {array.dtype}")
+        raise ValueError(f"dtype {array.dtype}")
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
     if not (low >= 0.0 and high <= 255.0):  # also catches NaN
-        raise unreadable(kind, source, f"values from {low:g} to {high:g} are neither in 0..1 nor in 0..255")
+        raise ValueError(
+            f"values from {low:g} to {high:g} are neither in 0..1 nor in 0..255; scale them, for example by dividing "
+            "by their full scale"
+        )
     scale = 255.0 if np.issubdtype(array.dtype, np.floating) and high <= 1.0 else 1.0
     return np.rint(array * scale).astype(np.uint8)
 
 
-def _array_of(source: np.ndarray | torch.Tensor) -> np.ndarray:
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [..., 4] with alpha -> uint8 [..., 3] on white, rounded as Pillow does."""
+    if pixels[..., 3].min() == 255:
+        return pixels[..., :3]
+    alpha: np.ndarray = pixels[..., 3:].astype(np.uint16)  # the largest sum is 255 * 255 + 128 + 254
+    mixed = pixels[..., :3] * alpha + 255 * (255 - alpha) + 128
+    return ((mixed + (mixed >> 8)) >> 8).astype(np.uint8)
+
+
+def _array_of(source: np.ndarray | torch.Tensor, kind: str) -> np.ndarray:
     if not isinstance(source, torch.Tensor):
         return source
+    if source.is_meta or source.is_quantized or source.layout != torch.strided:
+        raise unreadable(kind, source, "the tensor is on the meta device, quantised or sparse; pass a plain one")
     source = source.detach().cpu()
     return (source.float() if source.dtype == torch.bfloat16 else source).numpy()
 
 
 def pixels_channels_last(source: np.ndarray | torch.Tensor, kind: str) -> np.ndarray:
-    """[..., C, H, W] or [..., H, W, C] (C is 1, 3 or 4) -> uint8 [..., H, W, 3].
+    """[..., C, H, W] or [..., H, W, C] (C is 1, 3 or 4) -> uint8 [..., H, W, 3]; a fourth channel is alpha.
 
     Where both axes could be the channels, a tensor is read as [..., C, H, W] and an array as [..., H, W, C].
     """
-    array = _array_of(source)
+    array = _array_of(source, kind)
     channels_first, channels_last = array.shape[-3] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
     if not channels_first and not channels_last:
         raise unreadable(kind, source, "no axis of 1, 3 or 4 channels")
     if channels_first and (isinstance(source, torch.Tensor) or not channels_last):
         array = np.moveaxis(array, -3, -1)
-    array = _to_uint8(array, kind, source)
-    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array[..., :3]
+    try:
+        array = _to_uint8(array)
+    except ValueError as error:
+        raise unreadable(kind, source, error) from error
+    if array.shape[-1] == 4:
+        return _on_white(array)
+    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
 
 
 def _image_from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
@@ -242,52 +530,132 @@ def _image_from_array(source: np.ndarray | torch.Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels_channels_last(source, "image")))
 
 
-def _open_image(source: Any) -> Image.Image:
-    opened = open_source(source, "image")
+def raise_if_too_many_pixels(kind: str, source: Any, width: int, height: int) -> None:
+    """Refuse an image, or a video with frames, of more pixels than are decoded."""
+    limit = MAX_IMAGE_PIXELS if kind == "image" else MAX_FRAME_PIXELS
+    if width * height > limit:
+        raise unreadable(kind, source, f"{width} x {height} pixels are more than {limit:,}; make it smaller")
+
+
+@contextmanager
+def open_image(file: BinaryIO, source: Any, kind: str = "image") -> Iterator[Image.Image]:
+    """Open a file with Pillow -> an image that is not decoded yet; all errors in the block name `source`.
+
+    Raises:
+        ValueError: no image, too many pixels, or it cannot be decoded.
+    """
+    Image.init()
+    found = file_kind(file.read(64))
+    file.seek(0)
     try:
-        with Image.open(opened) as image:
-            if image.width * image.height > DECOMPRESSION_BOMB_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are more than {DECOMPRESSION_BOMB_PIXELS:,}")
-            image.load()
-            return image.copy() if getattr(image, "is_animated", False) else image
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise unreadable("image", source, error) from error
+        with Image.open(file, formats=[name for name in Image.OPEN if name not in REFUSED_IMAGE_FORMATS]) as image:
+            raise_if_too_many_pixels(kind, source, image.width, image.height)
+            yield image
+    except UnidentifiedImageError as error:  # its text is the address of the stream
+        raise unreadable(kind, source, f"cannot identify image file{describe_kind(found)}") from error
+    except Exception as error:  # decoders fail in many ways on damaged files
+        if isinstance(error, ValueError) and str(error).startswith("cannot read "):
+            raise
+        raise unreadable(kind, source, error) from error
+
+
+def _open_image(source: Any) -> Image.Image:
+    with open_source(source, "image") as file, open_image(file, source) as image:
+        image.load()
+        return image.copy() if getattr(image, "is_animated", False) else image
+
+
+ORIENTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception as error:  # a damaged block of metadata; the pixels do not depend on it
+        logger.warning(f"the EXIF data of an image cannot be read, so that it may not be upright: {error}")
+        return image
+    return image.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit values instead of scaling them
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):  # 32 bits; Pillow's own conversion clips them
+        try:
+            image = Image.fromarray(_to_uint8(np.asarray(image)))
+        except ValueError as error:
+            raise ValueError(f"mode {image.mode} (32 bits): {error}") from error
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data and image.mode in TRANSPARENT_MODES:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def load_image(source: Any) -> Image.Image:
-    """Read one image; returns it in RGB, upright (EXIF orientation applied), without alpha, first frame of a GIF.
+    """Read one image; returns it in RGB, upright (EXIF orientation applied), on white, first frame of a GIF.
 
     Args:
-        source: path, `file://`, `http(s)://` or `data:` URL, bytes, PIL image, or array/tensor `[H, W]`, `[H, W, C]`
-            or `[C, H, W]` of uint8, of floats in 0..1, or of values in 0..255 (C is 1, 3 or 4).
+        source: path, `file://`, `http(s)://` or `data:` URL, bytes, PIL image, dict with `bytes` or `path`, or
+            array/tensor `[H, W]`, `[H, W, C]` or `[C, H, W]` of uint8, of floats in 0..1, or of values in 0..255 (C is
+            1, 3 or 4; the fourth channel is alpha). 16-bit images are scaled; images of 32 bits count as arrays.
 
     Raises:
-        ValueError: missing, empty, truncated, oversized (decompression bomb) or non-image input.
+        ValueError: missing, empty, truncated, oversized (more than `MAX_IMAGE_PIXELS`) or non-image input.
     """
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return _image_from_array(source)
+    if isinstance(source, Image.Image):
+        raise_if_too_many_pixels("image", source, *source.size)
     image = source if isinstance(source, Image.Image) else _open_image(source)
-    if image.getexif().get(0x0112, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit values instead of scaling them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     try:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    except (OSError, ValueError) as error:
+        return _to_rgb(_upright(image))
+    except Exception as error:  # decoders fail in many ways on damaged files
         raise unreadable("image", source, error) from error
+
+
+def pixel_limits(
+    min_pixels: float | None, max_pixels: float | None, default_min: float, default_max: float
+) -> tuple[float, float]:
+    """(min_pixels, max_pixels) with defaults for what is None; a default gives way to the limit that was asked for.
+
+    Raises:
+        ValueError: a limit is no number of at least 1.
+    """
+    for name, value in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+        if value is not None:
+            raise_if_no_number(name, value)
+    if max_pixels is None:
+        return (default_min, default_max) if min_pixels is None else (min_pixels, max(default_max, min_pixels))
+    return (min(default_min, max_pixels), max_pixels) if min_pixels is None else (min_pixels, max_pixels)
 
 
 def resize_image(
     image: Image.Image,
-    min_pixels: int = IMAGE_MIN_PIXELS,
-    max_pixels: int = IMAGE_MAX_PIXELS,
+    min_pixels: float | None = None,
+    max_pixels: float | None = None,
     resized_height: int | None = None,
     resized_width: int | None = None,
 ) -> Image.Image:
-    """Bicubic resize of an RGB image to multiples of 28 pixels, within the limits or near the wanted size."""
+    """Bicubic resize of an RGB image to multiples of 28 pixels, within the limits or near the wanted size.
+
+    A limit that is not given is `IMAGE_MIN_PIXELS` or `IMAGE_MAX_PIXELS`, or the other one where that excludes it.
+    """
     if resized_height is not None and resized_width is not None:
         height, width = smart_resize(resized_height, resized_width)
     else:
+        min_pixels, max_pixels = pixel_limits(min_pixels, max_pixels, IMAGE_MIN_PIXELS, IMAGE_MAX_PIXELS)
         height, width = smart_resize(image.height, image.width, min_pixels=min_pixels, max_pixels=max_pixels)
     return image if (width, height) == image.size else image.resize((width, height), Image.Resampling.BICUBIC)
 
@@ -328,10 +696,14 @@ def raise_if_unusable(
         raise ValueError(f"{name} has samples up to {peak:g}; floats must be in -1..1, divide by full scale")
 
 
+def _mix(waveform: torch.Tensor, mono: str) -> torch.Tensor:
+    """float32 [channels, samples] -> [1, samples]"""
+    return waveform.mean(0, keepdim=True) if mono == "mean" and len(waveform) > 1 else waveform[:1]
+
+
 def _waveform(source: Any, mono: str) -> torch.Tensor:
     """[samples], [channels, samples] or [samples, channels] of any number type -> float32 [1, samples]."""
-    waveform = source if isinstance(source, torch.Tensor) else torch.as_tensor(np.asarray(source))
-    waveform = waveform.detach().cpu()
+    waveform = torch.as_tensor(_array_of(source, "audio") if isinstance(source, torch.Tensor) else np.asarray(source))
     if waveform.is_complex() or waveform.dtype == torch.bool:
         raise unreadable("audio", source, f"dtype {waveform.dtype}")
     if waveform.ndim == 1:
@@ -342,93 +714,187 @@ def _waveform(source: Any, mono: str) -> torch.Tensor:
         waveform = waveform.T
     waveform = waveform.float() if waveform.is_floating_point() else _integers_to_float(waveform)
     raise_if_unusable(waveform, f"audio {describe(source)}")
-    return waveform.mean(0, keepdim=True) if mono == "mean" and len(waveform) > 1 else waveform[:1]
+    return _mix(waveform, mono)
 
 
-def _decode_audio(opened: str | io.BytesIO, source: Any, kind: str = "audio") -> tuple[np.ndarray, int]:
-    """Decode the first audio track of any container -> (float32 [channels, samples], rate in Hz)."""
-    av = require("av")
-    if isinstance(opened, io.BytesIO):
-        opened.seek(0)
-    try:
-        with av.open(opened) as container:
-            if not container.streams.audio:
-                raise unreadable(kind, source, "no audio track")
-            stream = container.streams.audio[0]
-            planar = av.AudioResampler(format="fltp")
-            chunks = [part.to_ndarray() for frame in container.decode(stream) for part in planar.resample(frame)]
-            rate = stream.rate
-    except (av.error.FFmpegError, OSError) as error:
-        raise unreadable(kind, source, error) from error
-    if not chunks:
+def _raise_if_too_long(seconds: float, limit: float, source: Any, kind: str) -> None:
+    if seconds > limit:
+        raise unreadable(kind, source, f"{seconds:.1f} s or more of audio exceed the limit of {limit:g} s; cut it")
+
+
+def _decode_audio(
+    source: Any, kind: str, mono: str, max_seconds: float, start: float = 0.0, end: float = math.inf
+) -> tuple[torch.Tensor, int]:
+    """Decode the first audio track of a file from `start` to `end` (seconds) -> (float32 [1, samples], rate in Hz).
+
+    Channels are mixed while decoding, so that no more than the result is held in memory.
+    """
+    seen, kept, parts, rate = 0, 0, [], 0
+    with open_source(source, kind) as file, open_container(file, source, kind) as container:
+        if not container.streams.audio:
+            raise unreadable(kind, source, "no audio track" + (NO_AUDIO_REMEDY if kind == "video" else ""))
+        stream = container.streams.audio[0]
+        raise_if_undecodable(stream, source, kind)
+        stated = stated_seconds(container, stream)
+        _raise_if_too_long(min(stated or 0.0, end) - start, max_seconds, source, kind)
+        for block, rate in _blocks(container, stream, source, kind):
+            begin, stop = (max(0, min(int(min(at, 1e9) * rate) - seen, block.shape[1])) for at in (start, end))
+            seen += block.shape[1]
+            kept += stop - begin
+            _raise_if_too_long(kept / rate, min(max_seconds, MAX_AUDIO_SAMPLES / rate), source, kind)
+            if stop > begin:
+                raise_if_unusable(block[:, begin:stop], f"{kind} {describe(source)}")
+                parts.append(_mix(block[:, begin:stop], mono))
+            if stop < block.shape[1]:
+                break
+        else:
+            warn_if_cut_off(stated, seen / max(rate, 1), source, kind)
+    if not parts:
         raise unreadable(kind, source, "no samples")
-    return np.concatenate(chunks, axis=1), int(rate)
+    return torch.cat(parts, dim=1), rate
 
 
-def _load_audio_file(source: Any) -> tuple[np.ndarray, int]:
-    opened = open_source(source, "audio")
-    if isinstance(opened, str) and os.path.isdir(opened):
-        raise unreadable("audio", source, "it is a directory")
-    soundfile = require("soundfile")
-    try:
-        samples, rate = soundfile.read(opened, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError:  # not a format of libsndfile: a container for FFmpeg, or no audio at all
-        return _decode_audio(opened, source)
-    return samples.T, rate
+def _blocks(container: Any, stream: Any, source: Any, kind: str) -> Iterator[tuple[torch.Tensor, int]]:
+    """Decoded blocks of an audio track, float32 [channels, samples], each with the rate in Hz."""
+    # Not planar: PyAV reads beyond the end of its list of planes from eight channels on.
+    packed = require("av").AudioResampler(format="flt")
+    form: tuple[int, int] | None = None
+    waiting: list[np.ndarray] = []
+    for frame in decode_track(container, stream, source, kind):
+        form = form or (frame.sample_rate, frame.layout.nb_channels)
+        if (frame.sample_rate, frame.layout.nb_channels) != form:
+            raise unreadable(kind, source, "its rate or its channels change in the middle; convert it to wav first")
+        waiting += [part.to_ndarray().reshape(-1, form[1]) for part in packed.resample(frame)]
+        if sum(map(len, waiting)) >= BLOCK_SAMPLES:
+            yield _joined(waiting), form[0]
+            waiting = []
+    if waiting and form is not None:
+        yield _joined(waiting), form[0]
 
 
-def load_audio(source: Any, sampling_rate: int | None = None, mono: str = "mean") -> tuple[torch.Tensor, int]:
+def _joined(blocks: list[np.ndarray]) -> torch.Tensor:
+    """[samples, channels] each -> [channels, samples]"""
+    return torch.from_numpy(np.ascontiguousarray(np.concatenate(blocks).T))
+
+
+def _raise_if_headerless(source: Any) -> None:
+    """Refuse samples without a header, which a decoder would read at a rate that it guesses."""
+    name = getattr(source, "name", source)
+    if isinstance(name, (str, os.PathLike)) and os.fspath(name).lower().endswith(HEADERLESS_ENDINGS):
+        with open_source(source, "audio") as file:
+            kind = file_kind(file.read(64))
+        if kind is None:
+            raise unreadable(
+                "audio", source, "samples without a header have no known rate; save it as wav, or pass (array, rate)"
+            )
+
+
+def _rate_of(rate: Any, samples: Any) -> int:
+    number: Any = rate  # the checker knows no comparison of `Real`
+    is_number = isinstance(rate, Real) and not isinstance(rate, bool) and 0 < number < LARGEST_NUMBER  # not for NaN
+    if not is_number or rate != int(rate):
+        raise ValueError(
+            f"sampling rate {shown_number(rate)} of audio {describe(samples)} must be a positive whole number of Hz"
+        )
+    return int(rate)
+
+
+def load_audio(
+    source: Any,
+    sampling_rate: int | None = None,
+    mono: str = "mean",
+    max_seconds: float = MAX_AUDIO_SECONDS,
+    default_rate: int = DEFAULT_SAMPLING_RATE,
+) -> tuple[torch.Tensor, int]:
     """Read one recording; returns (float32 [1, samples] in about -1..1, rate in Hz), not resampled.
 
     Args:
         source: an audio file (path, URL, data URL, bytes), an array/tensor `[samples]` or `[channels, samples]` (the
-            longer axis is time), a pair (array, rate), or a dict with `array`, `path` or `bytes` and `sampling_rate`.
-            Integers are divided by their full scale.
-        sampling_rate: Hz, of arrays that come without a rate; default 16,000.
+            longer axis is time), a pair (array, rate), a dict with `array`, `path` or `bytes` and `sampling_rate`, or
+            a decoder of torchcodec, as `datasets` has it. Integers are divided by their full scale.
+        sampling_rate: Hz, of arrays that come without a rate.
         mono: `"mean"` mixes the channels down, `"first"` takes the first one as the released code does.
+        max_seconds: longest file that is read.
+        default_rate: Hz, of arrays without any rate; a warning is logged once.
 
     Raises:
-        ValueError: unreadable or empty input, NaN or infinite samples, or a rate that is no positive number.
+        ValueError: unreadable or empty input, a file of more than `max_seconds` or of more than `MAX_AUDIO_SAMPLES`
+            samples, NaN or infinite samples, or a rate that is no positive number.
     """
     if mono not in MONO_MODES:
         raise ValueError(f"mono={mono!r} is unknown; accepted are {', '.join(MONO_MODES)}")
-    if isinstance(source, dict):
+    if isinstance(source, Mapping):
         rate = source.get("sampling_rate", source.get("sample_rate", sampling_rate))
-        inner = next((source[key] for key in ("array", "bytes", "path") if source.get(key) is not None), None)
-        if inner is None:
+        array = source.get("array")
+        inner = array if array is not None else bytes_or_path(source)
+        if inner is None or inner is source:
             raise unreadable("audio", source, f"a dict with the keys {sorted(source)}")
-        return load_audio(inner, rate, mono)
+        return load_audio(inner, rate, mono, max_seconds, default_rate)
+    if hasattr(source, "get_all_samples"):
+        seconds = getattr(getattr(source, "metadata", None), "duration_seconds", None)
+        _raise_if_too_long(seconds or 0.0, max_seconds, source, "audio")
+        decoded = source.get_all_samples()
+        source = (decoded.data, decoded.sample_rate)
     if isinstance(source, (tuple, list)) and len(source) == 2 and any(np.ndim(part) > 0 for part in source):
         samples, rate = source if np.ndim(source[0]) > 0 else source[::-1]
     elif isinstance(source, (np.ndarray, torch.Tensor, list, tuple)):
-        samples, rate = source, DEFAULT_SAMPLING_RATE if sampling_rate is None else sampling_rate
+        if sampling_rate is None:
+            logger.warning_once(
+                f"an audio array without a sampling rate is taken to be at {default_rate} Hz; pass (array, rate) or "
+                "sampling_rate=..."
+            )
+        samples, rate = source, default_rate if sampling_rate is None else sampling_rate
     else:
-        samples, rate = _load_audio_file(source)
-    if isinstance(rate, bool) or not isinstance(rate, Real) or not float(rate).is_integer() or rate <= 0:
-        raise ValueError(f"sampling rate {rate!r} of audio {describe(samples)} must be a positive whole number of Hz")
-    return _waveform(samples, mono), int(float(rate))
+        _raise_if_headerless(source)
+        return _decode_audio(source, "audio", mono, max_seconds)
+    return _waveform(samples, mono), _rate_of(rate, samples)
 
 
 def load_video_audio(
-    source: Any, video_start: float | None = None, video_end: float | None = None, mono: str = "mean"
+    source: Any,
+    video_start: float | None = None,
+    video_end: float | None = None,
+    mono: str = "mean",
+    max_seconds: float = MAX_AUDIO_SECONDS,
 ) -> tuple[torch.Tensor, int]:
     """Read the audio track of a video file; returns (float32 [1, samples], rate in Hz).
 
     Args:
         source: a video file (path, URL, data URL, bytes).
         video_start, video_end: seconds; the part to read.
-        mono: as in `load_audio`.
+        mono, max_seconds: as in `load_audio`.
 
     Raises:
-        ValueError: the video has no audio track, or frames were given instead of a file.
+        ValueError: the video has no audio track, its part is too long, or frames were given instead of a file.
     """
-    no_file = isinstance(source, (np.ndarray, torch.Tensor, list, tuple))
-    if no_file or (isinstance(source, (str, os.PathLike)) and os.path.isdir(source)):
+    if is_frames(source):
         raise ValueError(f"video {describe(source)} is frames without an audio track; pass a video file or audio")
-    samples, rate = _decode_audio(open_source(source, "video"), source, "video")
-    begin = 0 if video_start is None else int(video_start * rate)
-    end = samples.shape[1] if video_end is None else int(video_end * rate)
-    return _waveform(samples[:, begin:end], mono), rate
+    for name, value in (("video_start", video_start), ("video_end", video_end)):
+        if value is not None:
+            raise_if_no_number(name, value)
+    end = math.inf if video_end is None else max(0.0, video_end)
+    return _decode_audio(source, "video", mono, max_seconds, max(0.0, video_start or 0.0), end)
+
+
+def is_frames(source: Any) -> bool:
+    """Whether a video is frames (an array, a list, a directory, a decoder of torchcodec) instead of a file."""
+    if isinstance(source, (np.ndarray, torch.Tensor, list, tuple)) or hasattr(source, "get_frames_at"):
+        return True
+    return isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
+
+
+def has_audio_track(source: Any) -> bool:
+    """Whether a video has an audio track; True for a file that cannot be read, which its reader reports."""
+    if is_frames(source):
+        return False
+    try:
+        with open_source(source, "video") as file:
+            if file_kind(file.read(64)) in (*ANIMATIONS, "gif"):
+                return False
+            with open_container(file, source, "video") as container:
+                return bool(container.streams.audio)
+    except ValueError:
+        return True
 
 
 @functools.lru_cache(maxsize=16)

@@ -6,13 +6,13 @@ each, so that it is no control token in the rendered prompt, and `unmark_literal
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .media import decode_base64
+from .media import decode_base64, fetch
 
 LITERAL_MARK = "\ue000"
 
@@ -234,15 +234,27 @@ def split_batch(conversation: Any) -> tuple[list, bool]:
     return (list(conversation), True) if batched else ([conversation], False)
 
 
-def add_audio_tracks(messages: list[Message]) -> list[Message]:
-    """Put an audio item without sources, which stands for the audio track, behind every video that has none yet."""
+def add_audio_tracks(messages: list[Message], has_audio_track: Callable[[Any], bool]) -> list[Message]:
+    """Put an audio item without sources, which stands for the audio track, behind every video that has a track.
+
+    Videos at URLs are downloaded here, once, since their frames and their audio are read later.
+
+    Args:
+        messages: one conversation.
+        has_audio_track: whether the source of a video has one. A video without one stays alone; an audio item that
+            the user wrote behind it stays, too.
+    """
     result = []
     for message in messages:
         content: list[Item] = []
         for item, after in zip(message.content, [*message.content[1:], None], strict=True):
+            if not (isinstance(item, MediaItem) and item.modality == "video"):
+                content.append(item)
+                continue
+            item = replace(item, sources=(fetch(item.sources[0], "video"),))
             content.append(item)
             stated = isinstance(after, MediaItem) and after.modality == "audio" and not after.sources
-            if isinstance(item, MediaItem) and item.modality == "video" and not stated:
+            if not stated and has_audio_track(item.sources[0]):
                 content.append(MediaItem("audio", (), {}))
         result.append(Message(message.role, tuple(content)))
     return result

@@ -21,7 +21,15 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .audio_features import BailingMMFeatureExtractor, is_recording
 from .compat import keeps_auto_map, resolve_chat_template
-from .media import load_audio, load_image, load_video_audio, resize_image, smart_resize
+from .media import (
+    has_audio_track,
+    load_image,
+    load_video_audio,
+    pixel_limits,
+    raise_if_no_number,
+    resize_image,
+    smart_resize,
+)
 from .messages import (
     MediaItem,
     Message,
@@ -67,6 +75,34 @@ IMAGE_ITEM_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width"
 OUTPUT_FIELDS = {"text": "sequences", "audio": "waveforms", "image": "images"}
 
 
+# Options of the image processor that a call may set; the first five hold for the frames of videos, too.
+PIXEL_OPTIONS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+IMAGE_OPTIONS = (*PIXEL_OPTIONS, "do_resize", "size", "resample", "do_convert_rgb")
+# Options of the library's processors that change nothing here, with the values for which that is true.
+NEUTRAL_OPTIONS: dict[str, tuple] = {
+    "add_special_tokens": (None, True, False),  # prompts hold all of them
+    "sanitize_control_tokens": (None, True, False),  # messages cannot write any
+    "verbose": (None, True, False),
+    "return_attention_mask": (None, True),
+    "return_token_type_ids": (None, False),
+    "return_special_tokens_mask": (None, False),
+    "return_overflowing_tokens": (None, False),
+    "return_offsets_mapping": (None, False),
+    "return_length": (None, False),
+    "is_split_into_words": (None, False),
+    "stride": (None, 0),
+    "return_metadata": (None, False),
+    "video_metadata": (None,),
+    "device": (None, "cpu"),
+}
+# Variables of chat templates of other models, with the values for which it does not matter that ours has none.
+NEUTRAL_VARIABLES: dict[str, tuple] = {"enable_thinking": (None, False), "documents": (None, [])}
+TOKENIZER_OPTIONS = ("padding", "max_length", "truncation", "pad_to_multiple_of")  # of its own loading, kept by it
+PADDING = {"longest": True, "do_not_pad": False}
+TRUNCATION = {"longest_first": True, "only_first": True, "do_not_truncate": False}
+MAX_PADDED_POSITIONS = 1 << 24  # rows times positions of a batch
+
+
 @dataclass(frozen=True)
 class CallOptions:
     """Options of `BailingMMProcessor.__call__`; unknown ones are errors.
@@ -75,64 +111,144 @@ class CallOptions:
     would go unnoticed.
 
     Attributes:
-        return_tensors: `"pt"`, `"np"`, or None for lists.
-        padding: True or `"longest"`, `"max_length"`, or False.
+        return_tensors: `"pt"`, `"np"`, None for lists (media as arrays), or `"auto"`, the default of the library:
+            token ids as lists, media as tensors.
+        padding: True or `"longest"`, `"max_length"`, or False or `"do_not_pad"`. Default: what the tokenizer was
+            loaded with, or else True where tensors are returned, and False where lists are.
         padding_side: `"left"` (what generation needs) or `"right"`.
         pad_to_multiple_of: round the padded length up.
         max_length: longest prompt in tokens; the default is the tokenizer's `model_max_length`. A longer prompt is an
-            error.
-        truncation: only False; cutting a prompt would cut media.
+            error without `truncation`.
+        truncation: cut longer prompts, on the tokenizer's `truncation_side`; an error where that would cut media.
         use_whisper_encoder: audio features for the Whisper encoder instead of the SANM one.
         sampling_rate: Hz, of audio arrays that come without a rate.
         min_pixels, max_pixels: limits of an image instead of the image processor's.
         return_assistant_tokens_mask: adds `assistant_masks` [B, L], 1 on the tokens of replies.
+        return_mm_token_type_ids: False leaves out `mm_token_type_ids`.
         videos_kwargs: default `VideoOptions` of videos.
-        num_frames: the library's name of `videos_kwargs["max_frames"]`, which takes precedence.
+        fps, num_frames: the library's names of `videos_kwargs["fps"]` and `["max_frames"]`, which take precedence.
+        do_sample_frames: False takes every frame of a video.
+        images_kwargs: options of the image processor (`IMAGE_OPTIONS`).
+        pixels_kwargs: those of them that hold for videos, too (`PIXEL_OPTIONS`).
     """
 
-    return_tensors: str | None = "pt"
-    padding: bool | str = True
+    return_tensors: str | None = "auto"
+    padding: bool | str | None = None
     padding_side: str = "left"
     pad_to_multiple_of: int | None = None
     max_length: int | None = None
-    truncation: bool = False
+    truncation: bool | str | None = None
     use_whisper_encoder: bool = False
     sampling_rate: int | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
     return_assistant_tokens_mask: bool = False
+    return_mm_token_type_ids: bool | None = None
     videos_kwargs: dict = field(default_factory=dict)
+    fps: float | None = None
     num_frames: int | None = None
+    do_sample_frames: bool | None = None
+    images_kwargs: dict = field(default_factory=dict)
+    pixels_kwargs: dict = field(default_factory=dict)
 
     @classmethod
-    def merge(cls, kwargs: dict) -> "CallOptions":
+    def merge(cls, kwargs: Mapping, defaults: Mapping | None = None) -> "CallOptions":
         """Options from flat keywords and the nested `text_kwargs`, `images_kwargs`, `audio_kwargs`, `common_kwargs`.
+
+        Args:
+            kwargs: of the call.
+            defaults: `TOKENIZER_OPTIONS` that the tokenizer was loaded with; options of the call go before them.
 
         Raises:
             TypeError: an unknown option.
             ValueError: a value that is not accepted.
         """
         merged = dict(kwargs)
-        for group in ("common_kwargs", "text_kwargs", "images_kwargs", "audio_kwargs"):
+        of_images = dict(merged.pop("images_kwargs", None) or {})
+        for group in ("common_kwargs", "text_kwargs", "audio_kwargs"):
             merged.update(merged.pop(group, None) or {})
+        pixels = {name: merged[name] for name in PIXEL_OPTIONS if name in merged}
+        flat = {name: merged.pop(name) for name in IMAGE_OPTIONS if name in merged}
+        images = {**flat, **{name: of_images.pop(name) for name in IMAGE_OPTIONS if name in of_images}}
+        merged = {**merged, **of_images}
+        for name in NEUTRAL_OPTIONS.keys() & merged.keys():
+            _raise_if_not_one_of(name, merged.pop(name), NEUTRAL_OPTIONS[name])
         unknown = sorted(set(merged) - set(cls.__dataclass_fields__))
         if unknown:
             raise TypeError(
                 f"unknown processor option {', '.join(unknown)}; accepted are {', '.join(cls.__dataclass_fields__)}"
             )
-        options = cls(**merged)
+        given = {name: value for name, value in merged.items() if value is not None or name == "return_tensors"}
+        return cls(**{**(defaults or {}), **given, "images_kwargs": images, "pixels_kwargs": pixels})
+
+    def __post_init__(self):
         choices = {
-            "return_tensors": ("pt", "np", None),
-            "padding": (True, "longest", "max_length", False),
+            "return_tensors": ("pt", "np", None, "auto"),
+            "padding": (None, True, False, "max_length", *PADDING),
             "padding_side": ("left", "right"),
-            "truncation": (False, None),
+            "truncation": (None, True, False, *TRUNCATION),
+            "use_whisper_encoder": (True, False),
+            "return_assistant_tokens_mask": (True, False),
+            "return_mm_token_type_ids": (None, True, False),
+            "do_sample_frames": (None, True, False),
         }
         for name, accepted in choices.items():
-            if getattr(options, name) not in accepted:
-                raise ValueError(f"{name}={getattr(options, name)!r} is not accepted; use one of {accepted}")
-        if options.padding == "max_length" and options.max_length is None:
+            _raise_if_not_one_of(name, getattr(self, name), accepted)
+        for name, least in (("max_length", 0), ("pad_to_multiple_of", 0), ("num_frames", 1)):
+            if getattr(self, name) is not None:
+                raise_if_no_number(name, getattr(self, name), whole=True, at_least=least)
+        for name in ("min_pixels", "max_pixels"):
+            if getattr(self, name) is not None:
+                raise_if_no_number(name, getattr(self, name))
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}; lower it")
+        if self.padding == "max_length" and self.max_length is None:
             raise ValueError("padding='max_length' needs max_length=<tokens>")
-        return options
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows are padded, to the longest of them at least."""
+        if self.padding is None:
+            return self.return_tensors in ("pt", "np")
+        return PADDING.get(self.padding, True) if isinstance(self.padding, str) else bool(self.padding)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether rows beyond the limit are cut."""
+        return TRUNCATION[self.truncation] if isinstance(self.truncation, str) else bool(self.truncation)
+
+    def image_limits(self) -> dict[str, int]:
+        """`min_pixels` and `max_pixels`, where they are given."""
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return {name: value for name, value in limits.items() if value is not None}
+
+    def video_options(self) -> dict[str, Any]:
+        """Options of `VideoOptions` that hold for all videos of the call."""
+        own = {
+            "max_frames": self.num_frames,
+            "fps": self.fps,
+            "sample": "all" if self.do_sample_frames is False else None,
+        }
+        nested = dict(self.videos_kwargs)
+        for name in NEUTRAL_OPTIONS.keys() & nested.keys():
+            _raise_if_not_one_of(name, nested.pop(name), NEUTRAL_OPTIONS[name])
+        if (count := nested.pop("num_frames", None)) is not None:
+            nested.setdefault("max_frames", count)
+        if (samples := nested.pop("do_sample_frames", None)) is not None:
+            _raise_if_not_one_of("do_sample_frames", samples, (True, False))
+            nested.setdefault("sample", "sequence" if samples else "all")
+        if unknown := sorted(nested.keys() - VideoOptions.names()):
+            raise TypeError(
+                f"unknown video option {', '.join(unknown)}; accepted are {', '.join(sorted(VideoOptions.names()))}"
+            )
+        return {name: value for name, value in {**own, **nested}.items() if value is not None}
+
+
+def _raise_if_not_one_of(name: str, value: Any, accepted: tuple) -> None:
+    """Refuse a value that is not one of those; arrays and the like have no truth value to compare by."""
+    plain = value is None or isinstance(value, (bool, int, str, list, np.bool_))
+    if not plain or value not in accepted:
+        raise ValueError(f"{name}={value!r} is not accepted; use one of {accepted}")
 
 
 @dataclass
@@ -245,17 +361,17 @@ class BailingMMProcessor(ProcessorMixin):
         self,
         conversation: Any,
         chat_template: str | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         tokenize: bool = False,
         return_dict: bool = False,
-        return_tensors: str | None = "pt",
+        return_tensors: str | None = "auto",
         system_template: str | None = None,
         load_audio_from_video: bool = False,
         processor_kwargs: Mapping | None = None,
         tools: list | None = None,
         **kwargs,
-    ) -> str | list[str] | BatchFeature | torch.Tensor:
+    ) -> str | list[str] | BatchFeature | torch.Tensor | list[list[int]]:
         """Render a conversation, or a batch of them, as prompts; with `tokenize=True` load its media and encode it.
 
         Control tokens written in a message stay text: in the returned prompt a private-use character separates the
@@ -267,38 +383,58 @@ class BailingMMProcessor(ProcessorMixin):
                 video_url, audio, audio_url, input_audio with their medium under the type's name, `url`, `path` or
                 `base64`; image and audio items may hold a list.
             chat_template: jinja source instead of the processor's own.
-            add_generation_prompt: end with the assistant's header. True by default, unlike the library's, as released.
+            add_generation_prompt: end with the assistant's header. Default: unless the last message is the
+                assistant's, so that a finished conversation, such as one to train on, stays as it is.
             continue_final_message: leave the last assistant message open; there is no generation prompt then.
             tokenize: return ids (or everything, with `return_dict`) instead of prompts.
+            return_tensors: as in `CallOptions`; the default gives lists of ids without padding, as the library does.
             system_template: text instead of the first human header.
-            load_audio_from_video: put the audio track of each video behind it.
+            load_audio_from_video: put the audio track of each video behind it, where the video has one.
             processor_kwargs, **kwargs: options of `__call__`, see `CallOptions`; they take effect with `tokenize`.
+                Other keywords are variables of the template.
             tools: must be empty: the library passes the argument, but the model calls no tools.
 
         Raises:
             ValueError: unknown role or content type, an item without its medium, unreadable media.
-            TypeError: an unknown option.
+            TypeError: a keyword that is neither an option nor a variable of the template.
         """
         if tools:
             raise ValueError(f"tools: this model calls none, got {len(tools)}; leave them out")
         conversations, batched = split_batch(conversation)
-        call_kwargs = {**(processor_kwargs or {}), **kwargs}
-        options = CallOptions.merge({**call_kwargs, "return_tensors": return_tensors})
+        template = resolve_chat_template(self, chat_template)
+        variables = {name: kwargs.pop(name) for name in list(kwargs) if _is_variable(name, kwargs[name], template)}
+        tensors = {} if return_tensors == "auto" else {"return_tensors": return_tensors}
+        call_kwargs = {**(processor_kwargs or {}), **kwargs, **tensors}
+        options = self._call_options(call_kwargs)
         chats = [parse_conversation(chat) for chat in conversations]
         if load_audio_from_video:
-            chats = [add_audio_tracks(chat) for chat in chats]
-        prompts, _ = render_jinja_template(
-            conversations=[template_messages(chat, self._literals) for chat in chats],
-            chat_template=resolve_chat_template(self, chat_template),
-            add_generation_prompt=add_generation_prompt and not continue_final_message,
-            system_template=system_template,
-            prefill=continue_final_message,
-        )
+            chats = [add_audio_tracks(chat, has_audio_track) for chat in chats]
+        variables |= {"system_template": system_template, "prefill": continue_final_message}
+        prompted = False if continue_final_message else add_generation_prompt
+        prompts = [self._render(chat, template, prompted, variables) for chat in chats]
         if not tokenize:
             return prompts if batched else prompts[0]
         images, videos, audios = self._load_media(chats, options)
-        inputs = self(prompts, images, videos, audios, **{**call_kwargs, "return_tensors": return_tensors})
+        inputs = self(prompts, images, videos, audios, **call_kwargs)
         return inputs if return_dict else inputs["input_ids"]
+
+    def _render(self, chat: list[Message], template: str, add_generation_prompt: bool | None, variables: dict) -> str:
+        if add_generation_prompt is None:
+            add_generation_prompt = not chat or chat[-1].role != "ASSISTANT"
+        rendered, _ = render_jinja_template(
+            conversations=[template_messages(chat, self._literals)],
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
+        return rendered[0]
+
+    def _call_options(self, kwargs: Mapping) -> CallOptions:
+        """Options of a call, with those that the tokenizer was loaded with as defaults."""
+        loaded = self.tokenizer.init_kwargs
+        return CallOptions.merge(
+            kwargs, {name: loaded[name] for name in TOKENIZER_OPTIONS if loaded.get(name) is not None}
+        )
 
     def process_vision_info(
         self, messages: Any, load_audio_from_video: bool = False, **kwargs
@@ -307,7 +443,7 @@ class BailingMMProcessor(ProcessorMixin):
 
         Args:
             messages: as `apply_chat_template` takes them.
-            load_audio_from_video: load the audio track of each video, too.
+            load_audio_from_video: load the audio track of each video, too, where it has one.
             **kwargs: see `CallOptions`.
 
         Returns:
@@ -319,8 +455,8 @@ class BailingMMProcessor(ProcessorMixin):
         """
         chats = [parse_conversation(chat) for chat in split_batch(messages)[0]]
         if load_audio_from_video:
-            chats = [add_audio_tracks(chat) for chat in chats]
-        return self._load_media(chats, CallOptions.merge(kwargs))
+            chats = [add_audio_tracks(chat, has_audio_track) for chat in chats]
+        return self._load_media(chats, self._call_options(kwargs))
 
     def _load_media(
         self, chats: list[list[Message]], options: CallOptions
@@ -344,12 +480,12 @@ class BailingMMProcessor(ProcessorMixin):
         self, item: MediaItem, video: MediaItem | None, options: CallOptions
     ) -> list[tuple[torch.Tensor, int]]:
         """The recordings of an audio item; one without sources stands for the audio track of the last `video`."""
-        mono = self.feature_extractor.mono
+        extractor = self.feature_extractor
         if item.sources:
-            return [load_audio(source, options.sampling_rate, mono) for source in item.sources]
+            return [extractor.read(source, options.sampling_rate) for source in item.sources]
         assert video is not None, "an audio item without sources follows a video, or parsing refuses it"
         start, end = video.item.get("video_start"), video.item.get("video_end")
-        return [load_video_audio(video.sources[0], start, end, mono)]
+        return [load_video_audio(video.sources[0], start, end, extractor.mono, extractor.longest_seconds + 1.0)]
 
     def _fetch_image(self, source: Any, item: Mapping, options: CallOptions):
         image = load_image(source)
@@ -359,15 +495,17 @@ class BailingMMProcessor(ProcessorMixin):
         return resize_image(image, **wanted) if wanted or self.resize_on_fetch else image
 
     def _video_options(self, item: Mapping, options: CallOptions, resize: bool) -> VideoOptions:
-        defaults = {
+        defaults: dict[str, float] = {
             "min_pixels": self.video_min_pixels,
             "frame_max_pixels": self.video_max_pixels,
             "total_pixels": self.video_total_pixels,
         }
         chosen = {key: item[key] for key in VideoOptions.names() if item.get(key) is not None}
-        limit = {} if options.num_frames is None else {"max_frames": options.num_frames}
-        chosen = {**limit, **options.videos_kwargs, **chosen}
+        chosen = {**options.video_options(), **chosen}
         sized = any(key in chosen for key in (*IMAGE_ITEM_KEYS, "total_pixels"))
+        if "max_pixels" in chosen and "min_pixels" not in chosen:
+            # A default gives way to the limit that was asked for.
+            defaults["min_pixels"], _ = pixel_limits(None, chosen["max_pixels"], self.video_min_pixels, math.inf)
         return VideoOptions(**{**defaults, "resize": resize or sized, **chosen})
 
     def __call__(
@@ -391,7 +529,8 @@ class BailingMMProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask`, `mm_token_type_ids` (0 text, 1 image, 2 video, 3 audio patches) int64
-            [B, L]; for images `pixel_values` float32 [P, 1176] and `image_grid_thw` int64 [images, 3]; for videos
+            [B, L], or lists of lists without `return_tensors`; for images `pixel_values` float32 [P, 1176] and
+            `image_grid_thw` int64 [images, 3]; for videos
             `pixel_values_videos` and `video_grid_thw` alike; for audio `audio_feats` float32 [B, frames, D],
             `audio_feats_lengths` int64 [B, N] and `audio_placeholder_loc_lens` int64 [B, N, 2], (start, length) of
             each run of patches in the padded row (length 0 ends a row).
@@ -400,7 +539,7 @@ class BailingMMProcessor(ProcessorMixin):
             ValueError: placeholders and media do not match in number, a prompt is too long, media cannot be read.
             TypeError: an unknown option.
         """
-        options = CallOptions.merge(kwargs)
+        options = self._call_options(kwargs)
         if audio is not None and audios is not None:
             raise ValueError("audios and audio are two names of one argument; give one of them")
         audios = audio if audios is None else audios
@@ -427,21 +566,24 @@ class BailingMMProcessor(ProcessorMixin):
     def _encode_images(self, sources: list, options: CallOptions) -> tuple[dict, list[int]]:
         """-> (pixel_values, image_grid_thw), and the number of patch tokens of each image."""
         images = [load_image(source) for source in sources]
+        settings = dict(options.images_kwargs)
+        size = {**dict(self.image_processor.size), **(settings.pop("size", None) or {})}
+        limits = options.image_limits()
+        low, high = pixel_limits(
+            limits.get("min_pixels"), limits.get("max_pixels"), size["shortest_edge"], size["longest_edge"]
+        )
         for image in images:
-            smart_resize(image.height, image.width)  # refuses thin images with a message that says what to do
-        size = dict(self.image_processor.size)
-        if options.min_pixels is not None:
-            size["shortest_edge"] = options.min_pixels
-        if options.max_pixels is not None:
-            size["longest_edge"] = options.max_pixels
-        inputs = dict(self.image_processor(images, size=size, return_tensors="pt"))
+            smart_resize(image.height, image.width, min_pixels=low, max_pixels=high)  # refuses what cannot be encoded
+        size = {**size, "shortest_edge": low, "longest_edge": high}
+        inputs = dict(self.image_processor(images, size=size, return_tensors="pt", **settings))
         return inputs, (inputs["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist()
 
     def _encode_videos(self, sources: list, options: CallOptions) -> tuple[dict, list[int]]:
         """-> (pixel_values_videos, video_grid_thw), and the number of patch tokens of each video."""
         patches, grids = [], []
         for source in sources:
-            rows, grid = self._patch_video(load_video(source, self._video_options({}, options, False)))
+            frames = load_video(source, self._video_options({}, options, False))
+            rows, grid = self._patch_video(frames, options.pixels_kwargs)
             patches.append(rows)
             grids.append(grid)
         grid_thw = torch.tensor(grids)
@@ -458,7 +600,7 @@ class BailingMMProcessor(ProcessorMixin):
         )
         return frame_size(height, width, count, options)
 
-    def _patch_video(self, frames: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    def _patch_video(self, frames: torch.Tensor, settings: Mapping) -> tuple[torch.Tensor, list[int]]:
         """uint8 frames [T, 3, H, W] -> (patches [P, 1176], grid (T/2, H/14, W/14)).
 
         Not transformers' `Qwen2VLVideoProcessor`, which resizes frames as tensors: a frame gives the same values here
@@ -467,11 +609,17 @@ class BailingMMProcessor(ProcessorMixin):
         processor = self.image_processor
         patch, merge, depth = processor.patch_size, processor.merge_size, processor.temporal_patch_size
         height, width = self._video_size(len(frames), frames.shape[-2], frames.shape[-1])
+        options = {name: getattr(processor, name) for name in PIXEL_OPTIONS}
+        options.update({name: value for name, value in settings.items() if value is not None})
         values = []
         for frame in frames.permute(0, 2, 3, 1).numpy():
             image = Image.fromarray(np.ascontiguousarray(frame)).resize((width, height), Image.Resampling.BICUBIC)
-            scaled = processor.rescale(np.asarray(image).transpose(2, 0, 1), processor.rescale_factor)
-            values.append(processor.normalize(scaled, processor.image_mean, processor.image_std))
+            pixel = np.asarray(image).transpose(2, 0, 1)
+            if options["do_rescale"]:
+                pixel = processor.rescale(pixel, options["rescale_factor"])
+            if options["do_normalize"]:
+                pixel = processor.normalize(pixel, options["image_mean"], options["image_std"])
+            values.append(pixel)
         pixels = torch.from_numpy(np.stack(values).astype(np.float32, copy=False))
         grid = [len(frames) // depth, height // patch, width // patch]
         pixels = pixels.view(
@@ -526,25 +674,51 @@ class BailingMMProcessor(ProcessorMixin):
         options = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
         return self.tokenizer(texts, **options)["input_ids"]
 
+    def _limit(self, options: CallOptions) -> int:
+        """Longest prompt in tokens."""
+        return self.tokenizer.model_max_length if options.max_length is None else options.max_length
+
+    def _cut(self, rows: list[PromptRow], options: CallOptions) -> None:
+        """Cut rows beyond the limit.
+
+        Raises:
+            ValueError: a row is too long and may not be cut, or holds media.
+        """
+        limit = self._limit(options)
+        for row in rows:
+            if len(row.ids) <= limit:
+                continue
+            if not options.truncates:
+                raise ValueError(
+                    f"a prompt of {len(row.ids)} tokens is longer than the limit of {limit}; shorten it, lower "
+                    "max_pixels or max_frames, raise max_length, or cut text by truncation=True"
+                )
+            if any(row.types):
+                raise ValueError(
+                    f"truncation to {limit} tokens would cut a prompt of {len(row.ids)} tokens that holds media; "
+                    "lower max_pixels or max_frames, or raise max_length"
+                )
+            kept = slice(limit) if self.tokenizer.truncation_side == "right" else slice(len(row.ids) - limit, None)
+            row.ids, row.types, row.reply_mask = row.ids[kept], row.types[kept], row.reply_mask[kept]
+
     def _row_lengths(self, rows: list[PromptRow], options: CallOptions) -> list[int]:
         """Padded length of each row."""
-        limit = options.max_length if options.max_length is not None else self.tokenizer.model_max_length
-        longest = max(len(row.ids) for row in rows)
-        if longest > limit:
-            raise ValueError(
-                f"a prompt of {longest} tokens is longer than the limit of {limit}; shorten it, lower max_pixels or "
-                "max_frames, or raise max_length"
-            )
-        width = limit if options.padding == "max_length" else longest
+        width = self._limit(options) if options.padding == "max_length" else max(len(row.ids) for row in rows)
         if options.pad_to_multiple_of:
             width = -(-width // options.pad_to_multiple_of) * options.pad_to_multiple_of
-        lengths = [len(row.ids) if options.padding is False else width for row in rows]
-        if options.return_tensors is not None and len(set(lengths)) > 1:
+        lengths = [width if options.pads else len(row.ids) for row in rows]
+        if sum(lengths) > MAX_PADDED_POSITIONS:
+            raise ValueError(
+                f"{len(rows)} rows padded to {width:,} tokens are more than {MAX_PADDED_POSITIONS:,}; lower "
+                f"max_length={options.max_length} or pad_to_multiple_of={options.pad_to_multiple_of}"
+            )
+        if options.return_tensors in ("pt", "np") and len(set(lengths)) > 1:
             raise ValueError(f"prompts of {sorted(set(lengths))} tokens make no tensor; use padding=True")
         return lengths
 
     def _collate(self, rows: list[PromptRow], data: dict, options: CallOptions) -> BatchFeature:
         """Pad the rows, place the audio spans in them, and add the media tensors in `data`."""
+        self._cut(rows, options)
         gaps = [length - len(row.ids) for length, row in zip(self._row_lengths(rows, options), rows, strict=True)]
         left = options.padding_side == "left"
         columns: dict[str, Any]
@@ -556,17 +730,18 @@ class BailingMMProcessor(ProcessorMixin):
         columns = {
             "input_ids": pad([row.ids for row in rows], self.tokenizer.pad_token_id),
             "attention_mask": pad([[1] * len(row.ids) for row in rows], 0),
-            "mm_token_type_ids": pad([row.types for row in rows], TEXT_TYPE),
         }
+        if options.return_mm_token_type_ids is not False:
+            columns["mm_token_type_ids"] = pad([row.types for row in rows], TEXT_TYPE)
         if options.return_assistant_tokens_mask:
             columns["assistant_masks"] = pad([row.reply_mask for row in rows], 0)
         if "audio_feats" in data:
             shifts = gaps if left else [0] * len(rows)
             columns["audio_placeholder_loc_lens"] = _audio_locations(rows, shifts)
-        if options.return_tensors is not None:
+        if options.return_tensors in ("pt", "np"):
             columns = {name: torch.tensor(values, dtype=torch.int64) for name, values in columns.items()}
         batch = {**columns, **data}
-        if options.return_tensors != "pt":
+        if options.return_tensors in ("np", None):
             batch = {
                 name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in batch.items()
             }
@@ -633,6 +808,21 @@ class BailingMMProcessor(ProcessorMixin):
             count = self.feature_extractor.num_tokens
             data["num_audio_tokens"] = [count(samples, use_whisper_encoder) for samples in audio_lengths]
         return MultiModalData(**data)
+
+
+def _is_variable(name: str, value: Any, template: str) -> bool:
+    """Whether a keyword is a variable of a chat template rather than an option of the processor.
+
+    Raises:
+        ValueError: a variable of other models' templates with a value that would matter.
+    """
+    if name in CallOptions.__dataclass_fields__ or name in NEUTRAL_OPTIONS:
+        return False
+    if re.search(rf"\b{re.escape(name)}\b", template):
+        return True
+    if name in NEUTRAL_VARIABLES:
+        _raise_if_not_one_of(name, value, NEUTRAL_VARIABLES[name])
+    return name in NEUTRAL_VARIABLES
 
 
 def _as_prompts(text: Any) -> list[str]:

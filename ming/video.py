@@ -1,34 +1,51 @@
 """Reading of videos: which frames to take, their size, and their decoding.
 
+Frames are chosen by time: a video whose rate varies is read as if it had the same number of frames at a constant rate.
+
 Not transformers' `Qwen2VLVideoProcessor`: it resizes frames as tensors, while the released code gives each frame the
 arithmetic of an image, bit by bit; the choice of frames differs, too.
 
 Letters: T frames, H height, W width (pixels).
 """
 
-import io
+import math
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers.utils import logging
 
 from .media import (
+    ANIMATIONS,
+    MAX_VIDEO_FRAMES,
     SIZE_FACTOR,
+    decode_track,
     describe,
+    file_kind,
     load_image,
+    open_container,
+    open_image,
     open_source,
+    pixel_limits,
     pixels_channels_last,
+    raise_if_no_number,
+    raise_if_too_many_pixels,
+    raise_if_undecodable,
     require,
     resize_image,
     smart_resize,
+    stated_seconds,
     unreadable,
+    warn_if_cut_off,
 )
+
+logger = logging.get_logger(__name__)
 
 VIDEO_MIN_PIXELS = 128 * SIZE_FACTOR**2  # 100,352 a frame
 VIDEO_MAX_PIXELS = 768 * SIZE_FACTOR**2  # 602,112 a frame
@@ -38,18 +55,12 @@ DEFAULT_MIN_FRAMES = 4
 DEFAULT_MAX_FRAMES = 128
 DENSE_SAMPLING_SECONDS = 5.0  # videos up to this length are sampled from all their frames
 SPARSE_FRAMES_PER_SECOND = 2.0  # frame budget of longer videos
-SAMPLE_MODES = ("uniform", "sequence", "random", "adaptive")
-POSITIVE_OPTIONS = (
-    "nframes",
-    "fps",
-    "min_frames",
-    "max_frames",
-    "min_pixels",
-    "max_pixels",
-    "total_pixels",
-    "resized_height",
-    "resized_width",
-)
+SAMPLE_MODES = ("uniform", "sequence", "random", "adaptive", "all")
+MAX_CHOSEN_FRAMES = 2048  # of one video; more than any context of the model holds
+CHUNK_FRAMES = 16  # that a decoder of torchcodec gives at once
+WHOLE_OPTIONS = ("nframes", "min_frames", "max_frames", "resized_height", "resized_width")
+POSITIVE_OPTIONS = (*WHOLE_OPTIONS, "fps", "min_pixels", "max_pixels", "frame_max_pixels", "total_pixels")
+UNLIMITED_OPTIONS = ("frame_max_pixels", "total_pixels")  # may be infinite
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -59,13 +70,14 @@ class VideoOptions:
 
     Attributes:
         sample: `"uniform"` (middle of equal intervals), `"sequence"` (evenly from first to last frame), `"random"`
-            (one frame of each interval) or `"adaptive"` (as uniform).
+            (one frame of each interval), `"adaptive"` (as uniform) or `"all"` (every frame, whatever else is set).
         nframes: exact number of frames, rounded to an even one; not together with `fps`.
         fps: frames to take per second. Without it, videos of more than 5 s and 2 frames/s offer 2 frames per second,
             and all others every frame.
         min_frames, max_frames: limits of the number of frames.
         video_start, video_end: seconds; the part of the video to read.
-        min_pixels, max_pixels: limits of a frame; `max_pixels` None follows from the next two.
+        min_pixels, max_pixels: limits of a frame; `max_pixels` None follows from the next two, `min_pixels` None is
+            100,352, or `max_pixels` where that is smaller.
         frame_max_pixels, total_pixels: limit of a frame, and of all frame pairs together (infinite for none), where
             `max_pixels` is None.
         resized_height, resized_width: wanted frame size in pixels instead of the limits.
@@ -80,9 +92,9 @@ class VideoOptions:
     max_frames: int | None = None
     video_start: float | None = None
     video_end: float | None = None
-    min_pixels: int = VIDEO_MIN_PIXELS
-    max_pixels: int | None = None
-    frame_max_pixels: int = VIDEO_MAX_PIXELS
+    min_pixels: float | None = None
+    max_pixels: float | None = None
+    frame_max_pixels: float = VIDEO_MAX_PIXELS
     total_pixels: float = VIDEO_TOTAL_PIXELS
     resized_height: int | None = None
     resized_width: int | None = None
@@ -96,11 +108,23 @@ class VideoOptions:
         if self.nframes is not None and self.fps is not None:
             raise ValueError(f"give nframes={self.nframes} or fps={self.fps} for a video, not both")
         for name in POSITIVE_OPTIONS:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"video option {name}={value!r} must be above 0")
+            self._raise_if_not_positive(name, getattr(self, name))
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"video option min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}")
+        for name in ("video_start", "video_end"):
+            if getattr(self, name) is not None:
+                raise_if_no_number(f"video option {name}", getattr(self, name))
         if self.video_start is not None and self.video_end is not None and not self.video_start < self.video_end:
             raise ValueError(f"video_start={self.video_start} must come before video_end={self.video_end} (seconds)")
+        if self.seed is not None:
+            raise_if_no_number("video option seed", self.seed, whole=True, at_least=0)
+
+    def _raise_if_not_positive(self, name: str, value: Any) -> None:
+        if value is None or (name in UNLIMITED_OPTIONS and value == math.inf):
+            return
+        raise_if_no_number(f"video option {name}", value, whole=name in WHOLE_OPTIONS)
+        if not value > 0:
+            raise ValueError(f"video option {name}={value!r} must be above 0")
 
     @classmethod
     def names(cls) -> frozenset[str]:
@@ -114,11 +138,13 @@ def count_frames(total: int, rate: float, options: VideoOptions) -> int:
     Raises:
         ValueError: the video is shorter than `min_frames`, or the number asked for is not there.
     """
-    if options.nframes is not None:
+    if options.sample == "all":
+        budget, count = total, total // FRAME_FACTOR * FRAME_FACTOR
+    elif options.nframes is not None:
         budget, count = total, round(options.nframes / FRAME_FACTOR) * FRAME_FACTOR
     else:
         if options.fps is not None:
-            budget = int(total / rate * options.fps)
+            budget = int(min(total / rate * options.fps, total))
         elif rate > SPARSE_FRAMES_PER_SECOND and total / rate > DENSE_SAMPLING_SECONDS:
             budget = int(total / rate * SPARSE_FRAMES_PER_SECOND)
         else:
@@ -131,6 +157,8 @@ def count_frames(total: int, rate: float, options: VideoOptions) -> int:
             f"a video of {total} frames at {rate:g} frames/s offers {budget} frames, but {count} are needed; lower "
             f"min_frames (now {options.min_frames}) or nframes, raise fps, or pass a single frame as an image"
         )
+    if count > MAX_CHOSEN_FRAMES:
+        raise ValueError(f"{count} frames are more than {MAX_CHOSEN_FRAMES}; lower max_frames, nframes or fps")
     return count
 
 
@@ -138,7 +166,7 @@ def select_frames(
     total: int, count: int, sample: str = "sequence", generator: torch.Generator | None = None
 ) -> list[int]:
     """Indices of `count` of `total` frames in ascending order; see `VideoOptions.sample` for the modes."""
-    if sample == "sequence":
+    if sample in ("sequence", "all"):
         return torch.linspace(0, total - 1, count).long().tolist()
     edges = np.linspace(0, total, count + 1).astype(int)
     if sample != "random":
@@ -155,13 +183,11 @@ def frame_size(height: int, width: int, count: int, options: VideoOptions) -> tu
         return height, width
     if options.resized_height is not None and options.resized_width is not None:
         return smart_resize(options.resized_height, options.resized_width)
-    max_pixels: float
-    if options.max_pixels is not None:
-        max_pixels = options.max_pixels
-    else:
+    min_pixels, max_pixels = pixel_limits(options.min_pixels, options.max_pixels, VIDEO_MIN_PIXELS, math.inf)
+    if options.max_pixels is None:
         budget = min(options.frame_max_pixels, options.total_pixels / count * FRAME_FACTOR)
-        max_pixels = max(budget, int(options.min_pixels * 1.05))
-    return smart_resize(height, width, min_pixels=options.min_pixels, max_pixels=max_pixels)
+        max_pixels = max(budget, int(min_pixels * 1.05))
+    return smart_resize(height, width, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
 def resize_frames(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -178,86 +204,199 @@ def _fit_frames(frames: torch.Tensor, count: int, options: VideoOptions) -> torc
     return resize_frames(frames, height, width)
 
 
-def _probe_video(opened: str | io.BytesIO, source: Any) -> tuple[np.ndarray, float]:
-    """Presentation times in seconds of all frames (read without decoding), and the frame rate."""
-    av = require("av")
-    try:
-        with av.open(opened) as container:
-            if not container.streams.video:
-                raise unreadable("video", source, "no video track")
-            stream = container.streams.video[0]
-            packets = [p for p in container.demux(stream) if p.size]
-            stamps = sorted((p.pts if p.pts is not None else p.dts or 0) * p.time_base for p in packets)
-            rate = stream.average_rate or stream.guessed_rate
-    except (av.error.FFmpegError, OSError) as error:
-        raise unreadable("video", source, error) from error
+@dataclass(frozen=True)
+class Timeline:
+    """When the frames of a video are shown.
+
+    Attributes:
+        times: float [N], seconds, ascending; `shown` [N] is the frame that is shown then. Of N frames at a constant
+            rate, each is shown once; at a varying rate, the times are those of a constant one.
+        rate: frames per second.
+    """
+
+    times: np.ndarray
+    shown: np.ndarray
+    rate: float
+
+    @classmethod
+    def of(cls, stamps: list[float], end: float, rate: float | None) -> "Timeline":
+        """The timeline of N frames.
+
+        Args:
+            stamps: seconds, in any order, at which the frames begin.
+            end: seconds, of the end of the last frame.
+            rate: frames per second as the file states them.
+        """
+        times = np.sort(np.array(stamps, dtype=np.float64))
+        times, end, count = times - times[0], end - times.min(), len(times)
+        if times[-1] <= 0:  # no times, or a single frame
+            rate = rate or SPARSE_FRAMES_PER_SECOND
+            return cls(np.arange(count) / rate, np.arange(count), rate)
+        step = times[-1] / (count - 1)
+        even = np.abs(times - step * np.arange(count)).max() <= step / 2
+        if even and end - times[-1] <= 2 * step:
+            is_stated = rate is not None and 0.9 < rate * step < 1.1
+            return cls(times, np.arange(count), rate if rate is not None and is_stated else 1 / step)
+        step = max(end, times[-1] + np.diff(times).min()) / count
+        moments = step * np.arange(count)
+        shown = np.asarray(np.searchsorted(times, moments + step * 1e-6, side="right")) - 1
+        return cls(moments, shown, 1 / step)
+
+
+def _video_track(container: Any, source: Any) -> Any:
+    """The track of a container that is its video, not a cover image."""
+    attached = require("av").stream.Disposition.attached_pic
+    tracks = [stream for stream in container.streams.video if not stream.disposition & attached]
+    if not tracks:
+        hint = "; it holds audio, pass it as such" if container.streams.audio else ""
+        raise unreadable("video", source, f"no video track{hint}")
+    best = container.streams.best("video")
+    track = best if best in tracks else tracks[0]
+    raise_if_undecodable(track, source, "video")
+    return track
+
+
+def _probe_video(file: BinaryIO, source: Any) -> Timeline:
+    """The timeline of a video file, read without decoding it."""
+    stamps, end = [], 0.0
+    with open_container(file, source, "video") as container:
+        stream = _video_track(container, source)
+        raise_if_too_many_pixels("video", source, stream.codec_context.width, stream.codec_context.height)
+        for packet in _packets(container, stream, source):
+            stamp = packet.pts if packet.pts is not None else packet.dts or 0
+            stamps.append(float(stamp * packet.time_base))
+            end = max(end, stamps[-1] + float((packet.duration or 0) * packet.time_base))
+            if len(stamps) > MAX_VIDEO_FRAMES:
+                raise unreadable("video", source, f"more than {MAX_VIDEO_FRAMES:,} frames; cut it")
+        rate = stream.average_rate or stream.guessed_rate
+        if stamps:
+            warn_if_cut_off(stated_seconds(container, stream), end - min(stamps), source, "video")
     if not stamps:
         raise unreadable("video", source, "no frames")
-    times = np.array([float(stamp - stamps[0]) for stamp in stamps])
-    if not rate:
-        rate = (len(times) - 1) / times[-1] if times[-1] > 0 else SPARSE_FRAMES_PER_SECOND
-    return times, float(rate)
+    return Timeline.of(stamps, end, float(rate) if rate else None)
 
 
-def _decoded(opened: str | io.BytesIO, source: Any, wanted: set[int]) -> Iterator[np.ndarray | None]:
-    """One item for each frame of a video file: uint8 [H, W, 3], upright, or None for a frame that is not wanted."""
+def _packets(container: Any, stream: Any, source: Any) -> Iterator[Any]:
+    """The packets of a track up to the end of the file, also where that is within a packet."""
     av = require("av")
-    if isinstance(opened, io.BytesIO):
-        opened.seek(0)
     try:
-        with av.open(opened) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            for index, frame in enumerate(container.decode(stream)):
-                yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90) if index in wanted else None
-    except (av.error.FFmpegError, OSError) as error:
-        raise unreadable("video", source, error) from error
+        yield from (packet for packet in container.demux(stream) if packet.size)
+    except av.error.FFmpegError as error:
+        logger.warning(f"video {describe(source)} ends within a packet: {error.strerror or error}")
+
+
+def _upright(pixels: np.ndarray, frame: Any) -> np.ndarray:
+    """Turn and mirror [H, W, C] as the display matrix of its frame says, by multiples of 90 degrees."""
+    found = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    if not found:
+        return pixels
+    # (x, y) is shown at (a x + c y, b x + d y); the matrix is stored as a, b, u, c, d, v, x, y, w.
+    a, b, _, c, d = np.frombuffer(found[0], np.int32)[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _pixels(frame: Any) -> np.ndarray:
+    """A decoded frame -> uint8 [H, W, 3], upright and on white."""
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    return pixels_channels_last(_upright(frame.to_ndarray(format="rgba" if has_alpha else "rgb24"), frame), "video")
 
 
 def _decode_frames(
-    opened: str | io.BytesIO, source: Any, wanted: list[int], options: VideoOptions
-) -> tuple[torch.Tensor | None, int]:
-    """Decode the frames with the wanted indices -> (uint8 [T, 3, H, W] or None if there are fewer, frames seen)."""
-    frames, seen, indices = {}, 0, set(wanted)
-    for pixels in _decoded(opened, source, indices):
-        if pixels is not None:
-            tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
-            frames[seen] = _fit_frames(tensor, len(wanted), options)
-        seen += 1
-        if len(frames) == len(indices):
-            return torch.cat([frames[index] for index in wanted]), seen
-    return None, seen
+    file: BinaryIO, source: Any, wanted: list[int], options: VideoOptions
+) -> tuple[torch.Tensor | None, Timeline | None]:
+    """Decode frames by their indices -> uint8 [T, 3, H, W]; if there are fewer, the timeline of those instead."""
+    frames: dict[int, torch.Tensor] = {}
+    size, stamps, indices = None, [], set(wanted)
+    with open_container(file, source, "video") as container:
+        stream = _video_track(container, source)
+        stream.thread_type = "AUTO"
+        for index, frame in enumerate(decode_track(container, stream, source, "video")):
+            stamps.append(frame.time if frame.time is not None else 0.0)
+            if index in indices:
+                raise_if_too_many_pixels("video", source, frame.width, frame.height)
+                tensor = torch.from_numpy(np.ascontiguousarray(_pixels(frame).transpose(2, 0, 1)))[None]
+                size = size or frame_size(tensor.shape[-2], tensor.shape[-1], len(wanted), options)
+                frames[index] = resize_frames(tensor, *size)
+            if len(frames) == len(indices):
+                return torch.cat([frames[index] for index in wanted]), None
+        rate = stream.average_rate or stream.guessed_rate
+    return None, Timeline.of(stamps, 0.0, float(rate) if rate else None) if stamps else None
 
 
 def _generator(options: VideoOptions) -> torch.Generator:
     if options.generator is not None:
         return options.generator
-    return torch.Generator().manual_seed(secrets.randbits(62) if options.seed is None else options.seed)
+    return torch.Generator().manual_seed(secrets.randbits(62) if options.seed is None else int(options.seed))
 
 
-def _choose_frames(times: np.ndarray, rate: float, options: VideoOptions, source: Any) -> list[int]:
+def _choose_frames(timeline: Timeline, options: VideoOptions, source: Any) -> list[int]:
+    """Indices of the frames to take; one may be shown, and taken, more than once."""
+    times = timeline.times
     low = 0 if options.video_start is None else int(np.searchsorted(times, options.video_start))
     high = len(times) if options.video_end is None else int(np.searchsorted(times, options.video_end, side="right"))
     if low >= high:
         raise unreadable("video", source, f"no frames from {options.video_start} to {options.video_end} s")
     try:
-        count = count_frames(high - low, rate, options)
+        count = count_frames(high - low, timeline.rate, options)
     except ValueError as error:
         raise ValueError(f"video {describe(source)}: {error}") from error
-    return [low + i for i in select_frames(high - low, count, options.sample, _generator(options))]
+    chosen = select_frames(high - low, count, options.sample, _generator(options))
+    return timeline.shown[low:high][chosen].tolist()
 
 
 def _load_video_file(source: Any, options: VideoOptions) -> torch.Tensor:
-    opened = open_source(source, "video")
-    times, rate = _probe_video(opened, source)
-    frames, seen = _decode_frames(opened, source, _choose_frames(times, rate, options, source), options)
-    if frames is None:  # some packets of a container may decode to no frame
-        if seen == 0:
-            raise unreadable("video", source, "no frames")
-        frames, _ = _decode_frames(opened, source, _choose_frames(times[:seen], rate, options, source), options)
-    if frames is None:
-        raise unreadable("video", source, "its frames cannot be decoded twice alike")
-    return frames
+    with open_source(source, "video") as file:
+        kind = file_kind(file.read(64))
+        file.seek(0)
+        if kind in ANIMATIONS:
+            return _load_animation(file, source, options)
+        timeline: Timeline | None = _probe_video(file, source)
+        for _ in range(2):  # some packets of a container may decode to no frame: the second time, frames are known
+            if timeline is None:
+                raise unreadable("video", source, "no frames")
+            frames, timeline = _decode_frames(file, source, _choose_frames(timeline, options, source), options)
+            if frames is not None:
+                return frames
+    raise unreadable("video", source, "its frames cannot be decoded twice alike")
+
+
+def _load_animation(file: BinaryIO, source: Any, options: VideoOptions) -> torch.Tensor:
+    """The chosen frames of an animated image, which FFmpeg does not read."""
+    with open_image(file, source, "video") as image:
+        count = getattr(image, "n_frames", 1)
+        if count < FRAME_FACTOR:
+            raise unreadable("video", source, f"it is a still {image.format} image; pass it as an image")
+        if count > MAX_VIDEO_FRAMES:
+            raise unreadable("video", source, f"more than {MAX_VIDEO_FRAMES:,} frames; cut it")
+        ends = np.cumsum([_milliseconds(image, index) for index in range(count)]) / 1000
+        timeline = Timeline.of([0.0, *ends[:-1].tolist()], float(ends[-1]), None)
+        chosen, frames = _choose_frames(timeline, options, source), {}
+        for index in dict.fromkeys(chosen):
+            image.seek(index)
+            pixels = np.ascontiguousarray(np.asarray(load_image(image.copy())).transpose(2, 0, 1))
+            frames[index] = _fit_frames(torch.from_numpy(pixels)[None], len(chosen), options)
+        return torch.cat([frames[index] for index in chosen])
+
+
+def _milliseconds(image: Image.Image, index: int) -> float:
+    """How long a frame of an animated image is shown."""
+    image.seek(index)
+    image.load()  # WebP knows it then
+    return float(image.info.get("duration") or 0.0)
+
+
+def _load_decoder(source: Any, options: VideoOptions) -> torch.Tensor:
+    """The chosen frames of a `VideoDecoder` of torchcodec, as `datasets` has it."""
+    rate, count = float(source.metadata.average_fps), len(source)
+    chosen = _choose_frames(Timeline(np.arange(count) / rate, np.arange(count), rate), options, source)
+    parts = []
+    for start in range(0, len(chosen), CHUNK_FRAMES):
+        frames = pixels_channels_last(source.get_frames_at(chosen[start : start + CHUNK_FRAMES]).data, "video")
+        frames = torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, 1)))
+        parts.append(_fit_frames(frames, len(chosen), options))
+    return torch.cat(parts)
 
 
 def _fit_length(total: int, options: VideoOptions) -> list[int]:
@@ -266,8 +405,11 @@ def _fit_length(total: int, options: VideoOptions) -> list[int]:
     An odd number becomes even by repeating the last one.
     """
     most = options.nframes if options.nframes is not None else options.max_frames
+    most = MAX_CHOSEN_FRAMES if most is None or options.sample == "all" else min(most, MAX_CHOSEN_FRAMES)
+    if options.sample == "all" and total > most:
+        raise ValueError(f"{total} frames are more than {most}; leave some out")
     chosen = list(range(total))
-    if most is not None and total > most:
+    if total > most:
         sample = "uniform" if options.sample == "sequence" else options.sample
         chosen = select_frames(total, most, sample, _generator(options))
     return chosen + chosen[-1:] * (len(chosen) % FRAME_FACTOR)
@@ -280,9 +422,11 @@ def _load_frame_list(sources: list, options: VideoOptions) -> torch.Tensor:
     for index in _fit_length(len(sources), options):
         image = load_image(sources[index])
         if options.resize:
-            limits = {"max_pixels": options.max_pixels} if options.max_pixels is not None else {}
             image = resize_image(
-                image, resized_height=options.resized_height, resized_width=options.resized_width, **limits
+                image,
+                max_pixels=options.max_pixels,
+                resized_height=options.resized_height,
+                resized_width=options.resized_width,
             )
         size = size or image.size
         images.append(np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)))
@@ -297,15 +441,18 @@ def load_video(source: Any, options: VideoOptions | None = None) -> torch.Tensor
     """Read the chosen frames of one video; returns uint8 [T, 3, H, W], T even.
 
     Args:
-        source: a video or GIF file (path, URL, data URL, bytes), a list of frames (anything `load_image` takes), a
-            directory of frames (read in the natural order of their names), or an array/tensor [T, C, H, W] or
-            [T, H, W, C].
+        source: a video or animated image (path, URL, data URL, bytes, dict with `bytes` or `path`), a list of frames
+            (anything `load_image` takes), a directory of frames (read in the natural order of their names), an
+            array/tensor [T, C, H, W] or [T, H, W, C], or a `VideoDecoder` of torchcodec, as `datasets` has it.
         options: which frames, and their size. Frames that are given one by one keep to the limits of images.
 
     Raises:
-        ValueError: unreadable, without frames, shorter than `min_frames`, or thinner than 1:200.
+        ValueError: unreadable, without frames, shorter than `min_frames`, thinner than 1:200, or beyond the limits of
+            `media` on frames and their pixels.
     """
     options = options or VideoOptions()
+    if hasattr(source, "get_frames_at"):
+        return _load_decoder(source, options)
     if isinstance(source, (np.ndarray, torch.Tensor)):
         if source.ndim != 4 or 0 in source.shape:
             raise unreadable("video", source, "not four dimensions with frames in them")

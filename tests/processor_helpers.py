@@ -31,3 +31,8 @@ def released_processor(**options) -> BailingMMProcessor:
         chat_template=(ROOT / "chat_template.jinja").read_text(encoding="utf-8"),
         **options,
     )
+
+
+def encode(processor: BailingMMProcessor, *args, **options):
+    """What a call returns as tensors; without `return_tensors`, token ids are lists."""
+    return processor(*args, **{"return_tensors": "pt", **options})

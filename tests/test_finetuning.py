@@ -149,7 +149,8 @@ def test_a_finished_run_is_left_as_it_is_and_merges_into_a_whole_repository(tune
     wanted = logits(PeftModel.from_pretrained(load(), output).eval(), batch)
     torch.testing.assert_close(logits(merged.eval(), batch), wanted, atol=1e-4, rtol=0)
     processor = AutoProcessor.from_pretrained(output / "merged", trust_remote_code=True)
-    inputs = processor.apply_chat_template([{"role": "user", "content": "What is the word number 2?"}], tokenize=True)
+    question = [{"role": "user", "content": "What is the word number 2?"}]
+    inputs = processor.apply_chat_template(question, tokenize=True, return_tensors="pt")
     assert merged.generate(inputs, max_new_tokens=3).shape[1] == inputs.shape[1] + 3
 
 

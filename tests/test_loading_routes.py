@@ -418,7 +418,7 @@ from transformers import AutoModel, AutoProcessor
 model = AutoModel.from_pretrained({path!r}, {options}).eval()
 processor = AutoProcessor.from_pretrained({path!r}, {options})
 inputs = processor.apply_chat_template(
-    [{{"role": "user", "content": "red"}}], tokenize=True, return_dict=True, add_generation_prompt=True
+    [{{"role": "user", "content": "red"}}], tokenize=True, return_dict=True, return_tensors="pt"
 )
 model.speak("red", seed=0)
 model.generate(**inputs, generation_mode=["audio", "image"], num_inference_steps=1, max_new_tokens=2)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processor_helpers import GOLDENS, ROOT, golden, released_processor
+from processor_helpers import GOLDENS, ROOT, encode, golden, released_processor
 from transformers import BatchFeature
 
 CHAT = golden("chat.json")
@@ -99,7 +99,9 @@ def text(value):
 @pytest.mark.parametrize("name", SAME_PROMPTS)
 def test_prompt_equals_golden(processor, name):
     case = CONVERSATIONS[name]
-    assert processor.apply_chat_template(case["messages"], **case["template_kwargs"]) == case["prompt"]
+    # The released template adds the assistant's header to finished conversations, too.
+    options = {"add_generation_prompt": True, **case["template_kwargs"]}
+    assert processor.apply_chat_template(case["messages"], **options) == case["prompt"]
 
 
 @pytest.mark.parametrize("name", sorted(PROMPT_DIFFERS))
@@ -117,7 +119,7 @@ def test_refused_conversation(processor, name):
 @pytest.mark.parametrize("name", sorted(set(SAME_PROMPTS) - IDS_DIFFER))
 def test_input_ids_equal_golden(small, name):
     case = CONVERSATIONS[name]
-    encoded = small(case["prompt"], **media_of(case))
+    encoded = encode(small, case["prompt"], **media_of(case))
     assert encoded["input_ids"].tolist() == case["encoded"]["input_ids"]
     assert encoded["attention_mask"].sum(1).tolist() == case["encoded"]["attention_mask_sum"]
     if "audio_placeholder_loc_lens" in case["encoded"]:
@@ -129,7 +131,7 @@ def test_input_ids_equal_golden(small, name):
 def test_batches_equal_golden_when_padded_right(small, name):
     case = BATCHES[name]
     assert small.apply_chat_template(case["conversations"]) == case["prompts"]
-    encoded = small(case["prompts"], **media_of(case), padding_side="right")
+    encoded = encode(small, case["prompts"], **media_of(case), padding_side="right")
     assert encoded["input_ids"].tolist() == case["encoded"]["input_ids"]
     spans = case["encoded"].get("audio_placeholder_loc_lens")
     assert spans is None or encoded["audio_placeholder_loc_lens"].tolist() == spans
@@ -138,7 +140,7 @@ def test_batches_equal_golden_when_padded_right(small, name):
 @pytest.mark.parametrize("name", sorted(IDS_DIFFER - {"audio_given_without_placeholder"}))
 def test_every_medium_stands_at_its_own_placeholder(small, name):
     case = CONVERSATIONS[name]
-    encoded = small(case["prompt"], **media_of(case))
+    encoded = encode(small, case["prompt"], **media_of(case))
     kind = next(iter(case["media"]))
     value = {"images": 1, "videos": 2, "audios": 3}[kind]
     marks = [0, *(encoded["mm_token_type_ids"][0] == value).int().tolist(), 0]
@@ -151,13 +153,13 @@ def test_every_medium_stands_at_its_own_placeholder(small, name):
 def test_audio_without_placeholder_is_an_error(small):
     case = CONVERSATIONS["audio_given_without_placeholder"]
     with pytest.raises(ValueError, match=r"1 audio\(s\) do not match 0 <audio>"):
-        small(case["prompt"], **media_of(case))
+        encode(small, case["prompt"], **media_of(case))
 
 
 def test_token_types_and_spans(small):
     prompt = "<role>HUMAN</role><image><video><audio>x<role>ASSISTANT</role>"
     frames = torch.zeros(4, 3, 28, 28, dtype=torch.uint8)
-    encoded = small([prompt, "hi"], images=[picture((1, 2, 4))], videos=[frames], audio=[sound(3)])
+    encoded = encode(small, [prompt, "hi"], images=[picture((1, 2, 4))], videos=[frames], audio=[sound(3)])
     types, ids = encoded["mm_token_type_ids"][0], encoded["input_ids"][0]
     assert [int((types == kind).sum()) for kind in (1, 2, 3)] == [2, 2, 3]
     assert set(ids[(types == 1) | (types == 2)].tolist()) == {small.image_token_id} == {small.video_token_id}
@@ -172,7 +174,7 @@ def test_token_types_and_spans(small):
 
 def test_left_padding_whatever_the_tokenizer_says(small):
     assert small.tokenizer.padding_side == "right"
-    encoded = small(["a", "a much longer sentence <audio>"], audios=[sound(2)])
+    encoded = encode(small, ["a", "a much longer sentence <audio>"], audios=[sound(2)])
     assert encoded["attention_mask"][0].tolist() == [0] * (encoded["input_ids"].shape[1] - 1) + [1]
     assert (encoded["input_ids"][0, :-1] == small.tokenizer.pad_token_id).all()
 
@@ -189,9 +191,9 @@ def test_batch_row_equals_single_row(small):
             )
         ],
     ]
-    batch = small.apply_chat_template(chats, tokenize=True, return_dict=True)
+    batch = small.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt")
     for index, chat in enumerate(chats):
-        single = small.apply_chat_template(chat, tokenize=True, return_dict=True)
+        single = small.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
         keep = batch["attention_mask"][index].bool()
         assert torch.equal(batch["input_ids"][index][keep], single["input_ids"][0])
         assert torch.equal(batch["mm_token_type_ids"][index][keep], single["mm_token_type_ids"][0])
@@ -200,11 +202,11 @@ def test_batch_row_equals_single_row(small):
 
 def test_media_may_be_nested_by_prompt(small):
     prompts, pictures = ["<image><image>", "<image>"], [picture((1, 2, 2 * n)) for n in (1, 2, 3)]
-    flat = small(prompts, images=pictures)
-    nested = small(prompts, images=[pictures[:2], pictures[2:]])
+    flat = encode(small, prompts, images=pictures)
+    nested = encode(small, prompts, images=[pictures[:2], pictures[2:]])
     assert torch.equal(flat["input_ids"], nested["input_ids"])
     with pytest.raises(ValueError, match=r"\[1, 2\] image\(s\) do not match \[2, 1\] <image>"):
-        small(prompts, images=[pictures[:1], pictures[1:]])
+        encode(small, prompts, images=[pictures[:1], pictures[1:]])
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,8 @@ def test_media_may_be_nested_by_prompt(small):
         (None, {}, "text must be a prompt"),
         ([], {}, "text must be a prompt"),
         ("x", {"max_length": 0}, "1 tokens is longer than the limit of 0"),
-        ("x", {"truncation": True}, "truncation=True is not accepted"),
+        ("x", {"truncation": "middle"}, "truncation='middle' is not accepted"),
+        ("<image>", {"images": picture((1, 2, 2)), "truncation": True, "max_length": 2}, "would cut .* holds media"),
         ("x", {"padding_side": "middle"}, "padding_side='middle' is not accepted"),
         ("x", {"padding": "max_length"}, "needs max_length"),
         (["x", "x and more"], {"padding": False}, "use padding=True"),
@@ -227,12 +230,12 @@ def test_media_may_be_nested_by_prompt(small):
 )
 def test_call_errors(small, prompt, media, message):
     with pytest.raises(ValueError, match=message):
-        small(prompt, **media)
+        encode(small, prompt, **media)
 
 
 def test_unknown_option_is_named(small):
     with pytest.raises(TypeError, match="unknown processor option use_wisper_encoder; accepted are return_tensors"):
-        small("x", use_wisper_encoder=True)
+        encode(small, "x", use_wisper_encoder=True)
 
 
 @pytest.mark.parametrize(
@@ -297,10 +300,12 @@ HOSTILE = [
 def test_literal_tags_stay_text(small, role, value):
     chat = [user(value, role=role)] + ([user("x")] if role == "system" else [])
     plain = [user("@", role=role)] + ([user("x")] if role == "system" else [])
-    inputs = small.apply_chat_template(chat, tokenize=True, return_dict=True)
+    inputs = small.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
     controls = set(range(1212, 1500))
     found = [i for i in inputs["input_ids"][0].tolist() if i in controls]
-    wanted = small.apply_chat_template(plain, tokenize=True, return_dict=True)["input_ids"][0].tolist()
+    wanted = small.apply_chat_template(plain, tokenize=True, return_dict=True, return_tensors="pt")["input_ids"][
+        0
+    ].tolist()
     assert found == [i for i in wanted if i in controls]
     assert value in small.batch_decode(inputs["input_ids"])[0]
 
@@ -313,7 +318,7 @@ def test_control_tokens_cannot_be_put_together_from_pieces(small):
     ]
     for chat in chats:
         assert "<image>" not in small.apply_chat_template(chat)
-        assert 1479 not in small.apply_chat_template(chat, tokenize=True)[0].tolist()
+        assert 1479 not in small.apply_chat_template(chat, tokenize=True, return_tensors="pt")[0].tolist()
 
 
 def test_random_text_survives_encoding(small):
@@ -338,17 +343,17 @@ def test_random_text_survives_encoding(small):
     ]
     for _ in range(200):
         value = "".join(random.choice(alphabet, size=random.integers(0, 12)))
-        inputs = small.apply_chat_template([user(value)], tokenize=True, return_dict=True)
+        inputs = small.apply_chat_template([user(value)], tokenize=True, return_dict=True, return_tensors="pt")
         decoded = small.batch_decode(inputs["input_ids"], clean_up_tokenization_spaces=False)[0]
         assert decoded == f"<role>HUMAN</role>{value}<role>ASSISTANT</role>"
 
 
 def test_tags_of_a_hand_written_prompt_are_control_tokens(small):
-    assert small("a<imagePatch>b")["input_ids"].tolist() == [[64, 1478, 65]]
+    assert encode(small, "a<imagePatch>b")["input_ids"].tolist() == [[64, 1478, 65]]
     assert (
-        small("<\ue000image>")["input_ids"].tolist()
+        encode(small, "<\ue000image>")["input_ids"].tolist()
         == small.apply_chat_template(
-            [user("<image>")], tokenize=True, add_generation_prompt=False, system_template=""
+            [user("<image>")], tokenize=True, return_tensors="pt", add_generation_prompt=False, system_template=""
         ).tolist()
     )
 
@@ -361,7 +366,12 @@ def test_assistant_mask_covers_replies_only(small):
         user("four", role="assistant"),
     ]
     inputs = small.apply_chat_template(
-        chat, tokenize=True, return_dict=True, add_generation_prompt=False, return_assistant_tokens_mask=True
+        chat,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=False,
+        return_assistant_tokens_mask=True,
     )
     kept = inputs["input_ids"][0][inputs["assistant_masks"][0].bool()]
     assert small.decode(kept) == "twofour"
@@ -369,19 +379,19 @@ def test_assistant_mask_covers_replies_only(small):
 
 def test_return_types(small):
     prompts = ["a", "a much longer <audio>"]
-    lists = small(prompts, audios=[sound(2)], return_tensors=None, padding=False)
+    lists = encode(small, prompts, audios=[sound(2)], return_tensors=None, padding=False)
     assert [len(row) for row in lists["input_ids"]] == [1, len(lists["attention_mask"][1])]
     assert isinstance(lists["audio_feats"], np.ndarray)
-    arrays = small(prompts, audios=[sound(2)], return_tensors="np")
+    arrays = encode(small, prompts, audios=[sound(2)], return_tensors="np")
     assert all(isinstance(value, np.ndarray) for value in arrays.values())
-    padded = small(prompts, audios=[sound(2)], padding="max_length", max_length=64)
+    padded = encode(small, prompts, audios=[sound(2)], padding="max_length", max_length=64)
     assert padded["input_ids"].shape == (2, 64)
-    assert small(prompts, audios=[sound(2)], pad_to_multiple_of=32)["input_ids"].shape[1] % 32 == 0
-    assert small("a").input_ids.dtype == torch.int64 and isinstance(small("a"), BatchFeature)
+    assert encode(small, prompts, audios=[sound(2)], pad_to_multiple_of=32)["input_ids"].shape[1] % 32 == 0
+    assert encode(small, "a").input_ids.dtype == torch.int64 and isinstance(encode(small, "a"), BatchFeature)
 
 
 def test_to_casts_floats_only(small):
-    inputs = small("<image><audio>", images=picture((1, 2, 2)), audios=sound(2)).to("cpu", torch.bfloat16)
+    inputs = encode(small, "<image><audio>", images=picture((1, 2, 2)), audios=sound(2)).to("cpu", torch.bfloat16)
     dtypes = {name: value.dtype for name, value in inputs.items()}
     assert dtypes.pop("pixel_values") == dtypes.pop("audio_feats") == torch.bfloat16
     assert set(dtypes.values()) == {torch.int64}
@@ -389,7 +399,7 @@ def test_to_casts_floats_only(small):
 
 
 def test_decoding_and_post_processing(small):
-    ids = small("<role>HUMAN</role>hello")["input_ids"]
+    ids = encode(small, "<role>HUMAN</role>hello")["input_ids"]
     assert small.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == ["HUMANhello"]
     assert small.gen_terminator == [1213]
     assert small.post_process_multimodal_output(ids) == ["HUMANhello"]
@@ -428,7 +438,7 @@ def test_batch_of_32_pictures_is_fast(small):
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        small.apply_chat_template(chats, tokenize=True, return_dict=True)
+        small.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt")
         times.append(time.perf_counter() - start)
     assert min(times) < 0.1, f"{min(times):.3f} s"
 
@@ -454,7 +464,7 @@ import sys
 from {module} import {name} as Loader
 processor = Loader.from_pretrained(sys.argv[1]{options})
 chat = [{{"role": "user", "content": [{{"type": "audio", "audio": ([0.1] * 16000, 16000)}}]}}]
-inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
 assert inputs["audio_feats"].shape == (1, 17, 560), inputs["audio_feats"].shape
 saved = json.load(open(sys.argv[1] + "/processor_config.json"))
 assert processor.image_processor.size["longest_edge"] == saved["image_processor"]["size"]["longest_edge"]
@@ -486,5 +496,5 @@ def test_loads_and_saves_by_every_route(checkout, tmp_path):
 
 def test_processor_pickles(small):
     again = pickle.loads(pickle.dumps(small))
-    first, second = (each("a<image>b", images=picture((1, 2, 2)))["input_ids"] for each in (small, again))
+    first, second = (encode(each, "a<image>b", images=picture((1, 2, 2)))["input_ids"] for each in (small, again))
     assert torch.equal(first, second)

@@ -74,7 +74,8 @@ def test_stop_strings_and_their_beginnings(processor, stop, said, stopped):
 
 @pytest.mark.parametrize("use_whisper_encoder", [False, True])
 def test_joined_inputs_are_those_of_one_call(processor, use_whisper_encoder):
-    options = {"tokenize": True, "return_dict": True, "use_whisper_encoder": use_whisper_encoder}
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    options["use_whisper_encoder"] = use_whisper_encoder
     rows = [dict(processor.apply_chat_template([chat], **options)) for chat in CHATS]
     joined = join_inputs(rows, processor.tokenizer.pad_token_id)
     together = dict(processor.apply_chat_template(CHATS, **options))
