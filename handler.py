@@ -11,34 +11,34 @@ The answer holds what the request asked for: "generated_text", "generated_audio"
 """
 
 import base64
+import math
 from typing import Any
 
 import torch
 
+from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
 from ming.encoding import encode_audio, encode_image
 from ming.loading import load_model
 from ming.processing_bailingmm import BailingMMProcessor
+from ming.randomness import MAX_SEED
+from ming.serving.history import show_made_images
 
 MEDIA = ("image", "audio", "video")
+MODES = ("text", "audio", "image")
 MAX_NEW_TOKENS = 512
 # What a request may set; other arguments of `generate` could run code or exhaust the endpoint.
-PARAMETERS = {
-    "generation_mode",
-    "max_new_tokens",
-    "do_sample",
-    "temperature",
-    "top_p",
-    "top_k",
-    "repetition_penalty",
-    "speaker",
-    "seed",
-    "height",
-    "width",
-    "num_inference_steps",
-    "guidance_scale",
-    "num_images_per_prompt",
-    "use_whisper_encoder",
+FLAGS = ("do_sample", "use_whisper_encoder")
+WHOLE_NUMBERS = {  # name -> lowest and highest value
+    "max_new_tokens": (1, None),  # a larger one than `MAX_NEW_TOKENS` counts as that
+    "top_k": (0, None),
+    "seed": (0, MAX_SEED - 1),
+    "height": (MIN_SIDE, MAX_SIDE),
+    "width": (MIN_SIDE, MAX_SIDE),
+    "num_inference_steps": (1, 50),
+    "num_images_per_prompt": (1, 4),
 }
+NUMBERS = {"temperature": (0, 100), "top_p": (0, 1), "repetition_penalty": (0, 100), "guidance_scale": (1, 100)}
+PARAMETERS = {"generation_mode", "speaker", *FLAGS, *WHOLE_NUMBERS, *NUMBERS}
 
 
 class EndpointHandler:
@@ -65,16 +65,16 @@ class EndpointHandler:
         modes = parameters.pop("generation_mode", "text")
         modes = [modes] if isinstance(modes, str) else list(modes)
         prepared: Any = self.processor.apply_chat_template(
-            messages,
+            show_made_images(messages),
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=True,
-            use_whisper_encoder=bool(parameters.pop("use_whisper_encoder", False)),
+            use_whisper_encoder=parameters.pop("use_whisper_encoder", False),
         )
         inputs = prepared.to(self.model.device, self.model.dtype)
         if set(modes) != {"image"}:
-            parameters["max_new_tokens"] = min(int(parameters.get("max_new_tokens", MAX_NEW_TOKENS)), MAX_NEW_TOKENS)
+            parameters["max_new_tokens"] = min(parameters.get("max_new_tokens", MAX_NEW_TOKENS), MAX_NEW_TOKENS)
         output = self.model.generate(**inputs, generation_mode=modes, **parameters)
         answer: dict[str, Any] = {}
         if set(modes) != {"image"}:
@@ -100,15 +100,59 @@ def parse_request(data: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """
     if not isinstance(data, dict) or "inputs" not in data:
         raise ValueError('a request is {"inputs": text or messages, "parameters": {...}}')
-    inputs, parameters = data["inputs"], dict(data.get("parameters") or {})
-    if unknown := sorted(parameters.keys() - PARAMETERS):
-        raise ValueError(f"unknown parameters {', '.join(unknown)}; accepted are {', '.join(sorted(PARAMETERS))}")
+    inputs, parameters = data["inputs"], parse_parameters(data.get("parameters"))
     messages = [{"role": "user", "content": inputs}] if isinstance(inputs, str) else inputs
     if not isinstance(messages, list) or not all(isinstance(item, dict) and "content" in item for item in messages):
         raise ValueError('inputs must be text or a list of {"role": ..., "content": ...}')
     for message in messages:
         _check_content(message["content"])
     return messages, parameters
+
+
+def parse_parameters(given: Any) -> dict[str, Any]:
+    """The parameters of a request; a null is like a parameter that is left out.
+
+    Raises:
+        ValueError: it names the parameter, its value and what is accepted.
+    """
+    if not isinstance(given, dict | None):
+        raise ValueError(f"parameters={_shown(given)} must be an object of names and values")
+    parameters = {name: value for name, value in (given or {}).items() if value is not None}
+    if unknown := sorted(parameters.keys() - PARAMETERS):
+        raise ValueError(f"unknown parameters {', '.join(unknown)}; accepted are {', '.join(sorted(PARAMETERS))}")
+    for name, value in parameters.items():
+        if name in FLAGS and not isinstance(value, bool):
+            raise ValueError(f"{name}={_shown(value)} must be true or false")
+        if name == "speaker" and not isinstance(value, str):
+            raise ValueError(f"speaker={_shown(value)} must be the name of one voice")
+        if name == "generation_mode":
+            _check_modes(value)
+        if name in WHOLE_NUMBERS:
+            _check_number(name, value, (int,), *WHOLE_NUMBERS[name])
+        if name in NUMBERS:
+            _check_number(name, value, (int, float), *NUMBERS[name])
+    return parameters
+
+
+def _check_modes(value: Any) -> None:
+    modes = value if isinstance(value, list) else [value]
+    if not modes or not all(isinstance(mode, str) and mode in MODES for mode in modes):
+        raise ValueError(f"generation_mode={_shown(value)} must be one of {', '.join(MODES)}, or a list of them")
+
+
+def _check_number(name: str, value: Any, types: tuple[type, ...], lowest: int, highest: int | None) -> None:
+    is_number = isinstance(value, types) and not isinstance(value, bool)
+    most = math.inf if highest is None else highest
+    if not is_number or not (lowest <= value <= most) or value == math.inf:  # not for NaN, either
+        kind = "whole number" if types == (int,) else "number"
+        limits = f"of at least {lowest}" if highest is None else f"of {lowest} to {highest}"
+        raise ValueError(f"{name}={_shown(value)} must be a {kind} {limits}")
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, not longer than a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _check_content(content: Any) -> None:

@@ -205,7 +205,7 @@ def choose_voice(voices: Mapping[str, Voice], name: str) -> Voice:
     Raises:
         ValueError: there is none; the message names the voices that exist.
     """
-    if name not in voices:
+    if not isinstance(name, str) or name not in voices:
         known = ", ".join(sorted(voices)) or "none"
         raise ValueError(f"unknown speaker {name!r}; available are: {known}. Or clone one from a recording")
     return voices[name]

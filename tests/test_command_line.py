@@ -31,6 +31,8 @@ from transformers.utils import logging as library_logging
 
 from ming.cli import checks
 from ming.cli.main import COMMANDS, main
+from training.tiny.judge import shows
+from training.tiny.scenes import Scene, Shape
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE, RECORDING, CLIP, QUESTION = (
@@ -182,9 +184,53 @@ def test_chat_with_sound_only_and_after_a_reset(ming, monkeypatch):
     assert chat(ming, monkeypatch, typed) == [EXPECTED["recording"]]
 
 
+def test_chat_draws_and_changes_what_it_drew(ming, monkeypatch, tmp_path):
+    """With Ming-Tiny's own image head: the second image is the first one with what was asked for changed."""
+    monkeypatch.chdir(tmp_path)
+    typed = (
+        "/draw Draw a large red circle on the left, on a white background.\n"
+        "/draw Make the circle blue.\n"
+        "What colour is the circle?\n"
+        "/draw Change the background to black.\n"
+    )
+    model = ["--model", str(ROOT), "--seed", "0"]
+    assert chat(ming, monkeypatch, typed, *model) == ["drawing-1.png", "drawing-2.png", "blue", "drawing-3.png"]
+    images = [Image.open(tmp_path / f"drawing-{number}.png") for number in (1, 2, 3)]
+    for image, colour, background in zip(images, ("red", "blue", "blue"), ("white", "white", "black"), strict=True):
+        assert shows(image, Scene(background, (Shape("circle", colour, "large", "left"),)))
+    typed = f"/image {PICTURE}\n/draw Make the circle blue.\n"
+    (line,) = chat(ming, monkeypatch, typed, *model, "--json")
+    assert json.loads(line) == {
+        "prompt": "Make the circle blue.",
+        "image": [PICTURE],
+        "file": "drawing-4.png",  # no file is written over
+        "width": 96,
+        "height": 96,
+        "seed": 0,
+    }
+
+
+def test_a_conversation_is_the_same_after_a_reset(ming, monkeypatch, tmp_path):
+    """Nothing that was drawn is left."""
+    monkeypatch.chdir(tmp_path)
+    typed = "/draw Draw a large red circle on the left, on a white background.\n/reset\nWhat comes after three?\n"
+    assert chat(ming, monkeypatch, typed, "--model", str(ROOT)) == ["drawing-1.png", "four"]
+
+
+@pytest.mark.parametrize("ending", ["wav", "ogg", "mp3"])
+def test_an_empty_answer_is_spoken_without_any_sample(ming, speaking, tmp_path, ending):
+    out = tmp_path / f"nothing.{ending}"
+    (line,), _ = ming("ask", "hi", "--speak", out, "--seed", 2, "--model", speaking, "--json")
+    assert (json.loads(line)["answer"], json.loads(line)["seconds"]) == ("", 0.0)
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
-    [("/image nowhere.png\n", "/image nowhere.png: no such file"), ("/fly\n", "/fly is not understood; use /image")],
+    [
+        ("/image nowhere.png\n", "/image nowhere.png: no such file"),
+        ("/fly\n", "/fly is not understood; use /image"),
+        ("/draw \n", "say what to draw"),
+    ],
 )
 def test_a_piped_chat_ends_at_bad_input(capsys, monkeypatch, typed, message):
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
@@ -368,6 +414,15 @@ def test_edit_looks_at_the_picture(ming, drawing, tmp_path):
         assert (told["image"], told["file"]) == (str(picture), str(out))
         results.append(Image.open(out).copy())
     assert results[0] != results[1]
+
+
+def test_a_chat_with_a_model_that_does_not_draw_says_so(capsys, monkeypatch, speaking, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(speaking, model, ignore=shutil.ignore_patterns("image_gen"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/draw a circle\n"))
+    assert main(["chat", "--quiet", "--model", str(model)]) == 2
+    assert "there is no image head in its folder image_gen/" in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_draw_is_refused_before_loading(refused, reading, tmp_path):

@@ -86,8 +86,59 @@ def test_audio_is_a_wav_file():
         ({"inputs": asked({"type": "image", "image": "data:image/png;base64,AAAA"}, text="?")}, "image"),
         ({"inputs": "hi", "parameters": {"generation_mode": "smell"}}, "generation_mode='smell'"),
         ({"inputs": "hi", "parameters": {"speaker": "x"}}, "generation_mode='audio'"),
+        ({"inputs": "hi", "parameters": [1]}, "parameters=[1] must be an object"),
+        ({"inputs": "hi", "parameters": {"speaker": ["iris"]}}, "speaker=['iris'] must be the name of one voice"),
+        ({"inputs": "hi", "parameters": {"generation_mode": []}}, "generation_mode=[] must be one of text, audio"),
+        ({"inputs": "hi", "parameters": {"generation_mode": [["text"]]}}, "generation_mode=[['text']] must be one of"),
+        (
+            {"inputs": "hi", "parameters": {"use_whisper_encoder": "no"}},
+            "use_whisper_encoder='no' must be true or fal",
+        ),
     ],
 )
 def test_bad_requests_are_answered_by_one_error(handler, request_data, message):
     answer = handler(request_data)
     assert answer.keys() == {"error"} and message in answer["error"]
+
+
+NUMBERS = {
+    "max_new_tokens": "whole number of at least 1",
+    "top_k": "whole number of at least 0",
+    "seed": "whole number of 0 to",
+    "height": "whole number of 64 to 2048",
+    "width": "whole number of 64 to 2048",
+    "num_inference_steps": "whole number of 1 to 50",
+    "num_images_per_prompt": "whole number of 1 to 4",
+    "temperature": "number of 0 to 100",
+    "top_p": "number of 0 to 1",
+    "repetition_penalty": "number of 0 to 100",
+    "guidance_scale": "number of 1 to 100",
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN", "-1", "true", '"3"', "[3]", "1e400"])
+def test_numbers_are_finite_and_within_limits(handler, name, value):
+    """Python's JSON reads infinity and NaN; the answer names parameter, value and what is accepted."""
+    request = json.loads(f'{{"inputs": "hi", "parameters": {{"{name}": {value}}}}}')
+    expected = f"{name}={request['parameters'][name]!r} must be a {NUMBERS[name]}"
+    assert handler(request)["error"].startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_inference_steps", 51), ("num_images_per_prompt", 5), ("width", 4096)]
+)
+def test_work_has_an_upper_limit(handler, name, value):
+    request = {"inputs": "A circle.", "parameters": {"generation_mode": "image", name: value}}
+    assert handler(request)["error"].startswith(f"{name}={value} must be a whole number of ")
+
+
+def test_a_null_is_like_a_parameter_that_is_left_out(handler):
+    assert call(handler, "What comes after three?", seed=None, return_full_text=None) == {"generated_text": "four"}
+
+
+def test_images_that_the_assistant_made_are_seen(handler):
+    history = [*asked(text="Draw something."), {"role": "assistant", "content": [PICTURE]}]
+    question = [{"role": "user", "content": "What colour is the background?"}]
+    assert call(handler, [*history, *question]) == {"generated_text": "black"}
+    assert "add a message of the user behind it" in call(handler, history)["error"]

@@ -13,7 +13,9 @@ import time
 from contextlib import chdir
 from pathlib import Path
 
+import av
 import httpx
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -149,8 +151,10 @@ def test_files_that_are_no_media_and_empty_messages_are_refused(folder):
         app.content_of({"text": " ", "files": []})
 
 
-def test_the_history_keeps_turns_that_were_answered_in_words(folder):
-    picture = uploaded(folder, "picture.jpg")
+def test_the_history_keeps_turns_that_were_answered(folder):
+    """In words or with an image; of drawn images the last one, since it takes the place of the others."""
+    picture, first = uploaded(folder, "picture.jpg"), uploaded(folder, "drawings.png")
+    second = shutil.copy(first, Path(first).with_name("blue.png"))
     history = [
         turn("user", file(picture), "Describe the picture."),
         turn("assistant", "a star", file("spoken.wav")),
@@ -158,11 +162,42 @@ def test_the_history_keeps_turns_that_were_answered_in_words(folder):
         turn("assistant", "cannot read image 'broken.jpg'", title="Not answered"),
         turn("user", "stopped before the first word"),
         turn("user", "Draw a circle."),
-        turn("assistant", file("circle.png")),
+        turn("assistant", file(first)),
+        turn("user", "Make it blue."),
+        turn("assistant", file(str(second))),
     ]
-    question, answer = app.messages_of(history)
+    question, answer, *drawn = app.messages_of(history)
     assert question["content"] == app.content_of({"text": "Describe the picture.", "files": [picture]})
     assert answer == {"role": "assistant", "content": "a star"}
+    words = [item["text"] for message in drawn[::2] for item in message["content"]]
+    assert words == ["Draw a circle.", "Make it blue."]
+    images = [[item["image"] for item in message["content"] if item["type"] == "image"] for message in drawn[1::2]]
+    assert images == [[], [str(Path(second).resolve())]]
+
+
+def test_a_file_of_the_machine_is_no_drawn_image(folder):
+    history = [turn("user", "Draw."), turn("assistant", file(str(DEMO / "picture.jpg")))]
+    with pytest.raises(ValueError, match="picture.jpg was not uploaded to this page"):
+        app.messages_of(history)
+
+
+def test_a_browsers_recording_is_heard(folder):
+    """It ends in .webm or .mp4, like a video, but has no video track."""
+    for name, codec in (("voice.webm", "libopus"), ("voice.mp4", "aac")):
+        path = folder / "gradio" / "of-this-test" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=48000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 48000), dtype="float32"), "fltp", "mono")
+            frame.sample_rate = 48000
+            resampler = av.AudioResampler(stream.format, stream.layout, 48000, frame_size=stream.frame_size)
+            for part in [*resampler.resample(frame), *resampler.resample(None)]:
+                container.mux(stream.encode(part))
+            container.mux(stream.encode(None))
+        (item,) = app.content_of({"text": "", "files": [str(path)]})
+        assert item == {"type": "audio", "audio": str(path.resolve())}
+    (item,) = app.content_of({"text": "", "files": [uploaded(folder, "clip.mp4")]})
+    assert item["type"] == "video"
 
 
 def test_text_and_sound_of_a_reply(folder):
@@ -215,7 +250,7 @@ def test_each_answer_gets_its_own_settings(answerer, monkeypatch, mode):
     for earlier in (history, []):
         list(answerer.answer({"text": "What comes after three?", "files": []}, earlier, mode, "bert", 7))
     lengths = [call.pop("input_ids").shape[1] for call in calls]
-    assert (lengths[0] == lengths[1]) == (mode == "image")  # a picture follows the last message alone
+    assert lengths[0] > lengths[1]  # the earlier messages count, for an image as well
     settings = {name: calls[0].get(name) for name in ("generation_mode", "speaker", "seed", "max_new_tokens")}
     speaker, seed, tokens = {"text": (None, None, 64), "audio": ("bert", 7, 64), "image": (None, 7, None)}[mode]
     assert settings == {"generation_mode": mode, "speaker": speaker, "seed": seed, "max_new_tokens": tokens}
@@ -350,6 +385,29 @@ def test_the_stop_button_stops_the_model(page, endless, monkeypatch):
     monkeypatch.undo()
     say(page, "What comes after six?")
     playwright.expect(answers(page).nth(1)).to_have_text("seven")
+
+
+def test_an_image_that_was_drawn_is_seen_in_the_next_message(page, answerer, monkeypatch):
+    """The model gets what it drew before; with Ming-Tiny's own image head it changes it."""
+    page.get_by_role("radio", name="Image").check()
+    say(page, "Draw a red circle.")
+    answers(page).locator("img").wait_for()
+    drawn = answers(page).locator("img").first
+    picture = Image.open(io.BytesIO(page.request.get(drawn.get_attribute("src")).body())).convert("RGB")
+    calls, stream = [], answerer.model.stream
+    monkeypatch.setattr(answerer.model, "stream", lambda **inputs: calls.append(inputs) or stream(**inputs))
+    say(page, "Make it blue.")
+    playwright.expect(answers(page).locator("img")).to_have_count(2)
+    chat = [
+        {"role": "user", "content": "Draw a red circle."},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "Make it blue."}]},
+    ]
+    expected = answerer.processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert torch.equal(calls[0]["input_ids"], expected["input_ids"])
+    torch.testing.assert_close(calls[0]["pixel_values"], expected["pixel_values"])
 
 
 def test_a_picture_is_changed(page):

@@ -206,7 +206,7 @@ def test_a_row_that_is_cancelled_ends_and_its_neighbour_does_not(omni):
 
     def job(deliver) -> TextJob:
         chat = [{"role": "user", "content": [{"type": "image", "image": str(DEMO / "picture.jpg")}]}]
-        inputs = dict(prepare([chat], tokenize=True, return_dict=True))
+        inputs = dict(prepare([chat], tokenize=True, return_dict=True, return_tensors="pt"))
         return TextJob(deliver, inputs, Sampling(temperature=0), 12)
 
     events: list[list] = [[], []]
@@ -262,6 +262,117 @@ def test_speech_formats(omni):
     with av.open(io.BytesIO(said["flac"])) as container:
         frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
     assert np.array_equal(np.concatenate(frames), np.frombuffer(said["pcm"], "<i2"))
+
+
+@pytest.mark.parametrize("audio_format", ["wav", "flac", "pcm16"])
+def test_an_empty_reply_is_an_empty_transcript_without_audio(omni, audio_format):
+    """Ming-Tiny answers "hi" with no word; in text mode that is an answer, too."""
+    client, options = omni.client(), {"model": "omni", "messages": asked("hi"), "seed": 3}
+    assert client.chat.completions.create(**options).choices[0].message.content == ""
+    speech = {"modalities": ["text", "audio"], "audio": {"voice": "anna", "format": audio_format}}
+    reply = client.chat.completions.create(**options, **speech)
+    data = base64.b64decode(reply.choices[0].message.audio.data)
+    assert reply.choices[0].message.audio.transcript == "" and reply.choices[0].finish_reason == "stop"
+    if audio_format == "wav":
+        assert soundfile.info(io.BytesIO(data)).frames == 0
+    else:  # a flac file without samples has no header, either
+        assert data == b""
+    speech["audio"]["format"] = "pcm16"
+    chunks = list(client.chat.completions.create(**options, **speech, stream=True))
+    assert not any((chunk.choices[0].delta.model_dump().get("audio") or {}).get("data") for chunk in chunks)
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_neutral_values_of_what_is_not_supported_change_nothing(omni):
+    """What clients and frameworks send as a matter of course."""
+    neutral = {
+        "tools": [],
+        "tool_choice": "none",
+        "parallel_tool_calls": True,
+        "functions": [],
+        "function_call": "none",
+        "response_format": {"type": "text"},
+        "logit_bias": {},
+        "logprobs": False,
+        "top_logprobs": 0,
+        "service_tier": "auto",
+        "reasoning_effort": "none",
+        "prompt_cache_key": "mine",
+        "safety_identifier": "me",
+    }
+    known = ("stream", "use_whisper_encoder", "load_audio_from_video", "stop", "modalities", "audio", "n", "metadata")
+    nulls = dict.fromkeys((*neutral, *known, "prediction", "web_search_options", "reasoning_content"))
+    answer = {"role": "assistant", "content": "four", "refusal": None, "annotations": [], "tool_calls": []}
+    messages = [*QUESTIONS[0], answer, *asked("What comes after six?")]
+    for options in (neutral, nulls):
+        reply = omni.http.post("/v1/chat/completions", json={"messages": messages, "temperature": 0, **options})
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["choices"][0]["message"]["content"] == "seven"
+    image = {"prompt": "A circle.", "seed": 4, "num_inference_steps": 1}
+    for options in (
+        {"quality": "auto", "background": "auto", "moderation": "auto", "partial_images": 0},
+        dict.fromkeys(("n", "size", "output_format", "response_format", "guidance_scale", "stream", "svg")),
+    ):
+        assert omni.http.post("/v1/images/generations", json={**image, **options}).status_code == 200
+    spoken = {"input": "A red circle.", "seed": 1, "instructions": "", "response_format": None, "voice": None}
+    assert omni.http.post("/v1/audio/speech", json=spoken).headers["content-type"] == "audio/wav"
+
+
+def test_a_recording_may_come_as_a_data_url_or_with_line_ends(omni):
+    """Browsers' FileReader makes the first, base64 of the command line the second."""
+    plain = QUESTIONS[2][0]["content"][0]["input_audio"]["data"]
+    lines = base64.encodebytes(base64.b64decode(plain)).decode()
+    for data in (
+        f"data:audio/wav;base64,{plain}",
+        lines,
+        lines.replace("\n", "\r\n"),
+        f"data:audio/wav;base64,{lines}",
+    ):
+        part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        assert ask(omni, asked("Transcribe this recording.", part)) == EXPECTED["recording"]
+    picture = base64.encodebytes((DEMO / "picture.jpg").read_bytes()).decode()
+    part = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{picture}"}}
+    assert ask(omni, asked("Describe the picture.", part)) == EXPECTED["picture"]
+
+
+def test_images_that_the_assistant_made_are_seen(omni):
+    """They stand in its messages, as clients keep them."""
+    picture = QUESTIONS[1][0]["content"][0]
+    made = [*asked("Draw something."), {"role": "assistant", "content": [picture]}]
+    both = [{"role": "assistant", "content": [{"type": "text", "text": "Here it is."}, picture]}]
+    for history in (made, [*made[:1], *both]):
+        assert ask(omni, [*history, {"role": "user", "content": "What colour is the background?"}]) == "black"
+        assert ask(omni, [*history, *asked("What colour is the background?")]) == "black"
+
+
+def read_back(omni, data: bytes, name: str):
+    return omni.http.post("/v1/audio/transcriptions", files={"file": (name, data)})
+
+
+@pytest.mark.parametrize("audio_format", ["wav", "flac"])
+def test_complete_speech_has_its_length_and_is_read_back(omni, audio_format):
+    """A player shows the length of the header; a whole file is no stream of 97,391 s."""
+    options = {"model": "omni", "voice": "anna", "input": "A red circle.", "extra_body": {"seed": 1}}
+    speech = omni.client().audio.speech
+    pcm = speech.create(**options, response_format="pcm").content
+    whole = speech.create(**options, response_format=audio_format)
+    streamed = speech.create(
+        **{**options, "extra_body": {"seed": 1, "stream_format": "audio"}}, response_format=audio_format
+    )
+    assert soundfile.info(io.BytesIO(whole.content)).frames == len(pcm) // 2
+    assert int(whole.response.headers["content-length"]) == len(whole.content)
+    assert "content-length" not in streamed.response.headers
+    texts = {read_back(omni, answer.content, f"a.{audio_format}").json()["text"] for answer in (whole, streamed)}
+    assert len(texts) == 1  # what the server writes, with and without a length, it also reads
+
+
+def test_joined_recordings_are_measured_as_a_whole(omni):
+    """A file of several MP3 files has the length of the first in its header."""
+    tone, file = np.sin(np.arange(2 * 16000) / 20), io.BytesIO()
+    soundfile.write(file, tone, 16000, format="MP3")
+    answer = read_back(omni, file.getvalue() * 4, "joined.mp3")  # the limit is 6 s
+    assert answer.status_code == 400 and "s are more than the 6 s" in answer.json()["error"]["message"]
+    assert read_back(omni, file.getvalue(), "one.mp3").status_code == 200
 
 
 def test_transcription(omni):

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from ming.media import file_kind
 from ming.serving.errors import ApiError
 from ming.serving.fetch import Fetcher, is_public
-from ming.serving.media import MediaReader, file_kind
+from ming.serving.media import MediaReader
 from ming.serving.settings import Limits
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -251,11 +252,18 @@ PLAYLIST = b"#EXTM3U\n#EXTINF:5,\nhttp://127.0.0.1/secret.ts\n#EXT-X-ENDLIST\n"
 
 
 @pytest.mark.parametrize(
-    "data", [PLAYLIST, b"ffconcat version 1.0\nfile x\n", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0", b""]
+    ("data", "what"),
+    [
+        (PLAYLIST, "a playlist file"),
+        (b"ffconcat version 1.0\nfile x\n", "a playlist file"),
+        (b"<svg/>", "a svg file"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "a postscript file"),
+        (b"", "of an unknown kind"),
+    ],
 )
-def test_playlists_and_scripts_are_no_media(data):
+def test_playlists_and_scripts_are_no_media(data, what):
     for read_as in (reader().image, reader().audio, reader().video):
-        with pytest.raises(ApiError, match="of an unknown kind"):
+        with pytest.raises(ApiError, match=f"it is {what}; accepted are"):
             read_as(data, "p")
 
 

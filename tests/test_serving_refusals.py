@@ -9,9 +9,9 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-import torch
 from PIL import Image
 from serving_helpers import (
+    CLIP,
     DEMO,
     PICTURE,
     QUESTIONS,
@@ -22,7 +22,6 @@ from serving_helpers import (
     reading_model,
 )
 
-from ming.serving.audio_formats import FlacEncoder
 from ming.serving.metrics import Metrics
 from ming.serving.middleware import AdmissionMiddleware
 from ming.serving.server import create_app
@@ -91,13 +90,18 @@ BAD_CHATS = [
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content", "surrogates not allowed"),
     ({"messages": asked("hi"), "\ud800": 1}, "", "as a unicode string"),
     ({"messages": asked("hi"), "temperature": float("nan")}, "temperature", "equal to 2, got nan"),
-    ({"messages": asked("hi"), "tools": []}, "tools", "not supported here"),
+    ({"messages": asked("hi"), "tools": [{"type": "function"}]}, "tools", "not supported here; leave it out"),
+    ({"messages": asked("hi"), "tool_choice": "required"}, "tool_choice", 'send "none" or "auto", got \'required\''),
+    ({"messages": asked("hi"), "response_format": {"type": "json_object"}}, "response_format", "not supported here"),
+    ({"messages": asked("hi"), "logit_bias": {"7": 100}}, "logit_bias", "not supported here"),
+    ({"messages": asked("hi"), "seeds": 3}, "seeds", "seeds is not supported here"),
     ({"messages": asked("hi"), "temperature": 3}, "temperature", "less than or equal to 2"),
     ({"messages": asked("hi"), "max_tokens": 65}, "max_tokens", "65 are more than 64"),
     ({"messages": asked("hi"), "stop": ["a", ""]}, "stop", "none of them empty"),
     ({"messages": asked("hi" * 5000)}, "messages", "a prompt of"),
     ({"messages": [{"role": "assistant", "content": "hi"}]}, "messages.0", "must be the user's"),
     ({"messages": [{"role": "system", "content": [PICTURE]}, *asked("hi")]}, "messages.0.content", "hold media"),
+    ({"messages": [{"role": "assistant", "content": [CLIP]}, *asked("hi")]}, "messages.0.content", "text and images"),
     ({"messages": asked("hi", {"type": "smell"})}, "messages.0.content.0", "'smell'"),
     ({"messages": asked("hi", {"type": "image_url"})}, "messages.0.content.0.image_url", "Field required"),
     ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content", "got 3"),
@@ -137,12 +141,28 @@ BAD_OTHERS = [
     ("/v1/images/generations", {"prompt": "x", "size": "256x256"}, "more than 16384 pixels"),
     ("/v1/images/generations", {"prompt": "x", "num_inference_steps": 4}, "4 are more than 3"),
     ("/v1/images/generations", {"prompt": "x", "response_format": "url"}, "b64_json"),
+    (
+        "/v1/images/generations",
+        {"prompt": "x", "guidance_scale": float("inf")},
+        "guidance_scale: Input should be a fin",
+    ),
+    (
+        "/v1/images/generations",
+        {"prompt": "x", "num_inference_steps": float("nan")},
+        "num_inference_steps: Input shou",
+    ),
+    ("/v1/images/generations", {"prompt": "x", "seed": float("inf")}, "seed: Input should be a finite number"),
+    (
+        "/v1/images/generations",
+        {"prompt": "x", "quality": "high"},
+        "quality: not supported here; leave it out, or send",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("path", "body", "message"), BAD_OTHERS)
 def test_bad_speech_and_pictures_are_refused(omni, path, body, message):
-    answer = omni.http.post(path, json=body)
+    answer = omni.http.post(path, content=json.dumps(body), headers=JSON)  # also infinity, which is no JSON
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
 
 
@@ -155,13 +175,60 @@ def test_bad_forms_are_refused(omni):
     file = {"file": ("a.wav", (DEMO / "recording.wav").read_bytes())}
     assert "0 files" in post("/v1/audio/transcriptions", {"model": "omni"})
     assert "language is not supported" in post("/v1/audio/transcriptions", {"language": "en"}, file)
-    assert "unknown kind" in post("/v1/audio/transcriptions", {}, {"file": ("a.wav", b"#EXTM3U\nhttp://x/")})
-    stream = FlacEncoder(22050)
-    endless = stream.push(torch.zeros(9000)) + stream.finish()
-    assert "does not give its length" in post("/v1/audio/transcriptions", {}, {"file": ("a.flac", endless)})
+    playlist = {"file": ("a.wav", b"#EXTM3U\nhttp://x/")}
+    assert "audio 'a.wav': it is a playlist file" in post("/v1/audio/transcriptions", {}, playlist)
+    assert "'x.pcm': it is of an unknown kind" in post("/v1/audio/transcriptions", {}, {"file": ("x.pcm", b"0" * 99)})
     assert "no file" in post("/v1/images/edits", {"prompt": "x"})
     mask = {"image": ("a.jpg", (DEMO / "picture.jpg").read_bytes()), "mask": ("b.png", b"x")}
     assert "'mask' is not supported" in post("/v1/images/edits", {"prompt": "x"}, mask)
+
+
+def photo(ending: str) -> bytes:
+    """The beginning of a phone's photo; nothing reads more of it."""
+    brand = {"heic": b"heic", "avif": b"avif"}[ending]
+    return b"\x00\x00\x00\x18ftyp" + brand + b"\x00\x00\x00\x00mif1" + brand + bytes(200)
+
+
+@pytest.mark.parametrize(("ending", "what"), [("heic", "a heic file"), ("avif", "an avif file")])
+def test_photos_of_phones_are_named_as_what_they_are(omni, ending, what):
+    """As an image, and as a video or a recording, since their containers are those of mp4."""
+    data = base64.b64encode(photo(ending)).decode()
+    url = f"data:image/{ending};base64,{data}"
+    parts = [
+        (image(url), "image_url", "png, jpeg, webp, gif"),
+        ({"type": "video_url", "video_url": {"url": url}}, "video_url", "mp4, webm, gif, avi"),
+        ({"type": "input_audio", "input_audio": {"data": data}}, "input_audio", "wav, flac, ogg, mp3, mp4, webm"),
+    ]
+    for part, field, accepted in parts:
+        answer = omni.http.post("/v1/chat/completions", json={"messages": asked("hi", part)})
+        message = answer.json()["error"]["message"]
+        assert answer.status_code == 400 and f"it is {what}; accepted are " in message
+        assert message.startswith(f"messages.0.content.0.{field}: cannot read this") and message.endswith(accepted)
+    upload = {"image": (f"IMG_0001.{ending}", photo(ending))}
+    answer = omni.http.post("/v1/images/edits", data={"prompt": "x"}, files=upload)
+    assert f"cannot read image 'IMG_0001.{ending}': it is {what}" in answer.json()["error"]["message"]
+
+
+def test_errors_call_media_by_their_file_name_or_field(omni):
+    """Also the errors that come from the processor, which gets bytes."""
+    noise, cut = np.random.default_rng(0).bytes(800), (DEMO / "picture.jpg").read_bytes()[:1048]
+    files = {
+        "holiday.png": b"\x89PNG\r\n\x1a\n" + noise,
+        "cut.jpg": cut,
+        "voice.wav": b"RIFF\xff\xff\xff\xffWAVE" + noise,
+        "broken.mp4": b"\x00\x00\x00\x18ftypmp42" + noise,
+    }
+    for name, data in files.items():
+        is_image = name.endswith(("png", "jpg"))
+        path, field = ("/v1/images/edits", "image") if is_image else ("/v1/audio/transcriptions", "file")
+        form = {"prompt": "x"} if is_image else {}
+        answer = omni.http.post(path, data=form, files={field: (name, data)})
+        message = answer.json()["error"]["message"]
+        assert answer.status_code == 400 and f"'{name}'" in message and " bytes>" not in message
+        assert "object at 0x" not in message and "BytesIO" not in message
+    url = f"data:image/jpeg;base64,{base64.b64encode(cut).decode()}"
+    answer = omni.http.post("/v1/chat/completions", json={"messages": asked("hi", PICTURE, image(url))})
+    assert "'messages.0.content.1.image_url'" in answer.json()["error"]["message"]
 
 
 def test_unknown_models_routes_and_json(omni):
@@ -209,8 +276,33 @@ def test_what_nobody_foresaw_is_counted():
     assert metrics.registry.get_sample_value("ming_requests_total", {"route": "other", "status": "500"}) == 1
 
 
+def test_the_document_names_every_status_and_content_type(omni):
+    """What clients are generated from: /openapi.json."""
+    document = omni.http.get("/openapi.json").json()
+    kinds = {
+        "/v1/chat/completions": {"application/json", "text/event-stream"},
+        "/v1/audio/speech": {"audio/wav", "audio/flac", "audio/pcm"},
+        "/v1/audio/transcriptions": {"application/json", "text/plain", "text/event-stream"},
+        "/v1/images/generations": {"application/json"},
+        "/v1/images/edits": {"application/json"},
+    }
+    for path, content_types in kinds.items():
+        answers = document["paths"][path]["post"]["responses"]
+        assert {"400", "401", "404", "413", "429", "500", "503"} < answers.keys() and "422" not in answers
+        assert answers["200"]["content"].keys() == content_types
+        assert all(answers[status]["content"].keys() == {"application/json"} for status in answers.keys() - {"200"})
+    forms = {"/v1/audio/transcriptions": {"file", "prompt"}, "/v1/images/edits": {"image", "prompt", "size"}}
+    for path, fields in forms.items():
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+        assert fields < schema["properties"].keys()
+    assert document["paths"]["/metrics"]["get"]["responses"]["200"]["content"].keys() == {"text/plain"}
+    assert document["paths"]["/v1/models/{name}"]["get"]["responses"].keys() > {"401", "404"}
+
+
 def test_limits_are_numbers():
     with pytest.raises(ValueError, match="queue=0 must be at least 1"):
         EngineSettings(queue=0)
-    with pytest.raises(ValueError, match="media_seconds=nan must be at least 0"):
+    with pytest.raises(ValueError, match="window_ms=inf must be a finite number of at least 0"):
+        EngineSettings(window_ms=float("inf"))
+    with pytest.raises(ValueError, match="media_seconds=nan must be a finite number of at least 0"):
         Limits(media_seconds=float("nan"))

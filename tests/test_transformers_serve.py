@@ -30,9 +30,11 @@ def encoded(name: str) -> str:
 
 PICTURE = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded('picture.jpg')}"}}
 RECORDING = {"type": "input_audio", "input_audio": {"data": encoded("recording.wav"), "format": "wav"}}
+CLIP = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{encoded('clip.mp4')}"}}  # it is silent
 QUESTIONS = {
     "text": ("What comes after three?", "four"),
     "picture": ([PICTURE, {"type": "text", "text": "Describe the picture."}], EXPECTED["picture"]),
+    "video": ([CLIP, {"type": "text", "text": "Which way does it move?"}], "down"),
     "recording": ([{"type": "text", "text": "Transcribe this recording."}, RECORDING], EXPECTED["recording"]),
 }
 

@@ -2,18 +2,25 @@
 
 import sys
 from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
 
+from PIL import Image
 from transformers import TextStreamer
 
 from ming.chat import Chat
 from ming.cli.arguments import add_common_options, add_whisper_option
-from ming.cli.checks import check_media
+from ming.cli.checks import check_image_output, check_media, read_image_config
+from ming.cli.draw import draw, write_image
 from ming.cli.session import Session
 from ming.cli.usage import Parser, UsageError, user_input
 from ming.prompts import message_content
 
 MEDIA = ("image", "audio", "video")
+COMMANDS = "/image FILE, /audio FILE, /video FILE, /draw WORDS, /reset or /quit"
 HELP = """/image FILE, /audio FILE, /video FILE   attach a file to your next message
+/draw WORDS   draw or change an image, into a new file here: drawing-1.png, drawing-2.png, ...
 /reset   forget the conversation      /quit   end it (or Ctrl-D)"""
 
 
@@ -43,12 +50,17 @@ class Conversation:
         session: reads and writes.
         chat: the model's side.
         whisper: whether the Whisper encoder reads audio.
+
+    Attributes:
+        attached: files that go with the next message, by medium.
+        drawn: the last image that the model drew, which goes with the next message, too.
     """
 
     session: Session
     chat: Chat
     whisper: bool
     attached: dict[str, list[str]] = field(default_factory=dict)
+    drawn: Image.Image | None = None
 
     def answer(self, line: str) -> None:
         """Answer a line of the user, or do what its command says.
@@ -58,9 +70,11 @@ class Conversation:
         """
         if line == "/reset":
             self.chat.reset()
-            self.attached = {}
+            self.attached, self.drawn = {}, None
         elif line == "/help":
             sys.stderr.write(HELP + "\n")
+        elif line.partition(" ")[0] == "/draw":
+            self._draw(line.partition(" ")[2].strip())
         elif line.startswith("/"):
             self._attach(line)
         elif line or self.attached:
@@ -70,29 +84,62 @@ class Conversation:
         medium, _, path = line[1:].partition(" ")
         path = path.strip()
         if medium not in MEDIA or not path:
-            raise UsageError(
-                f"/{medium} is not understood; use /image FILE, /audio FILE, /video FILE, /reset or /quit"
-            )
+            raise UsageError(f"/{medium} is not understood; use {COMMANDS}")
         check_media(f"/{medium}", path)
         self.attached.setdefault(medium, []).append(path)
 
     def _reply(self, line: str) -> None:
         """One turn: the reply is streamed, or with --json written as an object."""
-        media, self.attached = self.attached, {}  # also of a message that fails, or every further one would fail
         session, options = self.session, {}
+        content, media = self._content(line)
         if not session.as_json:
             options["streamer"] = TextStreamer(session.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         with user_input():
-            reply = self.chat.say(message_content(line, media), use_whisper_encoder=self.whisper, **options)
+            reply = self.chat.say(content, use_whisper_encoder=self.whisper, **options)
+        self.drawn = None
         if session.as_json:
             session.write_result(reply, {"question": line, **media, "answer": reply})
+
+    def _content(self, line: str) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+        """The content of the next message, and the attached files in it, which are attached no longer."""
+        media, self.attached = self.attached, {}  # also of a message that fails, or every further one would fail
+        drawn = [] if self.drawn is None else [self.drawn]
+        return message_content(line, {**media, "image": [*drawn, *media.get("image", [])]}), media
+
+    def _draw(self, words: str) -> None:
+        """One turn that is answered with an image, written as a new file; it changes the image before it."""
+        if not words:
+            raise UsageError("/draw names no image; say what to draw or what to change: /draw WORDS")
+        steps = read_image_config(self.session.source).num_inference_steps
+        path = next(name for name in (f"drawing-{number}.png" for number in count(1)) if not Path(name).exists())
+        check_image_output("/draw", path)
+        content, media = self._content(words)
+        messages = [*self.chat.messages, {"role": "user", "content": content}]
+        inputs = self.session.prepare_chat(messages, self.whisper)
+        with user_input():
+            image = draw(self.session, self.chat.model, inputs, steps)
+        write_image(self.session, image, path, {"prompt": words, **media})
+        # The chat reads its messages again with the next turn: nothing of this one is in its cache.
+        self.chat.reset()
+        self.chat.messages = [*map(_without_drawing, messages), {"role": "assistant", "content": ""}]
+        self.drawn = image
+
+
+def _without_drawing(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without the image that the model drew before, which a new one replaces; the user's are files."""
+    if isinstance(message["content"], str):
+        return message
+    return {
+        **message,
+        "content": [item for item in message["content"] if not isinstance(item.get("image"), Image.Image)],
+    }
 
 
 def main(arguments: list[str]) -> None:
     """Run `ming chat`. At a terminal wrong input is reported and the conversation goes on; else it ends there."""
     args = build_parser().parse_args(arguments)
     session = Session.of_arguments(args)
-    model = session.load("vision", "whisper" if args.whisper else "audio")
+    model = session.load("vision", "whisper" if args.whisper else "audio", "image_gen")
     chat = model.chat(session.processor, args.system, max_new_tokens=args.max_new_tokens)
     conversation = Conversation(session, chat, args.whisper)
     if interactive := sys.stdin.isatty() and sys.stdout.isatty():

@@ -2,6 +2,9 @@
 
 import argparse
 import logging
+from typing import Any
+
+from PIL import Image
 
 from ming.cli.arguments import add_common_options, add_drawing_options
 from ming.cli.checks import check_image_output, read_image_config
@@ -20,6 +23,38 @@ def build_parser() -> Parser:
     return parser
 
 
+def draw(session: Session, model, inputs, num_steps: int, **options: Any) -> Image.Image:
+    """The image that a conversation asks for, with a progress bar.
+
+    Args:
+        model: with its image head; inputs: the processor's output for the conversation.
+        num_steps: denoising steps.
+        options: further ones of the image mode of `generate`.
+    """
+    with session.bar("drawing", num_steps) as bar:
+
+        def after_step(step, num_steps, latents) -> None:
+            bar.update()
+
+        return model.generate(
+            **inputs.to(model.device, model.dtype),
+            **options,
+            generation_mode="image",
+            num_inference_steps=num_steps,
+            seed=session.seed,
+            callback=after_step,
+        ).images[0]
+
+
+def write_image(session: Session, image: Image.Image, path: str, fields: dict[str, Any]) -> None:
+    """Write an image, and its result with `fields` beside those of the image."""
+    with user_input():
+        image.save(path)
+    log.info("wrote %s (%d x %d, seed %d)", path, *image.size, session.seed)
+    made = {"file": path, "width": image.width, "height": image.height, "seed": session.seed}
+    session.write_result(path, {**fields, **made})
+
+
 def draw_image(args: argparse.Namespace, content: str | list[dict], fields: dict, *parts: str) -> None:
     """Draw an image as the options say, and write it.
 
@@ -33,26 +68,11 @@ def draw_image(args: argparse.Namespace, content: str | list[dict], fields: dict
     config = read_image_config(session.source)
     inputs = session.prepare(content)
     model = session.load("image_gen", *parts)
-    options = {"num_inference_steps": args.steps or config.num_inference_steps, "guidance_scale": args.guidance}
+    options: dict[str, Any] = {"guidance_scale": args.guidance}
     if args.size is not None:
         options["width"], options["height"] = args.size
-    with session.bar("drawing", options["num_inference_steps"]) as bar:
-
-        def after_step(step, num_steps, latents) -> None:
-            bar.update()
-
-        image = model.generate(
-            **inputs.to(model.device, model.dtype),
-            **options,
-            generation_mode="image",
-            seed=session.seed,
-            callback=after_step,
-        ).images[0]
-    with user_input():
-        image.save(args.out)
-    log.info("wrote %s (%d x %d, seed %d)", args.out, *image.size, session.seed)
-    made = {"file": args.out, "width": image.width, "height": image.height, "seed": session.seed}
-    session.write_result(args.out, {**fields, **made})
+    image = draw(session, model, inputs, args.steps or config.num_inference_steps, **options)
+    write_image(session, image, args.out, fields)
 
 
 def main(arguments: list[str]) -> None:

@@ -121,9 +121,17 @@ class Session:
         Raises:
             UsageError: an image, a recording or a video cannot be read, or the message is too long.
         """
+        return self.prepare_chat([{"role": "user", "content": content}], use_whisper_encoder)
+
+    def prepare_chat(self, messages: list[dict], use_whisper_encoder: bool = False):
+        """A conversation as inputs of the model, on the CPU.
+
+        Raises:
+            UsageError: as of `prepare`.
+        """
         with user_input():
             return self.processor.apply_chat_template(
-                [{"role": "user", "content": content}],
+                messages,
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",

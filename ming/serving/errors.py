@@ -74,7 +74,8 @@ def from_validation(errors: list[Any]) -> ApiError:
         return ApiError(f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
     where = f"{place}: " if place else ""
     got = "" if first["type"] == "missing" else f", got {shorten(first['input'])}"
-    return ApiError(f"{where}{first['msg']}{got}", place, code="invalid_value")
+    message = first["msg"].removeprefix("Value error, ")
+    return ApiError(f"{where}{message}{got}", place, code="invalid_value")
 
 
 def validate(shape: type[Model], data: dict[str, Any]) -> Model:

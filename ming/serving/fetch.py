@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from ming.media import decode_base64, split_data_url
+from ming.media import NamedBytes, decode_base64
 from ming.serving.errors import ApiError, shorten
 
 MAX_REDIRECTS = 3
@@ -45,14 +45,14 @@ async def resolve(host: str, port: int) -> list[Address]:
     return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
 
 
-def decode_field(text: str, param: str, is_data_url: bool = False) -> bytes:
-    """The bytes of a field of a request that holds base64 or a data URL.
+def decode_field(text: str, param: str) -> bytes:
+    """The bytes of a field of a request that holds base64, plain or as a data URL, with line ends or without.
 
     Raises:
-        ApiError: the text is not what it should be, or holds no data.
+        ApiError: the text is neither, or holds no data.
     """
     try:
-        data = split_data_url(text)[1] if is_data_url else decode_base64(text, "this field")
+        data = decode_base64(text, "this field")
     except ValueError as error:
         raise ApiError(f"{param}: {error}", param, code="invalid_base64") from error
     if not data:
@@ -83,7 +83,7 @@ class Fetcher:
         """
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
-            return decode_field(url, param, is_data_url=True)
+            return decode_field(url, param)
         if scheme not in ("http", "https"):
             raise ApiError(
                 f"{param}: {shorten(url)} is neither a data URL nor an address; files of the server are never read, "
@@ -99,7 +99,7 @@ class Fetcher:
                 code="remote_not_allowed",
             )
         try:
-            return asyncio.run(self._in_time(httpx.URL(url), param))
+            return NamedBytes(asyncio.run(self._in_time(httpx.URL(url), param)), url)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
             raise ApiError(
                 f"{param}: cannot read {shorten(url)}: {error or type(error).__name__}", param, code="remote_failed"

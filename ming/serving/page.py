@@ -22,7 +22,9 @@ from gradio.utils import get_upload_folder
 from ming.encoding import encode_audio, encode_image
 from ming.events import AudioChunk, Done, ImageDone, ImageProgress, StreamEvent, TextDelta
 from ming.generation_arguments import raise_if_too_long
+from ming.media import open_container, open_source
 from ming.prompts import TRANSCRIPTION_PROMPT, message_content
+from ming.serving.history import show_made_images
 from ming.serving.prepare import load_components, missing_outputs
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,7 @@ EXAMPLES = (
 )
 HINT = (
     "Write, attach images, recordings and videos, or record a question. For an image, say what to draw; to change an "
-    "image, attach it and say what to change. The model draws from the last message alone."
+    "image, say what to change: the last one that was drawn, or attach another. Reload the page to begin anew."
 )
 # No links to an API that is not offered, no record of calls, no Node.js.
 LAUNCH = {"footer_links": [], "run_history": False, "ssr_mode": False, "max_file_size": "64mb"}
@@ -60,13 +62,8 @@ def content_of(message: dict[str, Any]) -> list[dict[str, str]]:
     media: dict[str, list[str]] = {kind: [] for kind in ENDINGS}
     for file in message["files"]:
         path = _path_of(file)
-        # Gradio checks the files of its text box, but not those of an example that the browser claims was clicked.
-        if not path.is_relative_to(Path(get_upload_folder()).resolve()):
-            raise ValueError(f"{path.name} was not uploaded to this page; attach it")
-        kind = next((kind for kind, endings in ENDINGS.items() if path.suffix.lower() in endings), None)
-        if kind is None:
-            raise ValueError(f"{path.name} is not an image, recording or video; attach {', '.join(ALL_ENDINGS)}")
-        media[kind].append(str(path))
+        _raise_if_foreign(path)
+        media[_kind_of(path)].append(str(path))
     if not message["text"].strip() and not message["files"]:
         raise ValueError("the message is empty; write something, or attach a file")
     return message_content(message["text"], media)
@@ -76,22 +73,72 @@ def _path_of(file: str | dict[str, Any]) -> Path:
     return Path(file["path"] if isinstance(file, dict) else file).resolve()
 
 
-def messages_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The page's conversation as messages of the model, with those turns only that were answered in words.
+def _raise_if_foreign(path: Path) -> None:
+    """Raise a `ValueError` for a file that is not one of the page.
 
-    Turns that failed, were stopped before the first word, or were answered with an image are left out, so that a file
-    that cannot be read spoils one turn only.
+    Gradio checks the files of its text box, but not those of an example that the browser claims was clicked.
     """
-    messages, question = [], None
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()):
+        raise ValueError(f"{path.name} was not uploaded to this page; attach it")
+
+
+def _kind_of(path: Path) -> str:
+    """The kind of a file, a key of `ENDINGS`; recordings of browsers end like a video, but have no video track."""
+    kind = next((kind for kind, endings in ENDINGS.items() if path.suffix.lower() in endings), None)
+    if kind is None:
+        raise ValueError(f"{path.name} is not an image, recording or video; attach {', '.join(ALL_ENDINGS)}")
+    if kind == "video":
+        with open_source(str(path), kind) as file, open_container(file, str(path), kind) as container:
+            if container.streams.audio and not container.streams.video:
+                return "audio"
+    return kind
+
+
+def messages_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The page's conversation as messages of the model, with those turns only that were answered.
+
+    Turns that failed or were stopped before the first word are left out, so that a file that cannot be read spoils one
+    turn only. An image that was drawn takes the place of the one that was drawn before it.
+    """
+    messages: list[dict[str, Any]] = []
+    question = None
     for turn in history:
-        text = "\n".join(item["text"] for item in turn["content"] if item["type"] == "text")
         if turn["role"] == "user":
-            question = {"text": text, "files": [item["file"] for item in turn["content"] if item["type"] == "file"]}
-        elif question and text and not (turn.get("metadata") or {}).get("title"):  # a title marks a `remark`
-            messages.append({"role": "user", "content": content_of(question)})
-            messages.append({"role": "assistant", "content": text})
-            question = None
+            question = {"text": _text_of(turn), "files": _files_of(turn)}
+            continue
+        drawn = [{"type": "image", "image": str(path)} for path in _images_of(turn)]
+        text = "" if (turn.get("metadata") or {}).get("title") else _text_of(turn)  # a title marks a `remark`
+        if question is None or not (text or drawn):
+            continue
+        if drawn:
+            messages = [_without_images(message) for message in messages]
+        answer = [*drawn, {"type": "text", "text": text}] if drawn else text
+        messages += [{"role": "user", "content": content_of(question)}, {"role": "assistant", "content": answer}]
+        question = None
     return messages
+
+
+def _text_of(turn: dict[str, Any]) -> str:
+    return "\n".join(item["text"] for item in turn["content"] if item["type"] == "text")
+
+
+def _files_of(turn: dict[str, Any]) -> list[str | dict[str, Any]]:
+    return [item["file"] for item in turn["content"] if item["type"] == "file"]
+
+
+def _images_of(turn: dict[str, Any]) -> list[Path]:
+    """The images of an answer, without its recordings."""
+    images = [path for path in map(_path_of, _files_of(turn)) if path.suffix.lower() in ENDINGS["image"]]
+    for path in images:
+        _raise_if_foreign(path)
+    return images
+
+
+def _without_images(message: dict[str, Any]) -> dict[str, Any]:
+    """A message of the assistant without the images that it drew; others as they are."""
+    if message["role"] != "assistant" or isinstance(message["content"], str):
+        return message
+    return {**message, "content": [item for item in message["content"] if item["type"] == "text"]}
 
 
 def remark(title: str, text: str) -> dict[str, Any]:
@@ -217,9 +264,8 @@ class Answerer:
             ValueError: the message cannot be answered.
         """
         model = self.model
-        earlier = [] if mode == "image" else messages_of(history)
         inputs = self.processor.apply_chat_template(
-            [*earlier, {"role": "user", "content": content_of(message)}],
+            show_made_images([*messages_of(history), {"role": "user", "content": content_of(message)}]),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

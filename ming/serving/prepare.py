@@ -3,7 +3,7 @@
 All of it runs in threads beside the event loop, before a job waits in the engine's queue.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +66,10 @@ class Preparer:
         """Of the audio that the model generates, in Hz."""
         return self.model.audio_detokenizer.config.sample_rate
 
+    def has_words(self, text: str) -> bool:
+        """Whether a text holds anything to read aloud."""
+        return bool(self.model.components.talker_processor().pieces(text))
+
     def chat(self, request: ChatRequest, deliver: Deliver) -> TextJob | StreamJob:
         """A job that answers a chat, in text or in text and speech."""
         voice = request.audio.voice if request.audio else None
@@ -101,12 +105,12 @@ class Preparer:
         if (count := len(request.input)) > self.limits.speech_characters:
             raise ApiError(f"input: {count} characters are more than {self.limits.speech_characters}", "input")
         self._check_voice(request.voice, "voice")
-        if not self.model.components.talker_processor().pieces(request.input):
+        if not self.has_words(request.input):
             raise ApiError(f"input: {shorten(request.input)} holds nothing to say; give words", "input")
         events = self.model.speak_stream(request.input, speaker=request.voice, seed=request.seed)
         return StreamJob("speech", deliver, _until_done(events))
 
-    def drawing(self, request: ImageRequest, files: list[bytes], deliver: Deliver) -> StreamJob:
+    def drawing(self, request: ImageRequest, files: Sequence[bytes], deliver: Deliver) -> StreamJob:
         """A job that draws images from a prompt and from the images that come with it."""
         self._check_output("image", None)
         options = self._drawing_options(request)

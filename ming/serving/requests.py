@@ -1,17 +1,29 @@
 """Shapes of requests, as in OpenAI's API, and how their content parts become content items of our chats.
 
-Unknown fields are refused, since they might change the answer. Some fields are known, but take their neutral value
-only, such as `n`.
+Unknown fields are refused, since they might change the answer. Some fields of OpenAI's API are known, but take only
+the values with which they change nothing, such as `n` and `tools`. A null is like a field that is left out.
 """
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    Tag,
+    model_validator,
+)
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from ming.randomness import MAX_SEED
 from ming.serving.engine_jobs import Sampling
 from ming.serving.errors import ApiError
+from ming.serving.history import show_made_images
 from ming.serving.media import MediaReader
 
 
@@ -27,10 +39,50 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 
 
+class Neutral:
+    """Annotation of a field that this server does not support: it takes the values that change nothing.
+
+    Args:
+        values: all of them, beside null.
+    """
+
+    def __init__(self, *values: Any):
+        self.values = values
+
+    def check(self, value: Any) -> Any:
+        """Return the value if it changes nothing; raise a `ValueError` otherwise."""
+        if not any(type(value) is type(neutral) and value == neutral for neutral in self.values):
+            accepted = " or ".join(map(json.dumps, self.values))
+            raise ValueError(f"not supported here; leave it out, or send {accepted}")
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        return {"enum": list(self.values)}
+
+
+def _document_nulls(schema: dict[str, Any]) -> None:
+    """Change a JSON schema to what `Shape` accepts: null in place of every field that may be left out."""
+    for name, field in schema.get("properties", {}).items():
+        if name not in schema.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}
+    schema["additionalProperties"] = {"type": "null"}
+
+
 class Shape(BaseModel):
     """A part of a request; unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_document_nulls)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return {name: value for name, value in data.items() if value is not None or name in required}
 
 
 class TextPart(Shape):
@@ -85,9 +137,9 @@ class ChatMessage(Shape):
     name: None = None
     refusal: None = None
     audio: None = None
-    annotations: None = None
+    annotations: Annotated[Any, Neutral([])] = None
     function_call: None = None
-    tool_calls: None = None
+    tool_calls: Annotated[Any, Neutral([])] = None
 
 
 class StreamOptions(Shape):
@@ -101,14 +153,19 @@ class AudioOptions(Shape):
 
 
 class Request(Shape):
-    """Fields of every request. `user` is accepted and ignored, as are `metadata` and `store` of a chat."""
+    """Fields of every request. `user` and `safety_identifier` are accepted and ignored."""
 
     model: str | None = None
     user: str | None = None
+    safety_identifier: str | None = None
 
 
 class ChatRequest(Request):
-    """POST /v1/chat/completions. `top_k`, `use_whisper_encoder` and `load_audio_from_video` are not OpenAI's."""
+    """POST /v1/chat/completions. `top_k`, `use_whisper_encoder` and `load_audio_from_video` are not OpenAI's.
+
+    `metadata`, `prompt_cache_key` and `parallel_tool_calls` are accepted and ignored. The fields from `store` on are
+    not supported: they take the values that change nothing.
+    """
 
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool | None = False
@@ -125,11 +182,23 @@ class ChatRequest(Request):
     use_whisper_encoder: bool = False
     load_audio_from_video: bool = False
     metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    parallel_tool_calls: bool | None = None
     store: Literal[False] | None = None
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     presence_penalty: float | None = Field(None, ge=0, le=0)
+    logit_bias: Annotated[Any, Neutral({})] = None
+    tools: Annotated[Any, Neutral([])] = None
+    tool_choice: Annotated[Any, Neutral("none", "auto")] = None
+    functions: Annotated[Any, Neutral([])] = None
+    function_call: Annotated[Any, Neutral("none", "auto")] = None
+    response_format: Annotated[Any, Neutral({"type": "text"})] = None
+    reasoning_effort: Annotated[Any, Neutral("none")] = None
+    verbosity: Annotated[Any, Neutral("medium")] = None
+    service_tier: Annotated[Any, Neutral("auto", "default")] = None
 
     @property
     def sampling(self) -> Sampling:
@@ -152,7 +221,10 @@ class ChatRequest(Request):
 
 
 class SpeechRequest(Request):
-    """POST /v1/audio/speech. `seed` is not in OpenAI's API."""
+    """POST /v1/audio/speech. `seed` is not in OpenAI's API.
+
+    `stream_format="audio"` asks for a short text, too, to be sent while it is spoken.
+    """
 
     input: Text = Field(min_length=1)
     voice: str | None = None
@@ -160,6 +232,17 @@ class SpeechRequest(Request):
     seed: int | None = Field(None, ge=0, lt=MAX_SEED)
     speed: float | None = Field(None, ge=1, le=1)
     stream_format: Literal["audio"] | None = None
+    instructions: Annotated[Any, Neutral("")] = None
+
+    def is_whole(self, limit: int) -> bool:
+        """Whether the speech is sent when it is complete, and not while it is made.
+
+        The request alone decides, since a second process that repeats it must send equal bytes.
+
+        Args:
+            limit: see `Limits.whole_characters`.
+        """
+        return self.stream_format is None and self.response_format != "pcm" and len(self.input) <= limit
 
 
 class TranscriptionRequest(Request):
@@ -189,7 +272,11 @@ class ImageRequest(Request):
     output_format: Literal["png", "jpeg", "webp"] = "png"
     seed: int | None = Field(None, ge=0, lt=MAX_SEED)
     num_inference_steps: int | None = Field(None, ge=1)
-    guidance_scale: float | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=1, allow_inf_nan=False)
+    quality: Annotated[Any, Neutral("auto")] = None
+    background: Annotated[Any, Neutral("auto")] = None
+    moderation: Annotated[Any, Neutral("auto")] = None
+    partial_images: int | None = Field(None, ge=0, le=0)
 
     def height_and_width(self) -> tuple[int | None, int | None]:
         """The size in pixels; None leaves a side to the model.
@@ -206,13 +293,20 @@ class ImageRequest(Request):
 
 
 ROLES = {"developer": "system"}
+# Parts that messages of a role may hold, beside text.
+MEDIA_PARTS: dict[str, tuple[type[Shape], ...]] = {
+    "user": (ImagePart, AudioPart, VideoPart),
+    "assistant": (ImagePart,),
+}
 
 
 def to_chat(messages: list[ChatMessage], reader: MediaReader) -> list[dict[str, Any]]:
     """Messages of a request -> a chat for the processor, with its images, audio and videos read and checked.
 
+    Images that the assistant made stand in the message of the user that follows.
+
     Raises:
-        ApiError: media outside of user messages, a chat that does not end with the user, or unusable media.
+        ApiError: media in messages that hold none, a chat that does not end with the user, or unusable media.
     """
     if messages[-1].role != "user":
         raise ApiError(
@@ -224,11 +318,17 @@ def to_chat(messages: list[ChatMessage], reader: MediaReader) -> list[dict[str, 
         content: Any = message.content
         if isinstance(content, list):
             place = f"messages.{index}.content"
-            if message.role != "user" and any(not isinstance(part, TextPart) for part in content):
-                raise ApiError(f"{place}: only messages of the user hold media, not of {message.role!r}", place)
+            _check_parts(content, message.role, place)
             content = [_to_item(part, reader, f"{place}.{number}") for number, part in enumerate(content)]
         chat.append({"role": ROLES.get(message.role, message.role), "content": content or ""})
-    return chat
+    return show_made_images(chat)
+
+
+def _check_parts(content: list[Part], role: str, place: str) -> None:
+    if all(isinstance(part, (TextPart, *MEDIA_PARTS.get(role, ()))) for part in content):
+        return
+    allowed = "hold text and images" if role in MEDIA_PARTS else "do not hold media"
+    raise ApiError(f"{place}: messages of the role {role!r} {allowed}; send other media in one of the user", place)
 
 
 def _to_item(part: Part, reader: MediaReader, place: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from ming.encoding import encode_image, to_pcm16
 from ming.events import AudioChunk, ImageDone, TextDelta
+from ming.media import NamedBytes
 from ming.randomness import MAX_SEED
 from ming.serving import audio_formats
 from ming.serving.engine import Engine
@@ -25,11 +26,13 @@ from ming.serving.fetch import Fetcher
 from ming.serving.forwarding import IDENTITY, wait_for_disconnect
 from ming.serving.metrics import Metrics
 from ming.serving.middleware import AdmissionMiddleware
+from ming.serving.openapi import form, responses
 from ming.serving.prepare import Preparer, load_components
 from ming.serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest
 from ming.serving.responses import END_OF_STREAM, ChatResponse, encode_base64, server_sent_event, usage
 from ming.serving.settings import EngineSettings, Limits, Site
 
+JSON, EVENTS, AUDIO = "application/json", "text/event-stream", (*audio_formats.MIME_TYPES.values(),)
 CLIENT_LEFT = 499  # the client does not read it, but the metrics count it
 Result = TypeVar("Result")
 Seeded = TypeVar("Seeded", ChatRequest, SpeechRequest, ImageRequest)
@@ -127,7 +130,7 @@ class Service:
     async def stream_events(self, request: Request, job: Job, pieces: AsyncIterator[bytes]) -> Response:
         """An event stream; an error after its first piece is its last event."""
         first = await self.while_connected(request, job, anext(pieces))
-        return JobStream(self.engine, job, _as_events(_chain(first, pieces)), media_type="text/event-stream")
+        return JobStream(self.engine, job, _as_events(_chain(first, pieces)), media_type=EVENTS)
 
 
 class JobStream(StreamingResponse):
@@ -158,16 +161,13 @@ def _text(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
-def _audio(events: list[Event]) -> tuple[torch.Tensor, int | None]:
-    """The waveform [N] of all chunks and its rate in Hz; None without any chunk."""
-    chunks = [event for event in events if isinstance(event, AudioChunk)]
-    if not chunks:
-        return torch.zeros(0), None
-    return torch.cat([chunk.waveform for chunk in chunks]), chunks[0].sampling_rate
+def _audio(events: list[Event]) -> torch.Tensor:
+    """The waveform [N] of all chunks."""
+    return torch.cat([torch.zeros(0), *(event.waveform for event in events if isinstance(event, AudioChunk))])
 
 
 def _empty_speech() -> ApiError:
-    return ApiError("the model said nothing; try another seed", status=500, code="empty_speech", kind="server_error")
+    return ApiError("the talker made no audio; try another seed", status=500, code="empty_speech", kind="server_error")
 
 
 async def _as_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -181,14 +181,14 @@ async def _as_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield END_OF_STREAM
 
 
-async def _form(request: Request, names: tuple[str, ...]) -> tuple[dict[str, str], list[bytes]]:
-    """Fields of a multipart form, and the files under one of the names, in their order."""
+async def _form(request: Request, names: tuple[str, ...]) -> tuple[dict[str, str], list[NamedBytes]]:
+    """Fields of a multipart form, and the files under one of the names, in their order, with the client's names."""
     async with request.form() as form:
         fields = {name: value for name, value in form.multi_items() if not isinstance(value, UploadFile)}
         files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
         if unknown := next((name for name, _ in files if name not in names), None):
             raise ApiError(f"a file under {unknown!r} is not supported here; send it under {names[0]!r}", unknown)
-        return fields, [await file.read() for _, file in files]
+        return fields, [NamedBytes(await file.read(), file.filename or name) for name, file in files]
 
 
 def _service(request: Request) -> Service:
@@ -207,7 +207,7 @@ def _with_own_seed(request: Request, body: Seeded) -> Seeded:
     return body.model_copy(update={"seed": int(identity["id"], 16) % MAX_SEED})
 
 
-@router.get("/health")
+@router.get("/health", responses=responses(JSON, errors=(503,)))
 async def health(request: Request) -> dict[str, Any]:
     """Whether the engine runs, and what the model can generate."""
     service = _service(request)
@@ -221,20 +221,20 @@ async def health(request: Request) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Response, responses=responses("text/plain", errors=()))
 async def metrics(request: Request) -> Response:
     """Counters for Prometheus."""
     return Response(_service(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=responses(JSON, errors=(401,)))
 async def models(request: Request) -> dict[str, Any]:
     """The one model."""
     service = _service(request)
     return {"object": "list", "data": [_model_entry(service)]}
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", responses=responses(JSON, errors=(401, 404)))
 async def model(request: Request, name: str) -> dict[str, Any]:
     """The one model, by its name."""
     service = _service(request)
@@ -246,7 +246,7 @@ def _model_entry(service: Service) -> dict[str, Any]:
     return {"id": service.name, "object": "model", "created": service.started, "owned_by": "serving"}
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=responses(JSON, EVENTS))
 async def chat(request: Request, body: ChatRequest) -> Response:
     """Answer a chat in text, or in text and speech; at once or streamed."""
     service = _service(request)
@@ -266,10 +266,11 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     events = await service.while_connected(request, job, _collect(reply))
     audio = None
     if body.wants_audio:
-        waveform, rate = _audio(events)
-        if rate is None:
+        waveform = _audio(events)
+        if not len(waveform) and service.preparer.has_words(_text(events)):
             raise _empty_speech()
         audio_format = body.audio.format if body.audio else "wav"
+        rate = service.preparer.sampling_rate
         audio = audio_formats.encode(waveform, rate, "pcm" if audio_format == "pcm16" else audio_format)
     return JSONResponse(response.whole(_text(events), reply.finished, audio))
 
@@ -295,17 +296,23 @@ async def _chat_pieces(
         yield response.usage_chunk(reply.finished)
 
 
-@router.post("/v1/audio/speech")
+@router.post("/v1/audio/speech", response_class=Response, responses=responses(*AUDIO))
 async def speech(request: Request, body: SpeechRequest) -> Response:
-    """Read a text aloud; the audio is sent while it is generated."""
+    """Read a text aloud. The audio of a long text is sent while it is generated, so that its header has no length."""
     service, audio_format = _service(request), body.response_format
     service.check_model(body.model)
     body = _with_own_seed(request, body)
     job, reply = await service.submit(lambda deliver: service.preparer.speech(body, deliver))
     rate = service.preparer.sampling_rate
     kind = f"audio/pcm;rate={rate};channels=1" if audio_format == "pcm" else audio_formats.MIME_TYPES[audio_format]
+    headers = {"X-Sample-Rate": str(rate)}
+    if body.is_whole(service.preparer.limits.whole_characters):
+        waveform = _audio(await service.while_connected(request, job, _collect(reply)))
+        if not len(waveform):
+            raise _empty_speech()
+        return Response(audio_formats.encode(waveform, rate, audio_format), media_type=kind, headers=headers)
     pieces = _audio_pieces(reply, audio_formats.ENCODERS[audio_format](rate))
-    return await service.stream(request, job, pieces, media_type=kind, headers={"X-Sample-Rate": str(rate)})
+    return await service.stream(request, job, pieces, media_type=kind, headers=headers)
 
 
 async def _audio_pieces(reply: JobEvents, encoder: audio_formats.PcmEncoder) -> AsyncIterator[bytes]:
@@ -319,7 +326,11 @@ async def _audio_pieces(reply: JobEvents, encoder: audio_formats.PcmEncoder) -> 
     yield encoder.finish()
 
 
-@router.post("/v1/audio/transcriptions")
+@router.post(
+    "/v1/audio/transcriptions",
+    responses=responses(JSON, "text/plain", EVENTS),
+    openapi_extra=form(TranscriptionRequest, "file"),
+)
 async def transcriptions(request: Request) -> Response:
     """Write down what a recording says."""
     service = _service(request)
@@ -356,13 +367,13 @@ def _transcript_usage(finished: Finished) -> dict[str, Any]:
     }
 
 
-@router.post("/v1/images/generations")
+@router.post("/v1/images/generations", responses=responses(JSON))
 async def image_generations(request: Request, body: ImageRequest) -> Response:
     """Draw images from a text."""
     return await _draw(request, body, [])
 
 
-@router.post("/v1/images/edits")
+@router.post("/v1/images/edits", responses=responses(JSON), openapi_extra=form(ImageRequest, "image", several=True))
 async def image_edits(request: Request) -> Response:
     """Draw images from a text and images."""
     fields, files = await _form(request, ("image", "image[]"))
@@ -371,7 +382,7 @@ async def image_edits(request: Request) -> Response:
     return await _draw(request, validate(ImageRequest, fields), files)
 
 
-async def _draw(request: Request, body: ImageRequest, files: list[bytes]) -> Response:
+async def _draw(request: Request, body: ImageRequest, files: list[NamedBytes]) -> Response:
     service = _service(request)
     service.check_model(body.model)
     body = _with_own_seed(request, body)

@@ -1,5 +1,6 @@
 """Settings of the server: what a request may ask for, how the engine works, how the model is offered."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,8 +20,11 @@ class NumericSettings:
     def __post_init__(self):
         for setting in fields(self):
             value, minimum = getattr(self, setting.name), setting.metadata["minimum"]
-            if not value >= minimum:  # also when the value is NaN
-                raise ValueError(f"{setting.name}={value!r} must be at least {minimum}: {setting.metadata['help']}")
+            if not minimum <= value < math.inf:  # not for NaN, either
+                finite = "" if math.isfinite(value) else "a finite number of "
+                raise ValueError(
+                    f"{setting.name}={value!r} must be {finite}at least {minimum}: {setting.metadata['help']}"
+                )
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class Limits(NumericSettings):
     prompt_tokens: int = _number(32_768, "tokens of a prompt with its media; the model's context is a limit, too", 1)
     new_tokens: int = _number(1024, "tokens of a reply; also the default", 1)
     speech_characters: int = _number(4096, "characters of a text to read aloud", 1)
+    whole_characters: int = _number(
+        200, "characters up to which speech is sent when it is complete, with its length; longer speech is streamed", 0
+    )
     drawings: int = _number(4, "images to draw in a request", 1)
     drawing_pixels: int = _number(2048 * 2048, "pixels of an image to draw", 1)
     drawing_steps: int = _number(50, "denoising steps of an image to draw", 1)
