@@ -152,8 +152,8 @@ class ImageGen(PreTrainedModel):
             num_inference_steps: steps of the flow.
             guidance_scale: scale s >= 1 of classifier-free guidance in the form u + s * (c - u); 1 is none.
             num_images_per_prompt: images per condition.
-            generator: one per image, I = B * num_images_per_prompt, or the only one; None: a fresh draw. CPU generators
-                give the same noise on every device. PyTorch's global generator is never used.
+            generator: one per image, I = B * num_images_per_prompt, or the only one; None: a fresh draw. Generators on
+                the CPU give the same noise on every device. PyTorch's global generator is never used.
             callback: see `StepCallback`.
             progress: show a progress bar.
 
