@@ -154,8 +154,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         self.components = Components(self)
         self.audio_detokenizer, self.image_gen = self.components.audio_detokenizer, self.components.image_gen
         self.speech, self.drawing = Speaker(self), Painter(self)
-        has = {"text": True, "audio": "talker" not in absent, "image": config.load_image_gen}
-        self.output_modalities = tuple(mode for mode in type(self).output_modalities if has[mode])
+        if config.talker_config is None:  # a part that was left out on request is named by the error of its use
+            self.output_modalities = tuple(mode for mode in type(self).output_modalities if mode != "audio")
         self.post_init()
 
     @classmethod
