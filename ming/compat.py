@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import modeling_utils
+from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -27,12 +28,13 @@ def register_for_serving(model_type: str, class_name: str) -> None:
     The table is internal to the library, and remote code is served only with an entry in it. Everything else works
     without, so a version that has no such table gets a warning.
     """
-    try:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
-    except ImportError as error:
-        logger.warning(f"`transformers serve` will not serve this model: {error}")
+    table = getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", None)
+    if table is None:
+        logger.warning(
+            "`transformers serve` will not serve this model: this release has no table of multimodal models"
+        )
         return
-    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(model_type, class_name)
+    table.setdefault(model_type, class_name)
 
 
 def keeps_auto_map(cls: type) -> type:
