@@ -30,9 +30,7 @@ def register_for_serving(model_type: str, class_name: str) -> None:
     """
     table = getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", None)
     if table is None:
-        logger.warning(
-            "`transformers serve` will not serve this model: this release has no table for it"
-        )
+        logger.warning("`transformers serve` will not serve this model: this release has no table for it")
         return
     table.setdefault(model_type, class_name)
 
