@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from .generation_arguments import raise_if_too_long
+from .generation_arguments import end_token_ids, raise_if_too_long
 
 
 def raise_if_unfit(options: dict[str, Any]) -> None:
@@ -107,8 +107,7 @@ class Chat:
         )
         sequence = output.sequences
         kept = sequence[0].tolist()
-        ends = model.generation_config.eos_token_id
-        if kept[-1] in (ends if isinstance(ends, list) else [ends]):
+        if kept[-1] in end_token_ids(model):
             kept = kept[:-1]  # the next turn follows the reply itself
         self.ids = torch.tensor([kept])
         num_new = len(kept) - token_types.shape[1]

@@ -132,8 +132,15 @@ def raise_if_media_missing(input_ids: torch.Tensor | None, image_token_id: int) 
         )
 
 
+def end_token_ids(model: Any) -> set[int | None]:
+    """The tokens that end a reply of a model; its `generation_config` holds one id, a list of them, or None."""
+    ids = model.generation_config.eos_token_id
+    return set(ids) if isinstance(ids, list) else {ids}
+
+
 __all__ = [
     "GenerationArguments",
+    "end_token_ids",
     "raise_if_media_missing",
     "raise_if_too_long",
     "sort_arguments",

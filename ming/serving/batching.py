@@ -13,6 +13,7 @@ from transformers import BatchFeature, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from ming.events import TextDelta
+from ming.generation_arguments import end_token_ids
 from ming.serving.engine_jobs import Finished, TextJob
 
 # Inputs of images and videos, which hold those of all rows one after the other.
@@ -111,7 +112,7 @@ class Row:
         end_ids: tokens that end a reply.
     """
 
-    def __init__(self, job: TextJob, tokenizer, end_ids: set[int]):
+    def __init__(self, job: TextJob, tokenizer, end_ids: set[int | None]):
         self.job, self.end_ids = job, end_ids
         self.text = ReplyText(tokenizer, job.stop)
         self.count = 0
@@ -197,15 +198,9 @@ def own_randomness(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-def end_ids(model) -> set[int]:
-    """Tokens that end a reply."""
-    ids = model.generation_config.eos_token_id
-    return set(ids) if isinstance(ids, list) else {ids}
-
-
 def answer(model, tokenizer, jobs: list[TextJob]) -> None:
     """Decode jobs of one group at once; each gets its events."""
-    rows = [Row(job, tokenizer, end_ids(model)) for job in jobs]
+    rows = [Row(job, tokenizer, end_token_ids(model)) for job in jobs]
     joined = join_inputs([job.inputs for job in jobs], model.generation_config.pad_token_id)
     inputs = to_model(joined, model)
     sampling = jobs[0].sampling
@@ -221,4 +216,4 @@ def answer(model, tokenizer, jobs: list[TextJob]) -> None:
         row.finish("cancelled" if row.job.cancelled else "length")
 
 
-__all__ = ["CountTokens", "ReplyText", "answer", "end_ids", "join_inputs", "own_randomness", "to_model"]
+__all__ = ["CountTokens", "ReplyText", "answer", "join_inputs", "own_randomness", "to_model"]

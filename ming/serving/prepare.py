@@ -11,8 +11,8 @@ from transformers import StoppingCriteriaList
 
 from ming.components import IMAGE_GEN
 from ming.events import Done, StreamEvent
-from ming.generation_arguments import raise_if_too_long
-from ming.serving.batching import CountTokens, end_ids, own_randomness, to_model
+from ming.generation_arguments import end_token_ids, raise_if_too_long
+from ming.serving.batching import CountTokens, own_randomness, to_model
 from ming.serving.engine_jobs import Deliver, Event, Finished, Sampling, StreamJob, TextJob
 from ming.serving.errors import ApiError, shorten
 from ming.serving.fetch import Fetcher
@@ -135,7 +135,7 @@ class Preparer:
             speaker=voice,
             seed=request.seed,
         )
-        ends = end_ids(self.model)
+        ends = end_token_ids(self.model)
 
         def finished() -> Finished:
             return Finished("stop" if counter.last_id in ends else "length", prompt_tokens, counter.count)
