@@ -62,6 +62,7 @@ RELEASED_VAE: dict[str, Any] = {
 # v1.0 samples without a shift: its code reads its scheduler file with a class that ignores the `flow_shift` there.
 RELEASED_SCHEDULER: dict[str, Any] = {"num_train_timesteps": 1000, "shift": 1.0}
 MIN_SIDE, MAX_SIDE = 64, 2048  # pixels of an image that may be asked for
+SAME_PROPORTIONS = 0.03
 RATIO_SIDE = 512  # of the library's table of native sizes
 
 
@@ -146,7 +147,22 @@ class ImageGenConfig(PreTrainedConfig):
         for name, side in (("height", height), ("width", width)):
             if isinstance(side, bool) or not isinstance(side, Integral) or not MIN_SIDE <= side <= MAX_SIDE:
                 raise ValueError(f"{name}={side!r}: images have whole sides of {MIN_SIDE} to {MAX_SIDE} pixels")
-        return min(self.native_sizes.items(), key=lambda item: abs(float(item[0]) - height / width))[1]
+        return self._nearest(height / width)
+
+    def size_like(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) in pixels of an image with given proportions and about the native area.
+
+        It is a native size where that has the same proportions, within `SAME_PROPORTIONS`.
+        """
+        native = self._nearest(height / width)
+        if abs(native[0] * width / (native[1] * height) - 1) < SAME_PROPORTIONS:
+            return native
+        scale = max(self.native_side / math.sqrt(height * width), MIN_SIDE / min(height, width))
+        return min(round(height * scale), MAX_SIDE), min(round(width * scale), MAX_SIDE)
+
+    def _nearest(self, ratio: float) -> tuple[int, int]:
+        """The native size whose entry in the table is nearest to a ratio of height and width."""
+        return min(self.native_sizes.items(), key=lambda item: abs(float(item[0]) - ratio))[1]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """Save `config.json` and the component's code, so that the directory loads with `trust_remote_code=True`.

@@ -57,10 +57,11 @@ class Drawing:
     Args:
         images: RGB.
         native_size: (height, width) in pixels at which they were made; they are resized if another size was asked for.
+            None where a call of the whole model made them at several.
     """
 
     images: list[Image.Image]
-    native_size: tuple[int, int]
+    native_size: tuple[int, int] | None
 
 
 class ImageGen(PreTrainedModel):

@@ -15,13 +15,16 @@ from transformers import (
 )
 
 from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerConfig
-from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from image_gen.configuration_image_gen import ImageGenConfig
-from image_gen.modeling_image_gen import ImageGen
 from ming.audio_features import BailingMMFeatureExtractor
+from ming.compat import silent_about_kernels
 from ming.configuration_bailingmm import BailingMMConfig
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
+
+with silent_about_kernels():
+    from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
+    from image_gen.modeling_image_gen import ImageGen
 
 AutoConfig.register("bailingmm", BailingMMConfig, exist_ok=True)
 AutoConfig.register("bailingmm_audio_detokenizer", AudioDetokenizerConfig, exist_ok=True)

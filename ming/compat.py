@@ -3,6 +3,7 @@
 When a new release breaks one of them, `tests/test_compat.py` names what is gone and what stops working without it.
 """
 
+import logging as python_logging
 import os
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,25 @@ def register_for_serving(model_type: str, class_name: str) -> None:
         logger.warning("`transformers serve` will not serve this model: this release has no table for it")
         return
     table.setdefault(model_type, class_name)
+
+
+@contextmanager
+def silent_about_kernels() -> Iterator[None]:
+    """While a component is imported: no warning that a kernel is missing which nobody asked for.
+
+    diffusers imports bitsandbytes, which on CPUs with AVX-512 BF16 warns at import that the package `kernels` is not
+    installed, whether or not anything will be loaded in 4 bit.
+    """
+    source = python_logging.getLogger("bitsandbytes.backends.cpu.ops")
+
+    def is_news(record: python_logging.LogRecord) -> bool:
+        return "gemm_4bit_forward" not in record.getMessage()
+
+    source.addFilter(is_news)
+    try:
+        yield
+    finally:
+        source.removeFilter(is_news)
 
 
 def keeps_auto_map(cls: type) -> type:

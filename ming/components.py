@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .compat import silent_about_kernels
 from .quantization import is_quantized, quantization_of_image_gen
 from .source import PARTS, CheckpointSource
 from .talker_processor import CODEC_FOLDERS, FILES, TOKENIZER_FOLDER, BailingMMTalkerProcessor
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Folder, which is also the name of the package that holds the code -> class in its `modeling_<folder>.py`.
 AUDIO_DETOKENIZER, IMAGE_GEN = "audio_detokenizer", "image_gen"
 CLASSES = {AUDIO_DETOKENIZER: "AudioDetokenizer", IMAGE_GEN: "ImageGen"}
-TRAINER_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
+TRAINER_CHECKPOINT = re.compile(r"checkpoint-\d+")  # the library's `PREFIX_CHECKPOINT_DIR`, whose module imports peft
 
 
 class Component:
@@ -52,7 +52,8 @@ class Component:
             ValueError: the checkpoint does not have it, or the model was loaded without it.
         """
         if self._module is None:
-            self._module = self._read()
+            with silent_about_kernels():
+                self._module = self._read()
         self._module = self._place(self._module)
         return self._module
 

@@ -9,10 +9,12 @@ Shape letters: B chats, L tokens, Q tokens of all scales with their markers, n q
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from transformers import GenerationConfig, GenerationMixin
 
 from .background import BackgroundWork
@@ -48,7 +50,7 @@ class Painter:
         generator: torch.Generator | list[torch.Generator] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Options of a call as arguments of `ImageGen.draw`, before any work; reads the image head.
+        """Options of a call as arguments of `draw`, before any work; reads the image head.
 
         Args:
             inputs: what is given to the library's `generate`.
@@ -71,7 +73,29 @@ class Painter:
         image_gen.resolve_options(**{name: options[name] for name in VALUES if name in options})
         if isinstance(seed, int | Integral):
             seed = [int(seed) + index for _ in range(rows) for index in range(per_prompt)]
-        return {**options, "generator": row_generators(seed, generator, rows * per_prompt)}
+        options["generator"] = row_generators(seed, generator, rows * per_prompt)
+        if options.get("height") is None and options.get("width") is None:
+            options["sizes"] = self._sizes_like_sources(inputs)
+        return options
+
+    def _sizes_like_sources(self, inputs: dict[str, Any]) -> list[tuple[int, int] | None]:
+        """Per chat (height, width) in the proportions of its last image; None without an image.
+
+        Raises:
+            ValueError: as many `image_sizes` as the prompts have images are needed.
+        """
+        ids, sources = inputs["input_ids"], inputs.get("image_sizes")
+        counts = (ids == self.model.config.image_token_id + 1).sum(dim=1).tolist()
+        if sources is None:
+            return [None] * len(ids)
+        if sum(counts) != len(sources):
+            raise ValueError(f"image_sizes {tuple(sources.shape)} for {sum(counts)} images in the prompts")
+        config, last = self.model.components.image_gen.load().config, -1
+        sizes: list[tuple[int, int] | None] = []
+        for count in counts:
+            last += count
+            sizes.append(config.size_like(*sources[last].tolist()) if count else None)
+        return sizes
 
     def _raise_if_unknown(self, inputs: dict[str, Any]) -> None:
         """Refuse misspelt arguments; the library's `generate`, which does it for text, is not called here."""
@@ -131,12 +155,40 @@ class Painter:
         Args:
             inputs: the processor's output; options: see `resolve`.
         Returns:
-            the `Drawing` of the image head.
+            the `Drawing` of the image head; its native size is None where chats were drawn at different ones.
         """
         names = (*PROMPT_INPUTS, *self.model.media_inputs)
         states = self.states(**{name: inputs[name] for name in names if name in inputs})
         image_gen = self.model.components.image_gen.load()
-        return image_gen.draw(image_gen.condition(states[-1]), **options)
+        condition = image_gen.condition(states[-1])
+        options = dict(options)
+        sizes = options.pop("sizes", [None])
+        if not any(sizes):
+            return image_gen.draw(condition, **options)
+        return self._draw_like_sources(condition, sizes, options)
+
+    def _draw_like_sources(
+        self, condition: torch.Tensor, sizes: list[tuple[int, int] | None], options: dict[str, Any]
+    ) -> Any:
+        """Draw every chat at the native size nearest to its own (height, width), and stretch the image to it.
+
+        Unlike a size that the caller names, nothing is cropped: a change must not lose what stands at the border.
+        """
+        image_gen, count = self.model.components.image_gen.load(), options.get("num_images_per_prompt", 1)
+        images: dict[int, Image.Image] = {}
+        drawings = []
+        for size in dict.fromkeys(sizes):
+            rows = [row for row, wanted in enumerate(sizes) if wanted == size]
+            places = [row * count + number for row in rows for number in range(count)]
+            asked = {} if size is None else {"height": size[0], "width": size[1]}
+            generators = [options["generator"][place] for place in places]
+            drawn = image_gen.draw(condition[rows], **{**options, **asked, "generator": generators, "resize": False})
+            drawings.append(drawn)
+            own = _stretch(drawn.images, size) if size and options.get("resize", True) else drawn.images
+            images.update(zip(places, own, strict=True))
+        same = len({drawn.native_size for drawn in drawings}) == 1
+        ordered = [images[place] for place in sorted(images)]
+        return replace(drawings[0], images=ordered, native_size=drawings[0].native_size if same else None)
 
     def stream(self, inputs: dict[str, Any], options: dict[str, Any]) -> Iterator[ImageProgress | ImageDone]:
         """`draw` in a thread, as events; closing the iterator stops it."""
@@ -156,6 +208,12 @@ class Painter:
             yield from background
         finally:
             background.close()
+
+
+def _stretch(images: list[Image.Image], size: tuple[int, int]) -> list[Image.Image]:
+    """Images of exactly a size (height, width)."""
+    target = (size[1], size[0])
+    return [image if image.size == target else image.resize(target, Image.Resampling.LANCZOS) for image in images]
 
 
 __all__ = ["Painter"]

@@ -44,7 +44,7 @@ class ImageDone:
     """Finished images, and the (height, width) they were made at."""
 
     images: list[Image.Image]
-    native_size: tuple[int, int]
+    native_size: tuple[int, int] | None
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ from .weights import raise_if_incomplete
 MEDIA_INPUTS = (
     "pixel_values",
     "image_grid_thw",
+    "image_sizes",
     "pixel_values_videos",
     "video_grid_thw",
     "audio_feats",
@@ -74,7 +75,7 @@ class OmniOutput(SpeechOutput):
 
     Args:
         images: RGB, all images of the first chat first.
-        native_size: (height, width) in pixels they were made at.
+        native_size: (height, width) in pixels they were made at; None if not all at the same.
     """
 
     images: list | None = None
@@ -366,6 +367,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         mm_token_type_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_grid_thw: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         video_grid_thw: torch.Tensor | None = None,
         audio_feats: torch.Tensor | None = None,
@@ -378,6 +380,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
         Args:
             input_ids: [B, L]; or inputs_embeds [B, L, H] with mm_token_type_ids, which say where the media belong.
+            image_sizes: [N, 2] height and width in pixels before resizing; read by nothing but drawing.
         Returns:
             inputs_embeds [B, L, H] and mm_token_type_ids [B, L] (None when there is no medium).
 
@@ -420,6 +423,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         mm_token_type_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_grid_thw: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         video_grid_thw: torch.Tensor | None = None,
         audio_feats: torch.Tensor | None = None,
@@ -439,6 +443,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             input_ids: [B, L]; or inputs_embeds [B, L, H], into which media are put where mm_token_type_ids say so.
             mm_token_type_ids: [B, L], see the module docstring.
             pixel_values, pixel_values_videos: [P, 1176] of all images (videos) of the batch in row order.
+            image_sizes: [N, 2] height and width in pixels before resizing; read by nothing but drawing.
             image_grid_thw, video_grid_thw: [N, 3], frame pairs x height x width in patches.
             audio_feats, audio_feats_lengths: see `get_audio_features`.
             audio_placeholder_loc_lens: [B, N, 2], only read when mm_token_type_ids is missing.
@@ -501,7 +506,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 `Drawing` of what the chat asks for; several of them in a list, an `OmniOutput`.
             speaker, prompt_audio, prompt_text, seed, generator: of the audio mode, see `speak`.
             height, width, num_inference_steps, guidance_scale, num_images_per_prompt, callback, progress, resize,
-                seed, generator: of the image mode, see `ImageGen.draw`. One seed draws the first image of every
+                seed, generator: of the image mode, see `ImageGen.draw`. Without a size, an image has the proportions
+                of the last image of its chat. One seed draws the first image of every
                 chat, the numbers after it its further ones. `image_gen=True` with `image_gen_seed` and so on, as
                 released, returns the image itself.
             talker_kwargs: further options of `speak`; `top_k`, `temperature` and so on outside are the thinker's.

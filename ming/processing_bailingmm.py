@@ -65,6 +65,7 @@ MODEL_INPUT_NAMES = (
     "mm_token_type_ids",
     "pixel_values",
     "image_grid_thw",
+    "image_sizes",
     "pixel_values_videos",
     "video_grid_thw",
     "audio_feats",
@@ -530,10 +531,10 @@ class BailingMMProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask`, `mm_token_type_ids` (0 text, 1 image, 2 video, 3 audio patches) int64
             [B, L], or lists of lists without `return_tensors`; for images `pixel_values` float32 [P, 1176] and
-            `image_grid_thw` int64 [images, 3]; for videos
-            `pixel_values_videos` and `video_grid_thw` alike; for audio `audio_feats` float32 [B, frames, D],
-            `audio_feats_lengths` int64 [B, N] and `audio_placeholder_loc_lens` int64 [B, N, 2], (start, length) of
-            each run of patches in the padded row (length 0 ends a row).
+            `image_grid_thw` int64 [images, 3] and `image_sizes` int64 [images, 2], height and width in pixels before
+            resizing; for videos `pixel_values_videos` and `video_grid_thw` alike; for audio `audio_feats` float32
+            [B, frames, D], `audio_feats_lengths` int64 [B, N] and `audio_placeholder_loc_lens` int64 [B, N, 2],
+            (start, length) of each run of patches in the padded row (length 0 ends a row).
 
         Raises:
             ValueError: placeholders and media do not match in number, a prompt is too long, media cannot be read.
@@ -564,7 +565,7 @@ class BailingMMProcessor(ProcessorMixin):
         return self._collate(rows, data, options)
 
     def _encode_images(self, sources: list, options: CallOptions) -> tuple[dict, list[int]]:
-        """-> (pixel_values, image_grid_thw), and the number of patch tokens of each image."""
+        """-> (pixel_values, image_grid_thw, image_sizes), and the number of patch tokens of each image."""
         images = [load_image(source) for source in sources]
         settings = dict(options.images_kwargs)
         size = {**dict(self.image_processor.size), **(settings.pop("size", None) or {})}
@@ -576,6 +577,7 @@ class BailingMMProcessor(ProcessorMixin):
             smart_resize(image.height, image.width, min_pixels=low, max_pixels=high)  # refuses what cannot be encoded
         size = {**size, "shortest_edge": low, "longest_edge": high}
         inputs = dict(self.image_processor(images, size=size, return_tensors="pt", **settings))
+        inputs["image_sizes"] = torch.tensor([[image.height, image.width] for image in images])
         return inputs, (inputs["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist()
 
     def _encode_videos(self, sources: list, options: CallOptions) -> tuple[dict, list[int]]:

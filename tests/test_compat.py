@@ -1,27 +1,65 @@
 """What `ming/compat.py` uses of transformers beyond its interface: each test names what breaks when it goes."""
 
 import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import cpu_offload
 from thinker_helpers import tiny_config, tiny_model
 from torch import nn
-from transformers import PreTrainedModel, Qwen2Config
+from transformers import PreTrainedModel, Qwen2Config, trainer_utils
 from transformers.models.auto import modeling_auto
 
 from ming import compat
+from ming.components import TRAINER_CHECKPOINT
 from ming.configuration_bailingmm import BailingMMConfig, BailingMMTalkerConfig
 from ming.modeling_bailing_moe import BailingMoeExperts
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
 from ming.modeling_encoders import BailingMMVisionTransformer
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_table_of_served_architectures():
     """Without it `transformers serve` does not know how to load and to feed the model."""
     name = modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["bailingmm"]
     assert name == Model.__name__
+
+
+KERNEL_WARNING = """
+import logging, sys
+
+class Patch:  # a CPU with AVX-512 BF16, without the package `kernels`
+    def find_spec(self, name, path=None, target=None):
+        if name == "bitsandbytes.backends.cpu.ops":
+            sys.modules["bitsandbytes.functional"].has_avx512bf16 = lambda: True
+        return None
+
+sys.modules["kernels"] = None
+sys.meta_path.insert(0, Patch())
+{imports}
+print(len(logging.getLogger("bitsandbytes.backends.cpu.ops").filters))
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "warns"), [("import diffusers.models.autoencoders", True), ("import ming", False)]
+)
+def test_warning_about_a_kernel_that_nobody_asked_for(imports, warns):
+    """Without the filter every command says on such CPUs that it failed to load something; afterwards it is gone."""
+    code = KERNEL_WARNING.replace("{imports}", imports)
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("gemm_4bit_forward" in child.stderr) == warns, child.stderr
+    assert child.stdout == "0\n"
+
+
+def test_names_of_a_trainers_checkpoints():
+    """Without it a model that a trainer saves does not find its parts beside its checkpoints."""
+    assert TRAINER_CHECKPOINT.fullmatch(f"{trainer_utils.PREFIX_CHECKPOINT_DIR}-12")
 
 
 def test_registration_of_remote_classes():

@@ -82,6 +82,46 @@ def test_seeds_belong_to_pictures_and_leave_the_global_generator_alone(model, pr
     assert fresh[0] != fresh[1]
 
 
+def changed(size: tuple[int, int]) -> list[dict]:
+    """A chat that changes an image of a size (width, height)."""
+    image = {"type": "image", "image": Image.new("RGB", size, "white")}
+    return [{"role": "user", "content": [image, {"type": "text", "text": "Make the background red."}]}]
+
+
+@pytest.mark.parametrize("size", [(256, 128), (128, 256), (640, 480), (480, 640), (1000, 400), (300, 300), (900, 100)])
+def test_a_changed_picture_keeps_its_proportions(model, processor, size):
+    image = draw(model, processor, [changed(size)], seed=1, num_inference_steps=1).images[0]
+    assert image.width / image.height == pytest.approx(size[0] / size[1], rel=0.04)
+    assert 0.6 < image.width * image.height / 64**2 < 2 or min(image.size) == 64
+
+
+def test_the_last_picture_of_a_chat_gives_the_proportions(model, processor):
+    chat = [*changed((128, 256)), {"role": "assistant", "content": "Done."}, *changed((256, 128))]
+    image = draw(model, processor, [chat], seed=1, num_inference_steps=1).images[0]
+    assert image.width == 2 * image.height
+
+
+def test_changed_pictures_of_other_proportions_share_a_batch(model, processor):
+    chats = [changed((256, 128)), CHATS[0], changed((640, 480)), changed((256, 128))]
+    options = {"num_inference_steps": 1, "num_images_per_prompt": 2, "seed": 3}
+    together = draw(model, processor, chats, **options)
+    assert together.native_size is None
+    for index, chat in enumerate(chats):
+        alone = draw(model, processor, [chat], **options)
+        for one, other in zip(alone.images, together.images[2 * index : 2 * index + 2], strict=True):
+            assert one.size == other.size
+            assert np.abs(pixels(one) - pixels(other)).max() <= 1
+
+
+def test_a_size_that_was_asked_for_wins(model, processor):
+    options = {"seed": 1, "num_inference_steps": 1}
+    for asked in ({"height": 100, "width": 70}, {"height": 64}, {"width": 64}):
+        image = draw(model, processor, [changed((256, 128))], **asked, **options).images[0]
+        assert image.size == (asked.get("width", 64), asked.get("height", 64))
+    native = draw(model, processor, [changed((640, 480))], resize=False, **options)
+    assert native.images[0].size == native.native_size[::-1]
+
+
 @pytest.mark.parametrize("size", [(64, 64), (250, 260), (100, 64), (2048, 64), (333, 2048)])
 def test_pictures_have_the_size_asked_for(model, processor, size):
     options = {"seed": 1, "height": size[0], "width": size[1], "num_inference_steps": 1}

@@ -17,7 +17,7 @@ from ming.generation_arguments import end_token_ids
 from ming.serving.engine_jobs import Finished, TextJob
 
 # Inputs of images and videos, which hold those of all rows one after the other.
-CONCATENATED = ("pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw")
+CONCATENATED = ("pixel_values", "image_grid_thw", "image_sizes", "pixel_values_videos", "video_grid_thw")
 
 
 def join_inputs(rows: list[dict[str, torch.Tensor]], pad_id: int) -> dict[str, torch.Tensor]:

@@ -27,6 +27,8 @@ ROWS = {
     "style": ("style: outlines", 90),
     "edits": ("drawing, then editing in words", 88),
     "spoken_drawing": ("drawing, asked for aloud", 88),
+    "scene_editing": ("editing a picture of two or three shapes", 80),
+    "redrawing": ("another drawing in the same chat", 80),
 }
 CELL, MARGIN, LINE = 144, 8, 14  # pixels of a contact sheet
 PER_ROW = 6

@@ -27,7 +27,14 @@ from .speech import SpeechPool
 from .world import Picture, Sample, sample_chat
 
 # A repeated row counts more.
-REQUESTS = ("drawing", "drawing", "drawing", "editing", "editing", "editing", "style", "style", "spoken_drawing")
+REQUESTS = (
+    *("drawing",) * 2,
+    *("editing",) * 2,
+    *("style",) * 2,
+    *("scene_editing",) * 6,
+    *("redrawing",) * 2,
+    "spoken_drawing",
+)
 OTHER_SHAPES = 0.2  # share of batches that are not square
 AUTOENCODER_SIDES = (48, 64, 64, 96)
 OUTLINED = 0.3  # share of the autoencoder's pictures

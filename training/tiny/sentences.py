@@ -26,6 +26,7 @@ from .questions import (
     sample_count_by,
     sample_fact,
     say,
+    unique_by,
     word,
 )
 from .scenes import (
@@ -277,6 +278,7 @@ TO = {
     "bottom": "to the bottom",
     "center": "to the center",
 }
+PLAIN_NAMES = 0.7  # share of shapes of several that are named by their kind alone, where that is clear
 
 
 def draw_command(scene: Scene, rng: np.random.Generator) -> str:
@@ -306,25 +308,38 @@ def read_command(text: str) -> Scene | None:
     return Scene(match["background"], (Shape(match["kind"], match["colour"], match["size"], position),))
 
 
+def shape_name(shape: Shape, scene: Scene, rng: np.random.Generator) -> str:
+    """What to call a shape so that it is no other of its scene: "circle", "red circle" or "red circle on the left"."""
+    if len(scene.shapes) == 1:
+        return shape.kind
+    same_kind = [other for other in scene.shapes if other.kind == shape.kind]
+    if len(same_kind) == 1 and rng.random() < PLAIN_NAMES:
+        return shape.kind
+    name = f"{shape.colour} {shape.kind}"
+    return name if len(unique_by(tuple(same_kind), "colour")) == len(same_kind) else f"{name} {WHERE[shape.position]}"
+
+
 def sample_edit(scene: Scene, rng: np.random.Generator) -> tuple[str, Scene]:
-    """An editing command and the edited scene, for a scene of one shape.
+    """An editing command and the edited scene, of one to three shapes.
 
     Returns:
         ("Make the circle blue." or "Move it to the right." or "Change the background to black.", the new scene)
     """
-    if len(scene.shapes) != 1:
-        raise ValueError(f"sample_edit needs a scene with one shape, got {len(scene.shapes)}; use num_shapes=1")
-    shape = scene.shapes[0]
-    colours = [colour for colour in COLOURS if colour not in (scene.background, shape.colour)]
-    edit, colour = choose(rng, (RECOLOUR, MOVE, BACKGROUND)), choose(rng, colours)
-    position = choose(rng, [position for position in POSITIONS if position != shape.position])
-    command = choose(rng, edit).format(
-        shape=shape.kind, colour=colour, a=article(colour), to=TO[position], where=WHERE[position]
+    shape = scene.shapes[0] if len(scene.shapes) == 1 else choose(rng, scene.shapes)
+    edit = choose(rng, (RECOLOUR, MOVE, BACKGROUND))
+    taken = [other.colour for other in scene.shapes] if edit is BACKGROUND else [shape.colour]
+    colour = choose(rng, [name for name in COLOURS if name not in (scene.background, *taken)])
+    places = [other.position for other in scene.shapes]
+    position = choose(rng, [place for place in POSITIONS if place not in places])
+    wordings = edit if len(places) == 1 or edit is BACKGROUND else [words for words in edit if "{shape}" in words]
+    command = choose(rng, wordings).format(
+        shape=shape_name(shape, scene, rng), colour=colour, a=article(colour), to=TO[position], where=WHERE[position]
     )
     if edit is BACKGROUND:
         return command, replace(scene, background=colour)
     changed = replace(shape, colour=colour) if edit is RECOLOUR else replace(shape, position=position)
-    return command, replace(scene, shapes=(changed,))
+    shapes = [changed if other is shape else other for other in scene.shapes]
+    return command, replace(scene, shapes=tuple(sorted(shapes, key=lambda other: POSITIONS.index(other.position))))
 
 
 def sample_text(rng: np.random.Generator) -> list[str]:

@@ -42,7 +42,7 @@ STAGES = {
 OF_AUTOENCODER = ("autoencoder", "outlines", "decoder")
 QUICK = (2, 2)
 NUM_MEASURED = 8  # batches of pictures for measuring the scale of the latents
-# Modules that each stage trains and saves; a later stage overwrites what it trains again.
+# Modules that each stage trains and saves; what was trained last counts.
 PARTS = {
     "autoencoder": ("vae",),
     "outlines": ("vae",),
@@ -158,6 +158,15 @@ def train(stage: str, args: argparse.Namespace) -> None:
         if stage in OF_AUTOENCODER:
             tensors["scaling_factor"] = scaling_factor(image_gen.vae.eval())
         save_file(tensors, args.runs / f"{stage}.safetensors")
+        supersede(args.runs, stage, set(tensors))
+
+
+def supersede(runs: Path, stage: str, names: set[str]) -> None:
+    """Remove tensors that a stage has just trained from the files of later ones, which would be restored over them."""
+    for later in list(STAGES)[list(STAGES).index(stage) + 1 :]:
+        path = runs / f"{later}.safetensors"
+        if path.is_file() and names & (tensors := load_file(path)).keys():
+            save_file({name: value for name, value in tensors.items() if name not in names}, path)
 
 
 @torch.no_grad()

@@ -61,6 +61,7 @@ IN_MEDIUM = ("In the {medium}, {question}", "Look at the {medium}. {Question}", 
 MEDIA_OF_MIXED = (("image", "audio", "video"),) * 3 + (("image", "audio"), ("image", "video"), ("audio", "video"))
 
 NUM_DENSE_EDITS = 2
+NUM_DRAWINGS = 2  # of a chat whose drawings have nothing to do with each other
 EDITS = ("change", "change", "change", "outline")
 NUM_SPOKEN_TURNS = 4  # of a dense chat: spoken questions about one picture
 REPEATED_BEFORE, REPEATED_AFTER = 0.15, 0.1  # share of them that are also transcribed, before or after the answer
@@ -470,6 +471,22 @@ def _editing(studio: Studio) -> tuple[list[Content], list[Turn]]:
     return [studio.picture(picture.scene)], _edit_turns(studio, picture, count, edits)
 
 
+def _scene_editing(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    """A picture of two or three shapes and a request to change it; when dense several, also to outlines."""
+    picture = Picture(studio.scene(num_shapes=choose(studio.rng, (2, 3))))
+    count, edits = (NUM_DENSE_EDITS, EDITS) if studio.dense else (1, EDITS[:1])
+    return [studio.picture(picture.scene)], _edit_turns(studio, picture, count, edits)
+
+
+def _redrawing(studio: Studio) -> tuple[list[Content], list[Turn]]:
+    """Requests for pictures that have nothing to do with the one before."""
+    pictures = [Picture(studio.scene(num_shapes=1)) for _ in range(NUM_DRAWINGS)]
+    return [], [
+        Turn(draw_command(picture.scene, studio.rng), describe_scene(picture.scene), picture=picture)
+        for picture in pictures
+    ]
+
+
 def _style(studio: Studio) -> tuple[list[Content], list[Turn]]:
     """A picture of one shape and a request for it in outline."""
     picture = Picture(studio.scene(num_shapes=1))
@@ -506,4 +523,6 @@ ROWS: dict[str, Callable[[Studio], tuple[list[Content], list[Turn]]]] = {
     "editing": _editing,
     "edits": _edits,
     "style": _style,
+    "scene_editing": _scene_editing,
+    "redrawing": _redrawing,
 }
