@@ -18,6 +18,7 @@ MAX_SECONDS_PER_CALL = 60
 # Of speak_lib.h.
 SYNCHRONOUS, WORD_EVENT, LAST_EVENT, CHARACTERS, UTF8 = 2, 1, 0, 1, 1
 SPEED, PITCH = 1, 3
+SEED = 1
 
 
 class _Event(ctypes.Structure):
@@ -44,6 +45,7 @@ class _Engine:
         self.rate = self.library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), 0)
         if self.rate <= 0:
             raise RuntimeError(f"espeak-ng cannot start (code {self.rate}); is its data in {data}?")
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(SEED))  # starting it took the clock as the seed of its noise
         self.samples = bytearray()
         self.starts: list[tuple[int, float]] = []
         self.callback = _Callback(self._record)  # a reference is needed: the library stores only the address
