@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-oldest lint clean
+.PHONY: setup demo test test-programs test-oldest lint clean
 
 setup: $(READY)
 
@@ -20,6 +20,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Tests that need a browser and ffmpeg; as root on Debian they are installed.
+test-programs: $(READY)
+	@command -v chromium ffmpeg >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium ffmpeg; }
+	CI=true $(BIN)/python -m pytest -m programs
 
 # The oldest release of transformers that requirements.txt admits, beside the installed one.
 OLDEST := 5.19.0

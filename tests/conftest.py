@@ -1,7 +1,12 @@
-"""Shared fixtures: the repository on `sys.path`, one thread, the golden thinker and a tiny random one."""
+"""Shared fixtures: the repository on `sys.path`, one thread, the golden thinker and a tiny random one.
+
+With CI=true in the environment a skipped test fails the run, unless its reason is that there is no GPU (or that there
+is one), or a program is missing that `tools/bare_machine.py` hides.
+"""
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +22,47 @@ from thinker_helpers import GOLDENS, load_golden_model, read_goldens, tiny_model
 from transformers import AutoModelForMultimodalLM, AutoProcessor  # noqa: E402
 
 torch.set_num_threads(1)
+EXCUSED = r"\bGPU\b|\bCUDA\b"
+HIDDEN_PROGRAMS = r"there is no (Chromium|ffmpeg)"
+skipped: list[str] = []
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Tests in a browser need programs that no package brings; `-m programs` runs these alone."""
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker("programs")
+
+
+def note_skip(report) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        skipped.append(f"{report.nodeid}: {report.longrepr[2] if report.longrepr else 'skipped'}")
+
+
+def pytest_runtest_logreport(report) -> None:
+    note_skip(report)
+
+
+def pytest_collectreport(report) -> None:
+    note_skip(report)
+
+
+def inexcusable(lines: list[str], environment) -> list[str]:
+    """The skipped tests that may not be skipped in an environment."""
+    if environment.get("CI") != "true":
+        return []
+    excused = f"{EXCUSED}|{HIDDEN_PROGRAMS}" if "BARE_MACHINE_ALLOWED" in environment else EXCUSED
+    return [line for line in lines if not re.search(excused, line)]
+
+
+def pytest_sessionfinish(session) -> None:
+    if inexcusable(skipped, os.environ) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    for line in inexcusable(skipped, os.environ):
+        terminalreporter.write_line(f"with CI=true this may not be skipped: {line}", red=True)
 
 
 @pytest.fixture(scope="session")
