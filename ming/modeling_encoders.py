@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
+from transformers.core_model_loading import WeightRenaming
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.fun_asr_nano.modeling_fun_asr_nano import FunAsrNanoEncoderLayer
+from transformers.models.fun_asr_nano.modeling_fun_asr_nano import FunAsrNanoAttention, FunAsrNanoEncoderLayer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
     Qwen2_5_VLVisionAttention,
@@ -32,30 +32,9 @@ from .compat import takes_experts_implementation
 from .configuration_bailingmm import BailingMMAudioConfig, BailingMMVisionConfig, BailingMMWhisperConfig
 
 
-class SeparateChunk(Chunk):
-    """`Chunk` whose results have their own memory.
-
-    The library's are views of one tensor: `safetensors.torch.save_model` refuses a model with them, and
-    `Accelerator.save_model` leaves all but one of them out of the file.
-    """
-
-    @torch.no_grad()
-    def convert(self, *args, **kwargs) -> dict[str, torch.Tensor]:
-        """The chunks of one tensor by name, as in `Chunk`."""
-        return {name: chunk.clone() for name, chunk in super().convert(*args, **kwargs).items()}
-
-
 register_checkpoint_conversion_mapping(
     "BailingMMSanmEncoder",
     [
-        WeightConverter(
-            rf"self_attn.linear_q_k_v.{kind}",
-            [rf"self_attn.{projection}_proj.{kind}" for projection in "qkv"],
-            [SeparateChunk(dim=0)],
-        )
-        for kind in ("weight", "bias")
-    ]
-    + [
         WeightRenaming(r"self_attn.linear_out", r"self_attn.o_proj"),
         WeightRenaming(r"self_attn.fsmn_block", r"self_attn.fsmn.conv"),
         WeightRenaming(r"feed_forward.w_1", r"mlp.fc1"),
@@ -165,6 +144,47 @@ class BailingMMAudioPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
 
+class BailingMMSanmAttention(FunAsrNanoAttention):
+    """Library attention with one projection for queries, keys and values, as released.
+
+    Quantisers and serving engines know layers by the names of the checkpoint; none of them splits one.
+    """
+
+    def __init__(self, config: BailingMMAudioConfig, hidden_size: int):
+        super().__init__(config, hidden_size=hidden_size, use_fsmn=True)
+        del self.q_proj, self.k_proj, self.v_proj
+        self.linear_q_k_v = nn.Linear(hidden_size, 3 * config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """hidden_states [N, T, D], input_features_mask [N, T] -> ([N, T, D], attention weights if there are any)."""
+        input_shape = hidden_states.shape[:-1]
+        projected = self.linear_q_k_v(hidden_states)
+        heads = projected.view(*input_shape, 3, -1, self.head_dim)
+        query, key, value = (states.transpose(1, 2) for states in heads.unbind(2))
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        # The memory block reads the values before they are split into heads.
+        memory = self.fsmn(projected.chunk(3, dim=-1)[2], input_features_mask)
+        return self.o_proj(attended.reshape(*input_shape, -1)) + memory, weights
+
+
 class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
     """SenseVoice's encoder: self-attention with a memory block (SAN-M, arXiv 2006.01713).
 
@@ -178,6 +198,10 @@ class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
         super().__init__(config)
         self.encoders0 = nn.ModuleList([FunAsrNanoEncoderLayer(config, hidden_size=config.input_size)])
         self.encoders = nn.ModuleList([FunAsrNanoEncoderLayer(config) for _ in range(config.num_hidden_layers - 1)])
+        for layer in self.encoders0:
+            layer.self_attn = BailingMMSanmAttention(config, config.input_size)
+        for layer in self.encoders:
+            layer.self_attn = BailingMMSanmAttention(config, config.hidden_size)
         self.after_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
