@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.fun_asr_nano.modeling_fun_asr_nano import FunAsrNanoAttention, FunAsrNanoEncoderLayer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
@@ -77,6 +77,20 @@ def length_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
     return torch.arange(max_length, device=lengths.device) < lengths[:, None]
 
 
+def open_to_gradients(encoder: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The input of an encoder's layers, so that checkpointed layers are trained.
+
+    Reentrant checkpointing gives gradients to those layers only whose input needs one, and it needs none where nothing
+    before the layers is trained: always in SANM, and with adapters in the other encoders.
+    """
+    if not encoder.training or hidden_states.requires_grad:
+        return hidden_states
+    is_checkpointed = any(getattr(layer, "gradient_checkpointing", False) for layer in encoder.modules())
+    if is_checkpointed and any(weight.requires_grad for weight in encoder.parameters()):
+        return hidden_states.detach().requires_grad_()
+    return hidden_states
+
+
 class BailingMMVisionAttention(Qwen2_5_VLVisionAttention):
     """Library attention that runs all windows of equal length as one batch instead of one call per window."""
 
@@ -129,6 +143,10 @@ class BailingMMVisionTransformer(Qwen2_5_VisionTransformerPretrainedModel):
         for block in self.blocks:
             block.attn = BailingMMVisionAttention(config)
         self.post_init()
+
+    def forward(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """hidden_states [P, 1176], grid_thw [N, 3] -> `last_hidden_state` [P, D], `pooler_output` [P / 4, D]."""
+        return super().forward(open_to_gradients(self, hidden_states), grid_thw, **kwargs)
 
 
 @takes_experts_implementation
@@ -215,9 +233,7 @@ class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=frame_mask
         )
-        if self.training and torch.is_grad_enabled() and not hidden_states.requires_grad:
-            # Nothing before the layers is trained; without this reentrant checkpointing would cut off their gradients.
-            hidden_states.requires_grad_()
+        hidden_states = open_to_gradients(self, hidden_states)
         for layer in (*self.encoders0, *self.encoders):
             hidden_states = layer(hidden_states, attention_mask, frame_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=self.after_norm(hidden_states))
@@ -280,6 +296,7 @@ class BailingMMWhisperEncoder(BailingMMAudioPreTrainedModel):
             attention_mask = create_bidirectional_mask(
                 config=self.config, inputs_embeds=hidden_states, attention_mask=frame_mask
             )
+        hidden_states = open_to_gradients(self, hidden_states)
         for block in self.blocks:
             hidden_states = block(hidden_states, attention_mask, **kwargs)
         hidden_states = self.ln_post(hidden_states)
