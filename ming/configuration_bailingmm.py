@@ -38,6 +38,7 @@ class BailingMoeConfig(PreTrainedConfig):
     base_config_key = "llm_config"
     keys_to_ignore_at_inference = ["past_key_values"]
     base_model_tp_plan = {
+        "word_embeddings": "embedding_rowwise",
         "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
         "layers.*.mlp.experts.down_proj": "rowwise",
         "layers.*.mlp.experts": "moe_tp_experts",
