@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -49,6 +50,12 @@ class AudioDetokenizer(PreTrainedModel):
             init.xavier_uniform_(module.pos_bias_v)
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong, also when the weights are offloaded."""
+        with align_module_device(self.flow.spk_embed_affine_layer):  # offloaded weights are fetched to where it computes
+            return self.flow.spk_embed_affine_layer.weight.device
 
     @property
     def num_silent_samples(self) -> int:

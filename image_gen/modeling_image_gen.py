@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import cpu_offload_with_hook
+from accelerate.utils import align_module_device
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaTransformer2DModel
 from diffusers.image_processor import PixArtImageProcessor
 from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
@@ -102,9 +103,16 @@ class ImageGen(PreTrainedModel):
             scales = {"base_size": module.base_size, "interpolation_scale": module.interpolation_scale}
             init.copy_(module.pos_embed, get_2d_sincos_pos_embed(size, grid, output_type="pt", **scales)[None])
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong, also when the weights are offloaded."""
+        with align_module_device(self.proj_in):  # offloaded weights are fetched to where it computes
+            return self.proj_in.weight.device
+
     def queries(self) -> list[torch.Tensor]:
         """The learnable query tokens [side * side, H] of every scale, coarse to fine."""
-        return [self.query_tokens_dict[f"{side}x{side}"] for side in self.config.scales]
+        with align_module_device(self.query_tokens_dict):
+            return [self.query_tokens_dict[f"{side}x{side}"] for side in self.config.scales]
 
     def condition(self, states: torch.Tensor) -> torch.Tensor:
         """Last hidden states of a language model at the query tokens of a scale [B, N, H] -> condition [B, N, H].
@@ -221,9 +229,14 @@ class ImageGen(PreTrainedModel):
         from diffusers import SanaPipeline
 
         scheduler = FlowMatchEulerDiscreteScheduler(**self.config.scheduler)
-        pipeline = SanaPipeline(None, None, self.vae, self.transformer, scheduler)
-        pipeline.set_progress_bar_config(disable=not progress)
         captions, nothing = self.mlp(condition), self.mlp(torch.zeros_like(condition))
+
+        class Pipeline(SanaPipeline):
+            # The library's own asks the weights, which are on the device "meta" when they are offloaded.
+            _execution_device = captions.device
+
+        pipeline = Pipeline(None, None, self.vae, self.transformer, scheduler)
+        pipeline.set_progress_bar_config(disable=not progress)
         mask = torch.ones(captions.shape[:2], device=captions.device)
 
         def after_step(pipeline, step, timestep, tensors):

@@ -175,12 +175,14 @@ class Components:
         return installed_class(name).from_pretrained(source.name, **options)
 
     def _on_device(self, module: nn.Module) -> nn.Module:
-        return module.to(self.model.device)
+        """Offloaded weights stay where they are."""
+        is_offloaded = any(weight.device.type == "meta" for weight in module.parameters())
+        return module if is_offloaded else module.to(self.model.device)
 
     def _image_gen_on_device(self, module: nn.Module) -> nn.Module:
         """Quantised or offloaded weights stay where they are."""
         stays = is_quantized(self.model.config) or getattr(module, "offload_hook", None) is not None
-        return module if stays else module.to(self.model.device)
+        return module if stays else self._on_device(module)
 
 
 def installed_class(name: str) -> Any:

@@ -5,6 +5,7 @@ The JSON layout is the released one (`llm_config`, `vision_config`, `audio_confi
 """
 
 import os
+import re
 from typing import Any
 
 from transformers import PreTrainedConfig, Qwen2Config
@@ -37,6 +38,7 @@ class BailingMoeConfig(PreTrainedConfig):
     base_config_key = "llm_config"
     keys_to_ignore_at_inference = ["past_key_values"]
     base_model_tp_plan = {
+        "word_embeddings": "embedding_rowwise",
         "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
         "layers.*.mlp.experts.down_proj": "rowwise",
         "layers.*.mlp.experts": "moe_tp_experts",
@@ -344,6 +346,18 @@ class BailingMMTalkerConfig(PreTrainedConfig):
 
 
 @keeps_auto_map
+def with_fused_names(quantization: dict[str, Any]) -> dict[str, Any]:
+    """A saved `quantization_config` whose skip list knows SANM's queries, keys and values as one layer.
+
+    Earlier versions held three, never quantised them, and listed all three.
+    """
+    names = quantization.get("llm_int8_skip_modules")
+    if names is None:
+        return quantization
+    fused = {re.sub(r"^(audio\..*\.self_attn\.)[qkv]_proj$", r"\1linear_q_k_v", name) for name in names}
+    return {**quantization, "llm_int8_skip_modules": sorted(fused)}
+
+
 class BailingMMConfig(PreTrainedConfig):
     """Ming-Lite-Omni: the thinker with its vision tower and two audio encoders, and the talker.
 
@@ -389,6 +403,8 @@ class BailingMMConfig(PreTrainedConfig):
             is_absent = given is None and name == "talker_config"
             if not is_absent and not isinstance(given, PreTrainedConfig):
                 setattr(self, name, config_class(**(given or {})))
+        if isinstance(quantization := kwargs.get("quantization_config"), dict):
+            kwargs["quantization_config"] = with_fused_names(quantization)
         super().__post_init__(**kwargs)
         self.source: CheckpointSource | None = None
 

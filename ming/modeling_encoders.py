@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
+from transformers.core_model_loading import WeightRenaming
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.fun_asr_nano.modeling_fun_asr_nano import FunAsrNanoEncoderLayer
+from transformers.models.fun_asr_nano.modeling_fun_asr_nano import FunAsrNanoAttention, FunAsrNanoEncoderLayer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
     Qwen2_5_VLVisionAttention,
@@ -32,30 +32,9 @@ from .compat import takes_experts_implementation
 from .configuration_bailingmm import BailingMMAudioConfig, BailingMMVisionConfig, BailingMMWhisperConfig
 
 
-class SeparateChunk(Chunk):
-    """`Chunk` whose results have their own memory.
-
-    The library's are views of one tensor: `safetensors.torch.save_model` refuses a model with them, and
-    `Accelerator.save_model` leaves all but one of them out of the file.
-    """
-
-    @torch.no_grad()
-    def convert(self, *args, **kwargs) -> dict[str, torch.Tensor]:
-        """The chunks of one tensor by name, as in `Chunk`."""
-        return {name: chunk.clone() for name, chunk in super().convert(*args, **kwargs).items()}
-
-
 register_checkpoint_conversion_mapping(
     "BailingMMSanmEncoder",
     [
-        WeightConverter(
-            rf"self_attn.linear_q_k_v.{kind}",
-            [rf"self_attn.{projection}_proj.{kind}" for projection in "qkv"],
-            [SeparateChunk(dim=0)],
-        )
-        for kind in ("weight", "bias")
-    ]
-    + [
         WeightRenaming(r"self_attn.linear_out", r"self_attn.o_proj"),
         WeightRenaming(r"self_attn.fsmn_block", r"self_attn.fsmn.conv"),
         WeightRenaming(r"feed_forward.w_1", r"mlp.fc1"),
@@ -96,6 +75,20 @@ def sinusoids(positions: torch.Tensor, width: int) -> torch.Tensor:
 def length_mask(lengths: torch.Tensor, max_length: int) -> torch.Tensor:
     """lengths [N] -> bool [N, max_length], True for frames that are not padding."""
     return torch.arange(max_length, device=lengths.device) < lengths[:, None]
+
+
+def open_to_gradients(encoder: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The input of an encoder's layers, so that checkpointed layers are trained.
+
+    Reentrant checkpointing gives gradients to those layers only whose input needs one, and it needs none where nothing
+    before the layers is trained: always in SANM, and with adapters in the other encoders.
+    """
+    if not encoder.training or hidden_states.requires_grad:
+        return hidden_states
+    is_checkpointed = any(getattr(layer, "gradient_checkpointing", False) for layer in encoder.modules())
+    if is_checkpointed and any(weight.requires_grad for weight in encoder.parameters()):
+        return hidden_states.detach().requires_grad_()
+    return hidden_states
 
 
 class BailingMMVisionAttention(Qwen2_5_VLVisionAttention):
@@ -151,6 +144,10 @@ class BailingMMVisionTransformer(Qwen2_5_VisionTransformerPretrainedModel):
             block.attn = BailingMMVisionAttention(config)
         self.post_init()
 
+    def forward(self, hidden_states: torch.Tensor, grid_thw: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """hidden_states [P, 1176], grid_thw [N, 3] -> `last_hidden_state` [P, D], `pooler_output` [P / 4, D]."""
+        return super().forward(open_to_gradients(self, hidden_states), grid_thw, **kwargs)
+
 
 @takes_experts_implementation
 class BailingMMAudioPreTrainedModel(PreTrainedModel):
@@ -163,6 +160,47 @@ class BailingMMAudioPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
+
+
+class BailingMMSanmAttention(FunAsrNanoAttention):
+    """Library attention with one projection for queries, keys and values, as released.
+
+    Quantisers and serving engines know layers by the names of the checkpoint; none of them splits one.
+    """
+
+    def __init__(self, config: BailingMMAudioConfig, hidden_size: int):
+        super().__init__(config, hidden_size=hidden_size, use_fsmn=True)
+        del self.q_proj, self.k_proj, self.v_proj
+        self.linear_q_k_v = nn.Linear(hidden_size, 3 * config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """hidden_states [N, T, D], input_features_mask [N, T] -> ([N, T, D], attention weights if there are any)."""
+        input_shape = hidden_states.shape[:-1]
+        projected = self.linear_q_k_v(hidden_states)
+        heads = projected.view(*input_shape, 3, -1, self.head_dim)
+        query, key, value = (states.transpose(1, 2) for states in heads.unbind(2))
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        # The memory block reads the values before they are split into heads.
+        memory = self.fsmn(projected.chunk(3, dim=-1)[2], input_features_mask)
+        return self.o_proj(attended.reshape(*input_shape, -1)) + memory, weights
 
 
 class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
@@ -178,6 +216,10 @@ class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
         super().__init__(config)
         self.encoders0 = nn.ModuleList([FunAsrNanoEncoderLayer(config, hidden_size=config.input_size)])
         self.encoders = nn.ModuleList([FunAsrNanoEncoderLayer(config) for _ in range(config.num_hidden_layers - 1)])
+        for layer in self.encoders0:
+            layer.self_attn = BailingMMSanmAttention(config, config.input_size)
+        for layer in self.encoders:
+            layer.self_attn = BailingMMSanmAttention(config, config.hidden_size)
         self.after_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
@@ -191,9 +233,7 @@ class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=frame_mask
         )
-        if self.training and torch.is_grad_enabled() and not hidden_states.requires_grad:
-            # Nothing before the layers is trained; without this reentrant checkpointing would cut off their gradients.
-            hidden_states.requires_grad_()
+        hidden_states = open_to_gradients(self, hidden_states)
         for layer in (*self.encoders0, *self.encoders):
             hidden_states = layer(hidden_states, attention_mask, frame_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=self.after_norm(hidden_states))
@@ -256,6 +296,7 @@ class BailingMMWhisperEncoder(BailingMMAudioPreTrainedModel):
             attention_mask = create_bidirectional_mask(
                 config=self.config, inputs_embeds=hidden_states, attention_mask=frame_mask
             )
+        hidden_states = open_to_gradients(self, hidden_states)
         for block in self.blocks:
             hidden_states = block(hidden_states, attention_mask, **kwargs)
         hidden_states = self.ln_post(hidden_states)

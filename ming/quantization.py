@@ -20,8 +20,8 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 # Linear layers that stay in full precision, as patterns over whole parts of their names: small layers in which an
-# error costs a lot, and layers that checkpoints hold fused, which the library cannot split once they are quantised.
-UNQUANTIZED = ("lm_head", r"linear_proj(_\w+)?", "thinker_to_talker_proj", r"audio\..*\.self_attn\.[qkv]_proj")
+# error costs a lot.
+UNQUANTIZED = ("lm_head", r"linear_proj(_\w+)?", "thinker_to_talker_proj")
 # bitsandbytes 0.50 on a CPU: with other sizes dequantisation is wrong or fails.
 IN_MULTIPLE, OUT_MULTIPLE = 64, 32
 # Of the image head: all but the attention and feed-forward layers of connector and transformer.

@@ -1,16 +1,10 @@
-"""Parts of the encoders: positions, lengths after the projector, and weights that share no memory."""
+"""Parts of the encoders: positions, and lengths after the projector."""
 
 import pytest
 import torch
 from thinker_helpers import tiny_config
 
-from ming.modeling_encoders import (
-    BailingMMWhisperEncoder,
-    SeparateChunk,
-    audio_projector,
-    projected_lengths,
-    sinusoids,
-)
+from ming.modeling_encoders import BailingMMWhisperEncoder, audio_projector, projected_lengths, sinusoids
 
 
 @pytest.fixture
@@ -38,10 +32,3 @@ def test_lengths_after_the_projector(kernel_size, stride):
     for length in (5, 6, 7, 30):
         (expected,) = projected_lengths(torch.tensor([length]), kernel_size, stride).tolist()
         assert projector(torch.zeros(1, 4, length)).shape == (1, expected, 8)
-
-
-def test_chunks_have_their_own_memory():
-    whole = torch.arange(12.0).reshape(6, 2)
-    chunks = SeparateChunk(dim=0).convert({"qkv": whole}, ["qkv"], ["q", "k", "v"])
-    assert torch.equal(torch.cat(list(chunks.values())), whole)
-    assert len({chunk.untyped_storage().data_ptr() for chunk in [whole, *chunks.values()]}) == 4

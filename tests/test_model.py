@@ -503,17 +503,23 @@ def test_tied_embeddings_are_tied_and_stay_so(tmp_path):
     close(again(input_ids=ids).logits, model(input_ids=ids).logits, 0)
 
 
-def test_reentrant_checkpointing_trains_the_sanm_encoder():
-    gradients = {}
+@pytest.mark.parametrize("trained", ["whole", "layers"])
+@pytest.mark.parametrize("part", ["vision", "audio", "whisper_encoder"])
+def test_checkpointing_of_both_kinds_trains_every_encoder(part, trained):
+    """`layers`: what comes before the layers is frozen, as with adapters."""
+    found = {}
     for use_reentrant in (None, False, True):
         model = tiny_model().train()
         if use_reentrant is not None:
             model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-        inputs = batch([Chat(21).text(3).audio(13)])
+        for name, parameter in getattr(model, part).named_parameters():
+            parameter.requires_grad_(trained == "whole" or name.startswith(("blocks.", "encoders")))
+        chat = Chat(21, "whisper" if part == "whisper_encoder" else "sanm").text(3)
+        inputs = batch([chat.image() if part == "vision" else chat.audio(13)])
         model(**inputs, labels=inputs["input_ids"]).loss.backward()
-        gradients[use_reentrant] = {
-            name: parameter.grad for name, parameter in model.audio.named_parameters() if parameter.grad is not None
-        }
-    assert gradients[True].keys() == gradients[False].keys() == gradients[None].keys()
-    for name, expected in gradients[None].items():
-        close(gradients[True][name], expected, 1e-4)
+        found[use_reentrant] = {n: weight.grad for n, weight in getattr(model, part).named_parameters()}
+    for name, expected in found[None].items():
+        is_trained = trained == "whole" or name.startswith(("blocks.", "encoders"))
+        assert (expected is not None) == is_trained
+        for use_reentrant in (False, True):
+            close(found[use_reentrant][name], expected, 1e-4)

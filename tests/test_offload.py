@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from image_helpers import STEPS, build_drawing_repository, small_image_gen
 from speech_helpers import build_speaking_repository
 from transformers import AutoModelForMultimodalLM, AutoProcessor
@@ -74,6 +75,25 @@ def test_pictures_are_the_same_with_the_decoder_on_disk(inputs, tmp_path):
     model.image_gen.enable_model_cpu_offload("cpu")
     taking_turns = model.generate(**inputs, **options).images
     assert [one.tobytes() for one in taking_turns] == [one.tobytes() for one in whole]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "disk"])
+def test_parts_beside_the_main_weights_are_offloaded_by_accelerate(inputs, tmp_path, kind):
+    """`accelerate.cpu_offload` and `disk_offload` leave meta tensors; the calls are those of a loaded part."""
+    model = load(ROOT, dtype=torch.float32)
+    model.components.use(image_gen=small_image_gen())
+    drawing = {"generation_mode": "image", "seed": 1, "num_inference_steps": STEPS}
+    speaking = {"seed": 3, "rules": StopRules(max_new_ids=12)}
+    wanted = model.generate(**inputs, **drawing).images, model.speak("a red star", **speaking).waveforms
+    for part in (model.image_gen.load(), model.audio_detokenizer.load()):
+        if kind == "cpu":
+            cpu_offload(part, torch.device("cpu"))
+        else:
+            disk_offload(part, tmp_path / type(part).__name__, torch.device("cpu"))
+        assert next(part.parameters()).device.type == "meta" and part.device.type == "cpu"
+    found = model.generate(**inputs, **drawing).images, model.speak("a red star", **speaking).waveforms
+    assert [one.tobytes() for one in found[0]] == [one.tobytes() for one in wanted[0]]
+    assert torch.equal(found[1][0], wanted[1][0])
 
 
 def test_parts_that_draw_take_turns(monkeypatch):

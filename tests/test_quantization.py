@@ -1,5 +1,7 @@
 """4 and 8 bit: what is quantised and kept, saving, reloading, refusals; Ming-Tiny answers as in full precision."""
 
+import copy
+import json
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -69,9 +71,10 @@ def test_decoder_and_encoders_are_quantised_and_the_rest_is_kept(quantised, bits
         gate = quantised.model.model.layers[layer].mlp.image_gate.weight
         assert gate.dtype == torch.float32 and gate.shape == (8, 192)
     assert layers["vision.blocks.0.attn.qkv"] is kind
+    assert layers["audio.encoders.0.self_attn.linear_q_k_v"] is kind
     whisper = [found for name, found in layers.items() if name.startswith("whisper_encoder.")]
     assert len(whisper) == 24 and set(whisper) == {kind}
-    for name in ("model.lm_head", "linear_proj.0", "linear_proj_audio.3", "audio.encoders.0.self_attn.q_proj"):
+    for name in ("model.lm_head", "linear_proj.0", "linear_proj_audio.3"):
         assert layers[name] is nn.Linear
     assert quantised.get_input_embeddings().weight.dtype == torch.float32
 
@@ -104,6 +107,26 @@ def test_saved_checkpoints_are_reloaded_as_they_are(quantised, bits, tmp_path):
     ids = torch.arange(20)[None]
     with torch.no_grad():
         torch.testing.assert_close(again(input_ids=ids).logits, quantised(input_ids=ids).logits, atol=1e-4, rtol=0)
+
+
+def test_checkpoints_that_listed_sanms_projections_apart_still_load(quantised, bits, tmp_path):
+    """Earlier versions held three layers for the fused one of the file, kept them unquantised and listed each."""
+    own = copy.deepcopy(BITS[bits])
+    listed = quantised.config.quantization_config.llm_int8_skip_modules
+    fused = [f"audio.encoders{layer}.self_attn.linear_q_k_v" for layer in ("0.0", ".0", ".1", ".2", ".3", ".4")]
+    own.llm_int8_skip_modules = [*listed, *fused]
+    options = {"dtype": torch.float32, "device_map": "cpu", "load_talker": False}
+    saved = BailingMMNativeForConditionalGeneration.from_pretrained(ROOT, quantization_config=own, **options).eval()
+    saved.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    apart = [name.replace("linear_q_k_v", f"{kind}_proj") for name in fused for kind in "qkv"]
+    config["quantization_config"]["llm_int8_skip_modules"] = [*listed, *apart]
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    loaded = BailingMMNativeForConditionalGeneration.from_pretrained(tmp_path, **options).eval()
+    frames = torch.randn(1, 12, 560, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = [model.get_audio_features(frames, torch.tensor([[12]])) for model in (saved, loaded)]
+    torch.testing.assert_close(*(one.last_hidden_state for one in features), atol=1e-4, rtol=0)
 
 
 def test_only_experts_that_were_hit_are_dequantised(quantised, monkeypatch):
