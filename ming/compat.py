@@ -90,6 +90,12 @@ def execution_device(model: nn.Module, device: torch.device) -> torch.device:
     return next((torch.device(one) for one in devices if one is not None), device)
 
 
+def is_split_over_processes(model: nn.Module) -> bool:
+    """Whether the weights of a model lie in several processes, all of which take part in saving it."""
+    config = getattr(model.config, "distributed_config", None)
+    return config is not None or getattr(model, "_tp_size", None) is not None
+
+
 def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
     """The positions of [B, L, H] whose logits are wanted: the last ones (0: all), or those of a tensor of indexes.
 
@@ -144,6 +150,7 @@ __all__ = [
     "execution_device",
     "ignores_experts_implementation",
     "is_split",
+    "is_split_over_processes",
     "keeps_auto_map",
     "register_for_serving",
     "resolve_chat_template",

@@ -130,15 +130,22 @@ class Components:
             )
         return self.source
 
-    def save(self, directory: str | os.PathLike) -> None:
-        """Copy the parts into the directory of a saved model."""
+    def save(self, folder: Path, directory: str | os.PathLike) -> None:
+        """Copy the parts into the folder that a model is being saved in; parts that `directory` has stay there.
+
+        Args:
+            directory: where the model will lie.
+        """
         if self.source is None:
             return
-        self.source.copy(PARTS, directory, "voices, audio detokenizer and image head")
-        codec, released = Path(directory) / CODEC_FOLDERS[0], CODEC_FOLDERS[1]
-        if not codec.exists() and (Path(directory) / TOKENIZER_FOLDER).is_dir():
+        stay = self.source.is_in(directory)
+        if not stay:
+            self.source.copy(PARTS, folder, "voices, audio detokenizer and image head")
+        there = Path(directory) if stay else folder
+        codec, released = CODEC_FOLDERS
+        if not (there / codec).exists() and (there / TOKENIZER_FOLDER).is_dir():
             # The library uploads no folder inside a folder, so the codec does not stay in its released place.
-            shutil.copytree(self.source.directory([f"{released}/*"]) / released, codec)
+            shutil.copytree(self.source.directory([f"{released}/*"]) / released, folder / codec)
 
     def _read_audio_detokenizer(self) -> nn.Module:
         return self._read(AUDIO_DETOKENIZER, "speaks", dtype=self.model.dtype).eval()
