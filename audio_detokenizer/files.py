@@ -66,9 +66,7 @@ def raise_if_shards_elsewhere(directory: str | os.PathLike) -> None:
         index = json.loads(path.read_text(encoding="utf-8"))
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict):
-            raise ValueError(
-                f"{path} has no weight_map of tensors; take the index that came with the shards"
-            )
+            raise ValueError(f"{path} has no weight_map of tensors; take the index that came with the shards")
         for name in weight_map.values():
             # A backslash separates folders on other systems.
             if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name:
@@ -230,4 +228,13 @@ def _weights_name(file: str) -> str | None:
     return match and match["name"] + (match["variant"] or "")
 
 
-__all__ = ["PARTIAL", "SavingError", "finish_saving", "prepare_reading", "raise_if_outside", "replacing", "saving"]
+__all__ = [
+    "DONE",
+    "PARTIAL",
+    "SavingError",
+    "finish_saving",
+    "prepare_reading",
+    "raise_if_outside",
+    "replacing",
+    "saving",
+]

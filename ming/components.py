@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .quantization import is_quantized, quantization_of_image_gen
@@ -73,7 +74,9 @@ class Components:
         model: has `config`, `device` and `dtype`.
 
     Attributes:
-        source: where the model came from; None if it was not read from a checkpoint.
+        source: where the parts are; None if the model was not read from a checkpoint.
+        code: the checkpoint whose code is run for the parts, since its code made the model, too; None for the code of
+            this package.
         audio_detokenizer: speech codes -> waveform.
         image_gen: states of the query tokens -> images.
     """
@@ -81,6 +84,7 @@ class Components:
     def __init__(self, model: "PreTrainedModel"):
         self.model = model
         self.source: CheckpointSource | None = None
+        self.code: CheckpointSource | None = None
         self.audio_detokenizer = Component(AUDIO_DETOKENIZER, self._read_audio_detokenizer, self._on_device)
         self.image_gen = Component(IMAGE_GEN, self._read_image_gen, self._image_gen_on_device)
         self._talker_processor: BailingMMTalkerProcessor | None = None
@@ -165,20 +169,22 @@ class Components:
         """The image head without its weights, to see which of its layers can be quantised."""
         source = self.require_source(IMAGE_GEN)
         where = {"subfolder": source.folder(IMAGE_GEN), **source.options()}
-        if not source.trust_remote_code:
-            model_class = installed_class(IMAGE_GEN)
-            return model_class(model_class.config_class.from_pretrained(source.name, **where))
-        config = AutoConfig.from_pretrained(source.name, trust_remote_code=True, **where)
-        return AutoModel.from_config(config, trust_remote_code=True)
+        model_class = self._class(IMAGE_GEN)
+        return model_class(model_class.config_class.from_pretrained(source.name, **where))
 
     def _read(self, name: str, does: str, **options: Any) -> nn.Module:
         source = self.require_source(name)
         if not source.has_component(name):
             raise ValueError(f"{source.name} has no {name}/ folder; take a repository that {does}")
         options |= {"subfolder": source.folder(name), **source.options()}
-        if source.trust_remote_code:
-            return AutoModel.from_pretrained(source.name, trust_remote_code=True, **options)
-        return installed_class(name).from_pretrained(source.name, **options)
+        return self._class(name).from_pretrained(source.name, **options)
+
+    def _class(self, name: str) -> Any:
+        """The class of a component, wherever its weights lie: of the trusted checkpoint's code, or of this package."""
+        if self.code is None:
+            return installed_class(name)
+        reference = f"{self.code.folder(name)}/modeling_{name}.{CLASSES[name]}"
+        return get_class_from_dynamic_module(reference, self.code.name, **self.code.options())
 
     def _on_device(self, module: nn.Module) -> nn.Module:
         return module.to(self.model.device)

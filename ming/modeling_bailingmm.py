@@ -31,6 +31,7 @@ from .background import BackgroundWork, StopWhenSet
 from .chat import Chat
 from .compat import (
     execution_device,
+    is_remote_code,
     is_split_over_processes,
     keeps_auto_map,
     sequential_loading,
@@ -197,6 +198,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         raise_if_incomplete(pretrained_model_name_or_path, info, ignore_mismatched_sizes)
         model.config.source = source
         model.components.source = source.of_components(model.config.components_from)
+        if source.trust_remote_code and is_remote_code(cls):
+            model.components.code = source
         generation_config, text_config = model.generation_config, model.config.llm_config
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(generation_config, name) is None:

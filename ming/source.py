@@ -59,12 +59,24 @@ class CheckpointSource:
         name = os.path.abspath(name) if os.path.isdir(name) else str(name)  # the working directory may change
         return cls(name, **{**given, "revision": revision, "trust_remote_code": bool(given.get("trust_remote_code"))})
 
-    def of_components(self, reference: dict[str, Any] | None) -> "CheckpointSource":
-        """The source of the parts: this one, or the one that `components_from` of a configuration names."""
+    def of_components(self, reference: Any) -> "CheckpointSource":
+        """The source of the parts: this one, or the one that `components_from` of a configuration names.
+
+        The configuration names a place and nothing else. Above all it says nothing about trust: the user agreed to
+        run code of this checkpoint, not of the other one.
+
+        Raises:
+            ValueError: it is not what `reference` writes.
+        """
         if reference is None:
             return self
-        elsewhere = {"revision": None, "subfolder": "", **reference}
-        return replace(self, **elsewhere)
+        fields = {"revision": None, "subfolder": "", **reference} if isinstance(reference, dict) else {}
+        kinds = {"name": (str,), "revision": (str, type(None)), "subfolder": (str,)}
+        if fields.keys() != kinds.keys() or not all(isinstance(fields[name], kinds[name]) for name in kinds):
+            raise ValueError(
+                f"{self.name}: components_from in config.json is {reference!r}; it may hold the strings {list(kinds)}"
+            )
+        return replace(self, **fields, trust_remote_code=False)
 
     def reference(self) -> dict[str, Any]:
         """What another checkpoint's configuration says to find the parts here."""
