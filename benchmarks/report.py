@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from ming.files import replacing
+
 from .timing import interleaved
 
 RESULTS = Path(__file__).parent / "results"
@@ -106,7 +108,8 @@ def save(directory: Path, name: str, costs: list[Any], plot: Plot, options: dict
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     record = {"options": options, "machine": machine, "costs": [asdict(cost) for cost in costs]}
-    (directory / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with replacing(directory / f"{name}.json") as path:
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw(plot, directory / f"{name}.png")
 
 

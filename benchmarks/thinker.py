@@ -79,7 +79,10 @@ def compiled() -> dict:
 
 
 def measure(
-    device: str = "cpu", dtype: torch.dtype = torch.float32, batches: tuple[int, ...] = BATCHES, compile: bool = True
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    batches: tuple[int, ...] = BATCHES,
+    with_compiled: bool = True,
 ) -> list[Cost]:
     """Decode with all models at every batch size."""
     cases = []
@@ -87,7 +90,7 @@ def measure(
         prompts = torch.arange(batch * PROMPT, device=device).view(batch, PROMPT) % 700
         for name, model in models(device, dtype).items():
             cases.append((name, batch, partial(model.generate, prompts, **OPTIONS)))
-            if compile and batch == 1 and name in (OURS, LIBRARY):
+            if with_compiled and batch == 1 and name in (OURS, LIBRARY):
                 call = partial(model.generate, prompts, **OPTIONS, **compiled())
                 cases.append((f"{name}, compiled", batch, call))
     times = interleaved([call for _, _, call in cases], REPEATS)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import TextStreamer
 
+from ming.files import replacing
 from ming.loading import load_model
 from ming.processing_bailingmm import BailingMMProcessor
 from ming.prompts import TRANSCRIPTION_PROMPT
@@ -70,7 +71,9 @@ def draw(model, processor, request: str, output: Path, image: str | None = None)
     say(f"  {f'{image}: ' if image else ''}{request}\n    -> ", end="")
     content = [{"type": "image", "image": image}] if image else []
     inputs = prepare(model, processor, [*content, {"type": "text", "text": request}])
-    model.generate(**inputs, generation_mode="image", seed=0).images[0].save(output)
+    drawn = model.generate(**inputs, generation_mode="image", seed=0).images[0]
+    with replacing(output) as path:
+        drawn.save(path)
     say(str(output))
     return {"file": image, "question": request, "drawn": output.name}
 
@@ -114,7 +117,8 @@ def main() -> None:
     drawing = args.output / "drawing.png"
     answers.append(draw(model, processor, DRAW, drawing))
     answers.append(draw(model, processor, EDIT, args.output / "edited.png", str(drawing)))
-    (args.output / "answers.json").write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
+    with replacing(args.output / "answers.json") as path:
+        path.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n")
     say(f"\nAnswers written to {args.output / 'answers.json'} after {time.monotonic() - started:.1f} s")
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, trainers
 
+from .files import finish_saving, saving
+
 TOKENIZER_FILE = "tokenizer.json"
 MAPPING_FILE = "char_mapping.txt"
 FIRST_CHARACTER = 0x4E00  # of trained vocabularies; the CJK block has no spaces, marks or normal forms
@@ -159,6 +161,7 @@ class CodecBPE:
         if isinstance(source, (tuple, list)):
             tokenizer_file, mapping_file = map(Path, source)
         else:
+            finish_saving(source)
             tokenizer_file, mapping_file = Path(source) / TOKENIZER_FILE, Path(source) / MAPPING_FILE
         for path in (mapping_file, tokenizer_file):
             if not path.is_file():
@@ -175,11 +178,10 @@ class CodecBPE:
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write `tokenizer.json` and `char_mapping.txt` into a folder, which is made if need be."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(folder / TOKENIZER_FILE))
         lines = (f"{code}\t{character}\n" for code, character in enumerate(self.characters))
-        (folder / MAPPING_FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
+        with saving(directory) as folder:
+            self.tokenizer.save(str(folder / TOKENIZER_FILE))
+            (folder / MAPPING_FILE).write_text("".join(lines), encoding="utf-8", newline="\n")
 
     @classmethod
     def train(cls, sequences: Iterable[Sequence[int] | torch.Tensor], num_codes: int, vocab_size: int) -> "CodecBPE":

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import modeling_utils
 from transformers.models.auto import modeling_auto
-from transformers.utils import logging
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 logger = logging.get_logger(__name__)
 
@@ -110,6 +110,17 @@ def execution_device(model: nn.Module, device: torch.device) -> torch.device:
     return next((torch.device(one) for one in devices if one is not None), device)
 
 
+def is_remote_code(cls: type) -> bool:
+    """Whether the library loaded a class from the code of a checkpoint."""
+    return cls.__module__.split(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+
+def is_split_over_processes(model: nn.Module) -> bool:
+    """Whether the weights of a model lie in several processes, all of which take part in saving it."""
+    config = getattr(model.config, "distributed_config", None)
+    return config is not None or getattr(model, "_tp_size", None) is not None
+
+
 def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
     """The positions of [B, L, H] whose logits are wanted: the last ones (0: all), or those of a tensor of indexes.
 
@@ -163,7 +174,9 @@ def _end_sequential_loading() -> None:
 __all__ = [
     "execution_device",
     "ignores_experts_implementation",
+    "is_remote_code",
     "is_split",
+    "is_split_over_processes",
     "keeps_auto_map",
     "register_for_serving",
     "resolve_chat_template",

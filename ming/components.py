@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .compat import silent_about_kernels
 from .quantization import is_quantized, quantization_of_image_gen
@@ -74,7 +75,9 @@ class Components:
         model: has `config`, `device` and `dtype`.
 
     Attributes:
-        source: where the model came from; None if it was not read from a checkpoint.
+        source: where the parts are; None if the model was not read from a checkpoint.
+        code: the checkpoint whose code is run for the parts, since its code made the model, too; None for the code of
+            this package.
         audio_detokenizer: speech codes -> waveform.
         image_gen: states of the query tokens -> images.
     """
@@ -82,6 +85,7 @@ class Components:
     def __init__(self, model: "PreTrainedModel"):
         self.model = model
         self.source: CheckpointSource | None = None
+        self.code: CheckpointSource | None = None
         self.audio_detokenizer = Component(AUDIO_DETOKENIZER, self._read_audio_detokenizer, self._on_device)
         self.image_gen = Component(IMAGE_GEN, self._read_image_gen, self._image_gen_on_device)
         self._talker_processor: BailingMMTalkerProcessor | None = None
@@ -131,15 +135,22 @@ class Components:
             )
         return self.source
 
-    def save(self, directory: str | os.PathLike) -> None:
-        """Copy the parts into the directory of a saved model."""
+    def save(self, folder: Path, directory: str | os.PathLike) -> None:
+        """Copy the parts into the folder that a model is being saved in; parts that `directory` has stay there.
+
+        Args:
+            directory: where the model will lie.
+        """
         if self.source is None:
             return
-        self.source.copy(PARTS, directory, "voices, audio detokenizer and image head")
-        codec, released = Path(directory) / CODEC_FOLDERS[0], CODEC_FOLDERS[1]
-        if not codec.exists() and (Path(directory) / TOKENIZER_FOLDER).is_dir():
+        stay = self.source.is_in(directory)
+        if not stay:
+            self.source.copy(PARTS, folder, "voices, audio detokenizer and image head")
+        there = Path(directory) if stay else folder
+        codec, released = CODEC_FOLDERS
+        if not (there / codec).exists() and (there / TOKENIZER_FOLDER).is_dir():
             # The library uploads no folder inside a folder, so the codec does not stay in its released place.
-            shutil.copytree(self.source.directory([f"{released}/*"]) / released, codec)
+            shutil.copytree(self.source.directory([f"{released}/*"]) / released, folder / codec)
 
     def _read_audio_detokenizer(self) -> nn.Module:
         return self._read(AUDIO_DETOKENIZER, "speaks", dtype=self.model.dtype).eval()
@@ -159,20 +170,22 @@ class Components:
         """The image head without its weights, to see which of its layers can be quantised."""
         source = self.require_source(IMAGE_GEN)
         where = {"subfolder": source.folder(IMAGE_GEN), **source.options()}
-        if not source.trust_remote_code:
-            model_class = installed_class(IMAGE_GEN)
-            return model_class(model_class.config_class.from_pretrained(source.name, **where))
-        config = AutoConfig.from_pretrained(source.name, trust_remote_code=True, **where)
-        return AutoModel.from_config(config, trust_remote_code=True)
+        model_class = self._class(IMAGE_GEN)
+        return model_class(model_class.config_class.from_pretrained(source.name, **where))
 
     def _read(self, name: str, does: str, **options: Any) -> nn.Module:
         source = self.require_source(name)
         if not source.has_component(name):
             raise ValueError(f"{source.name} has no {name}/ folder; take a repository that {does}")
         options |= {"subfolder": source.folder(name), **source.options()}
-        if source.trust_remote_code:
-            return AutoModel.from_pretrained(source.name, trust_remote_code=True, **options)
-        return installed_class(name).from_pretrained(source.name, **options)
+        return self._class(name).from_pretrained(source.name, **options)
+
+    def _class(self, name: str) -> Any:
+        """The class of a component, wherever its weights lie: of the trusted checkpoint's code, or of this package."""
+        if self.code is None:
+            return installed_class(name)
+        reference = f"{self.code.folder(name)}/modeling_{name}.{CLASSES[name]}"
+        return get_class_from_dynamic_module(reference, self.code.name, **self.code.options())
 
     def _on_device(self, module: nn.Module) -> nn.Module:
         """Offloaded weights stay where they are."""

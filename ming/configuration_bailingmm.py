@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, Qwen2Config
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
 from .compat import ignores_experts_implementation, keeps_auto_map, register_for_serving
+from .files import finish_saving, saving
 from .source import CODE, CheckpointSource, pushed_to_hub
 
 # The code that a repository's config.json names for remote loading.
@@ -345,7 +346,6 @@ class BailingMMTalkerConfig(PreTrainedConfig):
         return self.text_vocab_size + self.audio_vocab_size
 
 
-@keeps_auto_map
 def with_fused_names(quantization: dict[str, Any]) -> dict[str, Any]:
     """A saved `quantization_config` whose skip list knows SANM's queries, keys and values as one layer.
 
@@ -358,6 +358,7 @@ def with_fused_names(quantization: dict[str, Any]) -> dict[str, Any]:
     return {**quantization, "llm_int8_skip_modules": sorted(fused)}
 
 
+@keeps_auto_map
 class BailingMMConfig(PreTrainedConfig):
     """Ming-Lite-Omni: the thinker with its vision tower and two audio encoders, and the talker.
 
@@ -412,6 +413,7 @@ class BailingMMConfig(PreTrainedConfig):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
         """Library `from_pretrained`; the source is kept, since saving copies code from it."""
         source = CheckpointSource.of_call(pretrained_model_name_or_path, kwargs)
+        finish_saving(source.name, source.subfolder)
         result = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
         config.source = source
@@ -436,10 +438,10 @@ class BailingMMConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Save `config.json` and the code it names, so that the directory loads with `trust_remote_code=True`."""
         source = self.source or (CheckpointSource(self.name_or_path) if self.name_or_path else None)
-        with pushed_to_hub(save_directory, push_to_hub, kwargs):
-            super().save_pretrained(save_directory, **kwargs)
+        with pushed_to_hub(save_directory, push_to_hub, kwargs), saving(save_directory) as folder:
+            super().save_pretrained(folder, **kwargs)
             if source is not None:
-                source.copy(CODE, save_directory, "code")
+                source.copy(CODE, folder, "code")
 
 
 __all__ = [

@@ -8,6 +8,8 @@ import soundfile
 import torch
 from PIL import Image
 
+from .files import replacing
+
 FULL_SCALE = np.iinfo(np.int16).max
 
 
@@ -43,11 +45,15 @@ def save_audio(path: str | os.PathLike, waveform: torch.Tensor, sampling_rate: i
 
     Raises:
         ValueError: the ending names no audio format.
+        OSError: the file cannot be written.
     """
     ending = os.path.splitext(path)[1].lstrip(".").upper()
     if ending not in soundfile.available_formats():
         raise ValueError(f"{path}: cannot write .{ending.lower()} files; use .wav, .flac, .ogg or .mp3")
-    soundfile.write(path, waveform.detach().float().cpu().numpy(), sampling_rate)
+    file = io.BytesIO()
+    soundfile.write(file, waveform.detach().float().cpu().numpy(), sampling_rate, format=ending)
+    with replacing(path) as partial:
+        partial.write_bytes(file.getvalue())
 
 
 __all__ = ["encode_audio", "encode_image", "save_audio", "to_pcm16"]

@@ -11,7 +11,9 @@ Shape letters: B batch, L tokens, N images, videos or audio segments, P patches,
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,11 +29,19 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .background import BackgroundWork, StopWhenSet
 from .chat import Chat
-from .compat import execution_device, keeps_auto_map, sequential_loading, takes_experts_implementation
+from .compat import (
+    execution_device,
+    is_remote_code,
+    is_split_over_processes,
+    keeps_auto_map,
+    sequential_loading,
+    takes_experts_implementation,
+)
 from .components import Components, is_trainer_checkpoint
 from .configuration_bailingmm import BailingMMConfig
 from .drawing import Painter
 from .events import Done, StreamEvent, TextDelta
+from .files import prepare_reading, saving
 from .generation_arguments import (
     GenerationArguments,
     raise_if_media_missing,
@@ -179,6 +189,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 `quantization_config` lists layers to skip and misses one that cannot be quantised.
         """
         source = CheckpointSource.of_call(pretrained_model_name_or_path, kwargs)
+        prepare_reading(source.name, source.subfolder, kwargs.get("config"))
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantization_of_call(cls, pretrained_model_name_or_path, kwargs)
         with sequential_loading():
@@ -188,6 +199,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         raise_if_incomplete(pretrained_model_name_or_path, info, ignore_mismatched_sizes)
         model.config.source = source
         model.components.source = source.of_components(model.config.components_from)
+        if source.trust_remote_code and is_remote_code(cls):
+            model.components.code = source
         generation_config, text_config = model.generation_config, model.config.llm_config
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(generation_config, name) is None:
@@ -203,6 +216,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
     ) -> None:
         """Library `save_pretrained` of a whole repository: code and the parts beside the main weights are copied.
 
+        All files take their places together, or none does (see `ming/files.py`). Only a model whose weights are split
+        over several processes is written in place, as the library does.
+
         A checkpoint that `transformers.Trainer` writes during training (`checkpoint-500`) holds no copies of the
         parts: they are not trained, and its config.json tells where they are (`components_from`).
         """
@@ -210,10 +226,14 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         source = self.components.source
         self.config.components_from = None if copies or source is None else source.reference()
         try:
-            with pushed_to_hub(save_directory, push_to_hub and is_main_process, kwargs):
-                super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+            in_place = not is_main_process or is_split_over_processes(self)
+            with (
+                pushed_to_hub(save_directory, push_to_hub and is_main_process, kwargs),
+                nullcontext(Path(save_directory)) if in_place else saving(save_directory) as folder,
+            ):
+                super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
                 if copies and is_main_process and not getattr(self, "peft_config", None):
-                    self.components.save(save_directory)
+                    self.components.save(folder, save_directory)
         finally:
             self.config.components_from = None
 

@@ -21,6 +21,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .audio_features import BailingMMFeatureExtractor, is_recording
 from .compat import keeps_auto_map, resolve_chat_template
+from .files import finish_saving, saving
 from .media import (
     has_audio_track,
     load_image,
@@ -317,6 +318,7 @@ class BailingMMProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "BailingMMProcessor":
         """Library `from_pretrained`; the source is kept, since saving copies code from it."""
         source = CheckpointSource.of_call(pretrained_model_name_or_path, kwargs)
+        finish_saving(source.name, source.subfolder)
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor.source = source
         return processor
@@ -331,12 +333,12 @@ class BailingMMProcessor(ProcessorMixin):
         return result
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """Library `save_pretrained` with the code that `auto_map` names."""
-        with pushed_to_hub(save_directory, push_to_hub, kwargs):
-            files = super().save_pretrained(save_directory, **kwargs)
+        """Library `save_pretrained` with the code that `auto_map` names; all files, or none, take their places."""
+        with pushed_to_hub(save_directory, push_to_hub, kwargs), saving(save_directory) as folder:
+            files = super().save_pretrained(folder, **kwargs)
             if self.source is not None:
-                self.source.copy(CODE, save_directory, "code")
-        return files
+                self.source.copy(CODE, folder, "code")
+        return [os.path.join(save_directory, os.path.relpath(file, folder)) for file in files]
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):

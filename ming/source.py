@@ -17,6 +17,8 @@ from huggingface_hub import HfApi, create_repo, hf_hub_download, snapshot_downlo
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers.utils import logging
 
+from .files import finish_saving, raise_if_outside
+
 logger = logging.get_logger(__name__)
 
 # Folders stay flat: the library uploads one level of them. `ming/__init__.py` and the nested packages belong to an
@@ -57,12 +59,24 @@ class CheckpointSource:
         name = os.path.abspath(name) if os.path.isdir(name) else str(name)  # the working directory may change
         return cls(name, **{**given, "revision": revision, "trust_remote_code": bool(given.get("trust_remote_code"))})
 
-    def of_components(self, reference: dict[str, Any] | None) -> "CheckpointSource":
-        """The source of the parts: this one, or the one that `components_from` of a configuration names."""
+    def of_components(self, reference: Any) -> "CheckpointSource":
+        """The source of the parts: this one, or the one that `components_from` of a configuration names.
+
+        The configuration names a place and nothing else. Above all it says nothing about trust: the user agreed to
+        run code of this checkpoint, not of the other one.
+
+        Raises:
+            ValueError: it is not what `reference` writes.
+        """
         if reference is None:
             return self
-        elsewhere = {"revision": None, "subfolder": "", **reference}
-        return replace(self, **elsewhere)
+        fields = {"revision": None, "subfolder": "", **reference} if isinstance(reference, dict) else {}
+        kinds = {"name": (str,), "revision": (str, type(None)), "subfolder": (str,)}
+        if fields.keys() != kinds.keys() or not all(isinstance(fields[name], kinds[name]) for name in kinds):
+            raise ValueError(
+                f"{self.name}: components_from in config.json is {reference!r}; it may hold the strings {list(kinds)}"
+            )
+        return replace(self, **fields, trust_remote_code=False)
 
     def reference(self) -> dict[str, Any]:
         """What another checkpoint's configuration says to find the parts here."""
@@ -104,14 +118,22 @@ class CheckpointSource:
     def directory(self, patterns: Iterable[str]) -> Path:
         """A local directory with the files of the checkpoint that match the patterns, downloaded if need be."""
         if os.path.isdir(self.name):
-            return Path(self.name) / self.subfolder
+            root = Path(self.name) / self.subfolder
+            for folder in {root / pattern.rpartition("/")[0] for pattern in ("", *patterns)}:
+                finish_saving(folder)
+            return root
         allowed = [self.folder(pattern) for pattern in patterns]
         return Path(snapshot_download(self.name, allow_patterns=allowed, **self.options())) / self.subfolder
+
+    def is_in(self, directory: str | os.PathLike) -> bool:
+        """Whether this is the checkpoint in a local directory."""
+        return os.path.isdir(self.name) and (Path(self.name) / self.subfolder).resolve() == Path(directory).resolve()
 
     def copy(self, patterns: Iterable[str], destination: str | os.PathLike, what: str) -> None:
         """Copy the matching files into a directory (into itself: nothing); `what` they are is for the log.
 
-        A source that is gone is only a warning: the weights, perhaps days of training, are saved beside this.
+        A source that is gone is only a warning: the weights, perhaps days of training, are saved beside this. So is a
+        link that leads out of the checkpoint: what is saved may be published, and the file may be anybody's.
         """
         patterns, target = tuple(patterns), Path(destination)
         try:
@@ -122,9 +144,23 @@ class CheckpointSource:
         if root.resolve() == target.resolve():
             return
         for path in {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}:
+            try:
+                raise_if_outside(path, files_root(root))
+            except ValueError as error:
+                logger.warning(f"{target} is saved without {path.relative_to(root)}: {error}")
+                continue
             copied = target / path.relative_to(root)
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copied)
+
+
+def files_root(directory: str | os.PathLike) -> Path:
+    """Where the files of a checkpoint may lie: in its directory, or in that of its repository in the Hub's cache.
+
+    There, the files of `models--owner--name/snapshots/COMMIT` are links into `models--owner--name/blobs`.
+    """
+    root = Path(directory).resolve()
+    return next((each.parent for each in root.parents if each.name == "snapshots"), root)
 
 
 @contextmanager
@@ -156,4 +192,4 @@ def pushed_to_hub(directory: str | os.PathLike, push_to_hub: bool, options: dict
     )
 
 
-__all__ = ["CODE", "PARTS", "CheckpointSource", "pushed_to_hub"]
+__all__ = ["CODE", "PARTS", "CheckpointSource", "files_root", "pushed_to_hub"]

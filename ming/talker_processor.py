@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .codec_bpe import CodecBPE
+from .files import finish_saving, saving
 from .modeling_talker import TalkerPrompt
 from .speech_text import SpeechTextStream
 from .voices import Voice, VoiceEncoder, choose_voice, load_voices
@@ -74,6 +75,7 @@ class BailingMMTalkerProcessor:
                 local_files_only=local_files_only,
                 allow_patterns=list(FILES),
             )
+        finish_saving(source)
         root = Path(source)
         codec_folder = next((root / name for name in CODEC_FOLDERS if (root / name).is_dir()), None)
         if not (root / TOKENIZER_FOLDER).is_dir() or codec_folder is None:
@@ -82,16 +84,17 @@ class BailingMMTalkerProcessor:
                 f"{', '.join(CODEC_FOLDERS)}; take a repository with speech, or load with load_talker=False"
             )
         voices = load_voices(root / VOICES_FOLDER) if (root / VOICES_FOLDER).is_dir() else {}
-        tokenizer = AutoTokenizer.from_pretrained(root / TOKENIZER_FOLDER)
+        # Without asking: a tokenizer is data here, whatever its configuration names.
+        tokenizer = AutoTokenizer.from_pretrained(root / TOKENIZER_FOLDER, trust_remote_code=False)
         return cls(tokenizer, CodecBPE.from_pretrained(codec_folder), voices, root / TOKENIZER_FOLDER)
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write the three folders; `from_pretrained` reads them."""
-        root = Path(save_directory)
-        self.tokenizer.save_pretrained(root / TOKENIZER_FOLDER)
-        self.codec_bpe.save_pretrained(root / CODEC_FOLDERS[0])
-        for voice in self.voices.values():
-            voice.save(root / VOICES_FOLDER)
+        with saving(save_directory) as root:
+            self.tokenizer.save_pretrained(root / TOKENIZER_FOLDER)
+            self.codec_bpe.save_pretrained(root / CODEC_FOLDERS[0])
+            for voice in self.voices.values():
+                voice.save(root / VOICES_FOLDER)
 
     def load_voice_encoder(self) -> VoiceEncoder:
         """The networks that make a voice from a recording; the first call reads them from the repository.

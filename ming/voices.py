@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .audio_features import BailingMMFeatureExtractor
+from .files import finish_saving, saving
 from .media import describe, load_audio, raise_if_unusable, require, resample
 from .mel import RECORDING_RATE, MelSettings, prompt_mel
 
@@ -141,10 +142,7 @@ class Voice:
 
     def save(self, directory: str | os.PathLike) -> Path:
         """Write `<name>.safetensors` and `<name>.json` into a folder, made if need be; returns the first path."""
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}.safetensors"
-        save_file({name: getattr(self, name).detach().cpu().contiguous() for name in TENSOR_NAMES}, path)
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSOR_NAMES}
         facts = {
             "prompt_text": self.prompt_text,
             "codes_per_second": CODES_PER_SECOND,
@@ -153,8 +151,10 @@ class Voice:
             "licence": self.licence,
         }
         text = json.dumps(facts, ensure_ascii=False, indent=2)
-        (folder / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
-        return path
+        with saving(directory) as folder:
+            save_file(tensors, folder / f"{self.name}.safetensors")
+            (folder / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
+        return Path(directory) / f"{self.name}.safetensors"
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Voice":
@@ -168,6 +168,7 @@ class Voice:
             ValueError: one of the two is malformed.
         """
         path = Path(path)
+        finish_saving(path.parent)
         name = path.name.removesuffix(".safetensors").removesuffix(".json")
         facts_file, tensor_file = path.with_name(f"{name}.json"), path.with_name(f"{name}.safetensors")
         for file in (facts_file, tensor_file):
@@ -194,6 +195,7 @@ def load_voices(directory: str | os.PathLike) -> dict[str, Voice]:
         ValueError: a malformed voice.
     """
     folder = Path(directory)
+    finish_saving(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} of voices")
     return {path.name.removesuffix(".safetensors"): Voice.load(path) for path in sorted(folder.glob("*.safetensors"))}

@@ -270,7 +270,7 @@ def test_what_nobody_foresaw_is_counted():
         raise RuntimeError("unforeseen")
 
     metrics = Metrics()
-    middleware = AdmissionMiddleware(broken, 10, metrics, lambda: None)
+    middleware = AdmissionMiddleware(broken, Limits(body_bytes=10), metrics, lambda: None)
     with pytest.raises(RuntimeError, match="unforeseen"):
         asyncio.run(middleware({"type": "http", "headers": [], "path": "/", "method": "GET"}, None, None))
     assert metrics.registry.get_sample_value("ming_requests_total", {"route": "other", "status": "500"}) == 1

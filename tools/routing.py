@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import one_hot
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+from ming.files import replacing
 from ming.modeling_bailing_moe import ROUTERS
 from ming.training.chats import prompt_batch
 
@@ -106,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
             f"{name}: most loaded expert {load.max():.2f}, idle experts {(load == 0).float().mean():.0%}\n"
         )
     if args.json:
-        args.json.write_text(json.dumps({name: load.tolist() for name, load in loads.items()}, indent=1) + "\n")
+        with replacing(args.json) as path:
+            path.write_text(json.dumps({name: load.tolist() for name, load in loads.items()}, indent=1) + "\n")
     sys.stdout.write(f"{args.output}\n")
 
 

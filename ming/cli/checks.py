@@ -14,6 +14,7 @@ from image_gen.configuration_image_gen import FOLDER as IMAGE_FOLDER
 from image_gen.configuration_image_gen import ImageGenConfig
 from ming.cli.usage import UsageError, user_input
 from ming.configuration_bailingmm import BailingMMConfig
+from ming.files import finish_saving
 from ming.loading import default_device
 from ming.source import CheckpointSource
 
@@ -23,6 +24,8 @@ CONFIG = f"config.json of model_type {BailingMMConfig.model_type!r}"
 
 
 def _holds_model(folder: Path) -> bool:
+    with user_input():
+        finish_saving(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

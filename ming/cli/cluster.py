@@ -42,4 +42,4 @@ def main(arguments: list[str]) -> None:
     with user_input():
         cluster = ClusterOptions(args.replicas, args.max_replicas, args.address, args.cpus, args.gpus)
     with running_cluster(cluster, options) as app:
-        uvicorn.run(app, lifespan="off", ws="none", **options.uvicorn_options())
+        uvicorn.run(app, lifespan="off", **options.uvicorn_options())

@@ -10,6 +10,7 @@ from ming.cli.arguments import add_common_options, add_drawing_options
 from ming.cli.checks import check_image_output, read_image_config
 from ming.cli.session import Session
 from ming.cli.usage import Parser, UsageError, user_input
+from ming.files import replacing
 
 log = logging.getLogger("ming")
 
@@ -48,8 +49,8 @@ def draw(session: Session, model, inputs, num_steps: int, **options: Any) -> Ima
 
 def write_image(session: Session, image: Image.Image, path: str, fields: dict[str, Any]) -> None:
     """Write an image, and its result with `fields` beside those of the image."""
-    with user_input():
-        image.save(path)
+    with user_input(), replacing(path) as partial:
+        image.save(partial)
     log.info("wrote %s (%d x %d, seed %d)", path, *image.size, session.seed)
     made = {"file": path, "width": image.width, "height": image.height, "seed": session.seed}
     session.write_result(path, {**fields, **made})

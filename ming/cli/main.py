@@ -9,8 +9,9 @@ import sys
 from dataclasses import dataclass
 
 from ming.cli.usage import Parser, UsageError
+from ming.files import SavingError
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         sys.stderr.write(f"ming: error: {error}\n")
         return USAGE_ERROR
+    except SavingError as error:
+        sys.stderr.write(f"ming: error: {error}\n")
+        return FAILED
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         return INTERRUPTED

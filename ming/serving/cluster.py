@@ -136,8 +136,8 @@ def build_proxy(handle, options: ServerOptions) -> ASGIApp:
         finally:
             messages.cancel()
 
-    proxy, limit = FailoverProxy(ask, REPLICA_LOST), options.limits.body_bytes
-    return AdmissionMiddleware(proxy, limit, Metrics(), check_room=lambda: None, api_key=options.site.api_key)
+    proxy = FailoverProxy(ask, REPLICA_LOST)
+    return AdmissionMiddleware(proxy, options.limits, Metrics(), check_room=lambda: None, api_key=options.site.api_key)
 
 
 __all__ = ["ClusterOptions", "Replica", "running_cluster"]

@@ -10,6 +10,7 @@ DESCRIPTIONS = {
     400: "The request is wrong; `param` names the field.",
     401: "The API key is missing or wrong.",
     404: "No such model.",
+    408: "The body did not come in time.",
     413: "The body, or a file at an address, is too large.",
     429: "Too many requests are waiting; try again after `Retry-After` seconds.",
     500: "The server failed at this request; its log says why.",

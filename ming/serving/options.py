@@ -2,12 +2,14 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 
 from ming.loading import DTYPES, load_model
 from ming.processing_bailingmm import BailingMMProcessor
+from ming.serving.connections import LimitedConnection
 from ming.serving.fetch import Fetcher
 from ming.serving.server import create_app
 from ming.serving.settings import EngineSettings, Limits, Site
@@ -50,6 +52,8 @@ class ServerOptions:
             "port": self.port,
             "log_level": self.log_level,
             "timeout_graceful_shutdown": SHUTDOWN_SECONDS,
+            "http": partial(LimitedConnection, self.limits),
+            "ws": "none",
         }
 
 

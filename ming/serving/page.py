@@ -21,6 +21,7 @@ from gradio.utils import get_upload_folder
 
 from ming.encoding import encode_audio, encode_image
 from ming.events import AudioChunk, Done, ImageDone, ImageProgress, StreamEvent, TextDelta
+from ming.files import replacing
 from ming.generation_arguments import raise_if_too_long
 from ming.media import open_container, open_source
 from ming.prompts import TRANSCRIPTION_PROMPT, message_content
@@ -200,7 +201,8 @@ class ReplyOnPage:
 def _save(data: bytes, folder: Path, ending: str) -> str:
     """Write a new file; returns its path."""
     path = folder / f"{uuid.uuid4().hex}.{ending}"
-    path.write_bytes(data)
+    with replacing(path) as partial:
+        partial.write_bytes(data)
     return str(path)
 
 

@@ -449,7 +449,7 @@ def create_app(
     app.include_router(router)
     app.add_middleware(
         AdmissionMiddleware,
-        body_bytes=limits.body_bytes,
+        limits=limits,
         metrics=metrics,
         check_room=engine.check_room,
         api_key=site.api_key,

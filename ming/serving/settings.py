@@ -31,7 +31,12 @@ class NumericSettings:
 class Limits(NumericSettings):
     """Limits of a request; requests beyond them are refused before any work. The texts explain each limit."""
 
+    connections: int = _number(512, "clients that may be connected at the same time", 1)
+    head_seconds: float = _number(10.0, "seconds until the head of a request must have come", 0)
+    stall_seconds: float = _number(60.0, "seconds until a client that stopped reading its answer is cut off", 0)
+    body_seconds: float = _number(120.0, "seconds until a request's body must have come", 0)
     body_bytes: int = _number(64 << 20, "bytes of a request's body", 1)
+    all_bodies_bytes: int = _number(1 << 30, "bytes of the bodies of all requests that are being answered", 1)
     remote_bytes: int = _number(64 << 20, "bytes of one image, recording or video that is read from an address", 1)
     remote_seconds: float = _number(20.0, "seconds until a file at an address must be read completely", 0)
     media_items: int = _number(16, "images, recordings and videos in a request", 1)

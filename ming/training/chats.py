@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import BatchFeature, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ming.files import replacing
 from ming.training.balance import DynamicBalance, weighted_sum
 from ming.training.objectives import chat_labels, next_token_loss
 
@@ -109,12 +110,14 @@ class BalanceCallback(TrainerCallback):
         every: number of steps between two updates.
     """
 
+    FILE = "balance.pt"
+    needed = (FILE,)  # of every checkpoint
+
     def __init__(self, objective: StepwiseObjective, balance: DynamicBalance, validation: dict[str, dict], every: int):
         self.objective, self.balance, self.validation, self.every = objective, balance, validation, every
 
-    @staticmethod
-    def _path(args: TrainingArguments, state: TrainerState) -> Path:
-        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "balance.pt"
+    def _path(self, args: TrainingArguments, state: TrainerState) -> Path:
+        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / self.FILE
 
     @torch.no_grad()
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
@@ -129,7 +132,8 @@ class BalanceCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if state.is_world_process_zero:
-            torch.save(self.balance.state_dict(), self._path(args, state))
+            with replacing(self._path(args, state)) as path:
+                torch.save(self.balance.state_dict(), path)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         saved = self._path(args, state)

@@ -7,7 +7,6 @@ import argparse
 import logging
 import math
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, se
 
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
 from ming.components import IMAGE_GEN
+from ming.files import saving
 from ming.media import load_image
 from ming.modeling_talker import TalkerPrompt
 from ming.training.chats import prompt_batch
@@ -274,8 +274,9 @@ def save(args: argparse.Namespace, model: nn.Module, processor, part: nn.Module)
     """Write the whole repository with the trained part."""
     if args.target == "speech":
         model.talker = part
-    model.save_pretrained(args.output)
-    processor.save_pretrained(args.output)
-    if args.target == "image":
-        part.save_pretrained(Path(args.output) / IMAGE_GEN)
+    with saving(args.output) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        if args.target == "image":
+            part.save_pretrained(folder / IMAGE_GEN)
     logger.info("the model is in %s", args.output)

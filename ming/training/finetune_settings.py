@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ming.files import replacing
 from ming.training.loop import last_checkpoint
 
 SETTINGS = "finetune.json"
@@ -42,4 +43,5 @@ def run_settings(args: argparse.Namespace) -> dict[str, Any]:
 def save_settings(output: str | Path, settings: dict[str, Any]) -> None:
     """Write the settings of a run into its directory, which is made if it is missing."""
     Path(output).mkdir(parents=True, exist_ok=True)
-    (Path(output) / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    with replacing(Path(output) / SETTINGS) as path:
+        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

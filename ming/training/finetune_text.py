@@ -22,11 +22,12 @@ from transformers import (
     set_seed,
 )
 
+from ming.files import saving
 from ming.modeling_bailing_moe import weighted_router_loss
 from ming.quantization import four_bit
 from ming.training.finetune_data import ChatCollator, read_chats
 from ming.training.finetune_settings import run_settings, save_settings
-from ming.training.loop import last_checkpoint, local_device_arguments
+from ming.training.loop import last_checkpoint, local_device_arguments, writing_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -192,8 +193,9 @@ def train(args: argparse.Namespace, run: Run) -> dict[str, float]:
     )
     if trainer.is_world_process_zero():
         save_settings(args.output, run.settings)
-    metrics = _train_from(trainer, last_checkpoint(args.output))
-    trainer.save_model(args.output)
+    with writing_checkpoints(args.output):
+        metrics = _train_from(trainer, last_checkpoint(args.output))
+    save(trainer, args.output)
     if run.held_out:
         metrics |= trainer.evaluate()
     if args.merge and trainer.is_world_process_zero():
@@ -201,6 +203,15 @@ def train(args: argparse.Namespace, run: Run) -> dict[str, float]:
         dtype = torch.bfloat16 if args.bf16 else torch.float32
         merge(args.model, args.output, Path(args.output) / MERGED, dtype)
     return metrics
+
+
+def save(trainer: ChatTrainer, output: str | Path) -> None:
+    """Write what was trained, with the processor; all files take their places together, or none does."""
+    if not trainer.is_world_process_zero():
+        trainer.save_model(output)  # takes part in gathering weights that are split; only the first process writes
+        return
+    with saving(output) as folder:
+        trainer.save_model(folder)
 
 
 def _train_from(trainer: ChatTrainer, last: Path | None) -> dict[str, float]:
@@ -225,6 +236,8 @@ def merge(model: str | Path, adapter: str | Path, output: str | Path, dtype: tor
         dtype: precision of the sum and of the saved weights.
     """
     base = AutoModelForMultimodalLM.from_pretrained(model, dtype=dtype)
-    PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(output)
-    AutoProcessor.from_pretrained(model).save_pretrained(output)
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    with saving(output) as folder:
+        merged.save_pretrained(folder)
+        AutoProcessor.from_pretrained(model).save_pretrained(folder)
     logger.info("the merged model is in %s", output)

@@ -4,7 +4,8 @@ import json
 import logging
 import os
 from collections import defaultdict
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,49 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ming.files import SavingError
 from ming.training.optimizer import MuonAdamW
 
 logger = logging.getLogger(__name__)
 
+ARCHIVE_ERROR = "inline_container"  # what torch.save says of a write that failed
 
-def last_checkpoint(output: str | Path) -> Path | None:
-    """The last complete checkpoint in an output directory; the trainer writes its state last."""
-    states = Path(output).glob("checkpoint-*/trainer_state.json")
-    return max((state.parent for state in states), key=lambda path: int(path.name.split("-")[1]), default=None)
+
+def last_checkpoint(output: str | Path, needed: Iterable[str] = ()) -> Path | None:
+    """The last complete checkpoint in an output directory.
+
+    The trainer writes its state last, and callbacks write their files behind it. What a killed process was writing,
+    or removing, is passed over.
+
+    Args:
+        needed: files of callbacks without which a checkpoint is not complete.
+    """
+    folders = (state.parent for state in Path(output).glob("checkpoint-*/trainer_state.json") if _is_whole(state))
+    complete = [folder for folder in folders if all((folder / name).is_file() for name in needed)]
+    return max(complete, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _is_whole(state: Path) -> bool:
+    """Whether a state of the trainer was written to its end."""
+    try:
+        return bool(json.loads(state.read_text(encoding="utf-8")))
+    except ValueError:
+        return False
+
+
+@contextmanager
+def writing_checkpoints(output: str | Path) -> Iterator[None]:
+    """A block that trains.
+
+    Raises:
+        SavingError: torch cannot write a file of a checkpoint; its own error tells the place in its archive.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if ARCHIVE_ERROR not in str(error):
+            raise
+        raise SavingError(f"a checkpoint into {output}", OSError(f"the disk may be full ({error})")) from error
 
 
 def local_device_arguments() -> dict[str, Any]:
@@ -134,6 +169,7 @@ def fit(
 
     Args:
         module: maps a batch to {"loss": scalar, ...}.
+        callbacks: those with an attribute `needed` name files that they write into every checkpoint.
         dataset: item `step` is the batch of step `step`; its length is the number of steps.
         parameters: what to train; None trains everything that requires a gradient.
         scales: see `MuonAdamW`.
@@ -154,10 +190,11 @@ def fit(
         callbacks=[JsonLog(), *callbacks],
         optimizers=(None if adamw else MuonAdamW(module, learning_rate, args.weight_decay, scales=scales), None),
     )
-    last = last_checkpoint(output_dir)
+    last = last_checkpoint(output_dir, [name for callback in callbacks for name in getattr(callback, "needed", ())])
     if last is not None:
         logger.info("continuing from %s", last)
     # The fused attention of CPUs takes eight times as long backwards in bfloat16 as in float32.
-    with sdpa_kernel(SDPBackend.MATH) if args.bf16 and args.use_cpu else nullcontext():
+    backend = sdpa_kernel(SDPBackend.MATH) if args.bf16 and args.use_cpu else nullcontext()
+    with backend, writing_checkpoints(output_dir):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return trainer

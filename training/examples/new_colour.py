@@ -23,6 +23,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+from ming.files import replacing
 from ming.training.finetune import main as finetune
 
 from ..tiny.drawing import render
@@ -109,7 +110,8 @@ def write_chats(path: Path, chats: list[list[dict]]) -> None:
             item["image"].save(images / name)
             item["image"] = f"{images.name}/{name}"
         lines.append(json.dumps({"messages": messages}))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def training_chats(new: int, old: int) -> list[list[dict]]:

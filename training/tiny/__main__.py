@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 from ming.configuration_bailingmm import AUTO_MAP
+from ming.files import saving
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
 from ming.source import CheckpointSource
@@ -153,8 +154,9 @@ def export(model: BailingMMNativeForConditionalGeneration, processor: BailingMMP
     for name in model.config.sub_configs:  # training loads float32 weights; the dtype of the parts must not be saved
         if (part := getattr(model.config, name)) is not None:
             part.dtype = None
-    model.to(torch.bfloat16).save_pretrained(directory)
-    processor.save_pretrained(directory)
+    with saving(directory) as folder:
+        model.to(torch.bfloat16).save_pretrained(folder)
+        processor.save_pretrained(folder)
 
 
 def speaking(args: argparse.Namespace) -> None:

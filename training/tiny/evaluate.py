@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 from ming.cli.memory import QUANTIZATION
+from ming.files import replacing
 from ming.training.chats import prompt_batch
 
 from .speech import LiveSpeaker, SpeechPool
@@ -178,9 +179,11 @@ def report(args: argparse.Namespace, results: list[Result], wrong: list[dict], s
     settings = f"seed {args.seed}, {seconds:.0f} s, {args.bits or args.dtype}, {args.device}"
     sys.stdout.write(f"{table(results)}\n\n{settings}\n")
     if args.json:
-        args.json.write_text(json.dumps([{**asdict(r), "passed": r.passed} for r in results], indent=1) + "\n")
+        with replacing(args.json) as path:
+            path.write_text(json.dumps([{**asdict(r), "passed": r.passed} for r in results], indent=1) + "\n")
     if args.errors:
-        args.errors.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in wrong))
+        with replacing(args.errors) as path:
+            path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in wrong))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from ming.files import replacing
 from ming.training.chats import prompt_batch
 
 from .evaluate import Result, load, measuring_parser, report
@@ -143,7 +144,8 @@ def main() -> None:
         ]
     report(args, lines, wrong, started)
     if args.sheet:
-        contact_sheet(shown).save(args.sheet)
+        with replacing(args.sheet) as path:
+            contact_sheet(shown).save(path)
 
 
 if __name__ == "__main__":

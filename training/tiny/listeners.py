@@ -8,13 +8,13 @@ Shape letters: B batch, T feature frames of 10 ms, N codes of 20 ms, K digits of
 
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ming.files import replacing
 from ming.modeling_encoders import length_mask
 from ming.voices import EMBEDDING_SIZE, SPEAKER_BANDS, TOKENIZER_BANDS
 
@@ -165,7 +165,8 @@ def _export(
     # The exporter records for every node the source file on this machine.
     for item in (model, model.graph, *model.graph.node, *model.graph.value_info):
         item.ClearField("metadata_props")
-    Path(path).write_bytes(model.SerializeToString())
+    with replacing(path) as partial:
+        partial.write_bytes(model.SerializeToString())
 
 
 def export_speech_tokenizer(module: SpeechTokenizer, path: str | os.PathLike) -> None:

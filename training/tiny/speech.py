@@ -24,6 +24,8 @@ from torchaudio.functional import lowpass_biquad
 from torchaudio.transforms import Resample
 from tqdm import tqdm
 
+from ming.files import replacing
+
 from .espeak import raise_if_missing, synthesise, word_starts
 from .questions import say
 from .scenes import check_split, choose, sample_scene, split_of
@@ -284,7 +286,8 @@ def _claim(path: Path, settings: dict) -> None:
     """Write the settings of a new directory, or check those of an existing one."""
     file = path / SETTINGS
     if not file.exists():
-        file.write_text(json.dumps(settings), encoding="utf-8")
+        with replacing(file) as partial:
+            partial.write_text(json.dumps(settings), encoding="utf-8")
     elif (found := json.loads(file.read_text(encoding="utf-8"))) != settings:
         raise ValueError(f"{path} was made with {found}, not {settings}; choose another directory or delete it")
 

@@ -27,6 +27,7 @@ from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from ming.codec_bpe import CodecBPE
 from ming.components import AUDIO_DETOKENIZER
 from ming.configuration_bailingmm import TALKER_TOKENS, BailingMMTalkerConfig
+from ming.files import finish_saving, saving
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.modeling_talker import BailingMMTalker
 from ming.processing_bailingmm import BailingMMProcessor
@@ -140,13 +141,11 @@ def hear(args: argparse.Namespace) -> HeardPool:
 def talker_processor(args: argparse.Namespace, heard: HeardPool) -> BailingMMTalkerProcessor:
     """The talker's tokenizer and the codec BPE; made once and kept in RUNS/speech."""
     directory = args.runs / "speech"
-    if not directory.is_dir():
+    if not (directory / TOKENIZER_FOLDER).is_dir() and not finish_saving(directory):
         samples = (row.long() for row in heard.codes[:NUM_BPE_SAMPLES])
         vocab_size = QUICK_CODEC_VOCAB if args.quick else CODEC_VOCAB
         codec_bpe = CodecBPE.train(samples, FiniteScalarQuantizer().codebook_size, vocab_size)
-        partial = directory.with_suffix(".partial")
-        BailingMMTalkerProcessor(talker_tokenizer(), codec_bpe, {}).save_pretrained(partial)
-        partial.rename(directory)
+        BailingMMTalkerProcessor(talker_tokenizer(), codec_bpe, {}).save_pretrained(directory)
     return BailingMMTalkerProcessor.from_pretrained(directory)
 
 
@@ -219,19 +218,20 @@ def trained_detokenizer(args: argparse.Namespace) -> AudioDetokenizer:
 
 def export(args: argparse.Namespace) -> None:
     """Add all trained parts to the thinker: RUNS/model becomes a repository that speaks."""
-    heard, target = hear(args), args.runs / "model"
+    heard = hear(args)
     model = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.bfloat16)
     processor = talker_processor(args, heard)
     talker = new_talker(model.config.llm_config.hidden_size, processor.codec_bpe.vocab_size)
     talker.load_state_dict(load_file(args.runs / "talker.safetensors"))
     model.talker, model.config.talker_config = talker.to(torch.bfloat16), talker.config
-    model.save_pretrained(target)
-    BailingMMProcessor.from_pretrained(args.thinker).save_pretrained(target)
     processor.voices = preset_voices(VoiceEncoder.from_pretrained(args.runs))
-    processor.save_pretrained(target)
-    for file in (SPEAKER_FILE, TOKENIZER_FILE):
-        shutil.copy(args.runs / file, target / TOKENIZER_FOLDER)
-    trained_detokenizer(args).to(torch.bfloat16).save_pretrained(target / AUDIO_DETOKENIZER)
+    with saving(args.runs / "model") as folder:
+        model.save_pretrained(folder)
+        BailingMMProcessor.from_pretrained(args.thinker).save_pretrained(folder)
+        processor.save_pretrained(folder)
+        for file in (SPEAKER_FILE, TOKENIZER_FILE):
+            shutil.copy(args.runs / file, folder / TOKENIZER_FOLDER)
+        trained_detokenizer(args).to(torch.bfloat16).save_pretrained(folder / AUDIO_DETOKENIZER)
 
 
 def unpack(args: argparse.Namespace) -> None:

@@ -11,11 +11,12 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
+
+from ming.files import saving
 
 from .questions import FOLLOW_UPS, WORDINGS
 from .scenes import COLOURS, KINDS, MOTIONS, NUMBERS, POSITIONS, SIZES
@@ -121,9 +122,6 @@ def train_tokenizer(seed: int = SEED, num_samples: int = NUM_SAMPLES) -> Tokeniz
 
 def write_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> None:
     """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json into a directory."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
     names = {
         "bos_token": BOS_TOKEN,
         "eos_token": EOS_TOKEN,
@@ -152,9 +150,11 @@ def write_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike[str]) -> 
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     special = {"additional_special_tokens": list(ROLE_TOKENS), **names, "gmask_token": "[gMASK]"}
-    for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        (directory / name).write_text(text + "\n", encoding="utf-8")
+    with saving(directory) as folder:
+        tokenizer.save(str(folder / "tokenizer.json"))
+        for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:
