@@ -196,11 +196,12 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
-        raise_if_incomplete(pretrained_model_name_or_path, info, ignore_mismatched_sizes)
-        model.config.source = source
-        model.components.source = source.of_components(model.config.components_from)
-        if source.trust_remote_code and is_remote_code(cls):
-            model.components.code = source
+        raise_if_incomplete(pretrained_model_name_or_path or "state_dict", info, ignore_mismatched_sizes)
+        if source is not None:
+            model.config.source = source
+            model.components.source = source.of_components(model.config.components_from)
+            if source.trust_remote_code and is_remote_code(cls):
+                model.components.code = source
         generation_config, text_config = model.generation_config, model.config.llm_config
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(generation_config, name) is None:
@@ -252,29 +253,34 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
     def get_decoder(self, *args, **kwargs):
         return self.model.model
 
+    @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """Encode all images of a batch, with the names of the library's models.
 
         Args:
             pixel_values: [P, 1176]. image_grid_thw: [N, 3] in patches.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict` as in the library.
         Returns:
-            `pooler_output`: a tensor [tokens, H] per image, every row of unit length; `last_hidden_state`: all of
-            them, [P / 4, H].
+            `pooler_output`: a tensor [tokens, H] per image, every row of unit length, which the decoder reads;
+            `last_hidden_state`: what the encoder made of the patches, [P, D] in its own width and order.
         """
-        features = self._visual_features(pixel_values, image_grid_thw)
+        outputs = self._visual_features(pixel_values, image_grid_thw, **kwargs)
         tokens = image_grid_thw.prod(dim=-1) // self.config.vision_config.spatial_merge_size**2
-        return BaseModelOutputWithPooling(features, features.split(tokens.tolist()))
+        outputs.pooler_output = outputs.pooler_output.split(tokens.tolist())
+        return outputs
 
     def get_video_features(
-        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, **kwargs
+        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BaseModelOutputWithPooling:
         """As `get_image_features`; the pairs of frames of a video do not see each other here."""
-        return self.get_image_features(pixel_values_videos, video_grid_thw)
+        return self.get_image_features(pixel_values_videos, video_grid_thw, **kwargs)
 
-    def _visual_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> torch.Tensor:
-        """pixel_values [P, 1176], image_grid_thw [N, 3] in patches -> [P / 4, H], each of unit length."""
+    def _visual_features(
+        self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """pixel_values [P, 1176], image_grid_thw [N, 3] in patches -> `pooler_output` [P / 4, H] of unit length."""
         if not self.config.load_vision:
             raise ValueError("this model was loaded with load_vision=False; load it with load_vision=True for images")
         vision, size = self.config.vision_config, self.config.vision_config.spatial_merge_size
@@ -292,30 +298,39 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 f"pixel_values must be floats of shape {expected} for image_grid_thw {image_grid_thw.tolist()}, "
                 f"got {pixel_values.dtype} {tuple(pixel_values.shape)}"
             )
-        vision_output = self.vision(pixel_values.to(self.vision.dtype), grid_thw=image_grid_thw)
-        return F.normalize(self.linear_proj(vision_output.pooler_output), dim=-1)
+        outputs = self.vision(
+            pixel_values.to(self.vision.dtype), grid_thw=image_grid_thw, **{**kwargs, "return_dict": True}
+        )
+        outputs.pooler_output = F.normalize(self.linear_proj(outputs.pooler_output), dim=-1)
+        return outputs
 
+    @can_return_tuple
     def get_audio_features(
         self,
         audio_feats: torch.Tensor,
         audio_feats_lengths: torch.Tensor,
         use_whisper_encoder: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Encode all audio segments of a batch.
 
         Args:
-            see `_audio_features`.
+            see `_audio_features`; kwargs as in `get_image_features`.
         Returns:
-            `pooler_output`: a tensor [tokens, H] per segment, in row and segment order; `last_hidden_state`: all of
-            them, [sum of tokens, H].
+            `pooler_output`: a tensor [tokens, H] per segment, in row and segment order, which the decoder reads;
+            `last_hidden_state`: what the encoder made of the segments, [segments, frames, D], padded at their ends.
         """
-        features, lengths = self._audio_features(audio_feats, audio_feats_lengths, use_whisper_encoder)
-        return BaseModelOutputWithPooling(features, features.split(lengths.tolist()))
+        outputs, lengths = self._audio_features(audio_feats, audio_feats_lengths, use_whisper_encoder, **kwargs)
+        outputs.pooler_output = outputs.pooler_output.split(lengths.tolist())
+        return outputs
 
     def _audio_features(
-        self, audio_feats: torch.Tensor, audio_feats_lengths: torch.Tensor, use_whisper_encoder: bool | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        audio_feats: torch.Tensor,
+        audio_feats_lengths: torch.Tensor,
+        use_whisper_encoder: bool | None = None,
+        **kwargs,
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor]:
         """Features of all audio segments, and how many each has.
 
         Args:
@@ -323,7 +338,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             audio_feats_lengths: [B, N] frames of each segment; 0 ends a row, a row without audio is all 0.
             use_whisper_encoder: may be left out, the width of the features tells the encoder.
         Returns:
-            features [sum of lengths, H] in row and segment order, and their lengths [segments].
+            `pooler_output` [sum of lengths, H] in row and segment order, and their lengths [segments].
         """
         use_whisper = self._choose_audio_encoder(audio_feats.shape[-1], use_whisper_encoder)
         segments, lengths = split_audio_segments(audio_feats, audio_feats_lengths)
@@ -331,14 +346,14 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             config, encoder, projector = self.config.whisper_config, self.whisper_encoder, self.linear_proj_whisper
         else:
             config, encoder, projector = self.config.audio_config, self.audio, self.linear_proj_audio
-        encoded = encoder(segments.to(encoder.dtype), lengths).last_hidden_state
-        projected = projector(encoded.transpose(1, 2))
+        encoded = encoder(segments.to(encoder.dtype), lengths, **{**kwargs, "return_dict": True})
+        projected = projector(encoded.last_hidden_state.transpose(1, 2))
         encoded_lengths = encoder.output_lengths(lengths) if use_whisper else lengths
         output_lengths = projected_lengths(encoded_lengths, config.ds_kernel_size, config.ds_stride)
         features = torch.cat([row[:length] for row, length in zip(projected, output_lengths.tolist(), strict=True)])
         if self.config.audio_config.norm_query_embeds:  # one setting for both encoders, as released
             features = F.normalize(features, dim=-1)
-        return features, output_lengths
+        return BaseModelOutputWithPooling(**encoded, pooler_output=features), output_lengths
 
     def _choose_audio_encoder(self, width: int, use_whisper_encoder: bool | None) -> bool:
         widths = {False: self.config.audio_config.input_size, True: self.config.whisper_config.num_mel_bins}
@@ -423,11 +438,12 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             )
         features: dict[str, torch.Tensor | None] = {"image": None, "video": None, "audio": None}
         if pixel_values is not None:
-            features["image"] = self._visual_features(pixel_values, image_grid_thw)
+            features["image"] = self._visual_features(pixel_values, image_grid_thw).pooler_output
         if pixel_values_videos is not None:
-            features["video"] = self._visual_features(pixel_values_videos, video_grid_thw)
+            features["video"] = self._visual_features(pixel_values_videos, video_grid_thw).pooler_output
         if audio_feats is not None:
-            features["audio"], _ = self._audio_features(audio_feats, audio_feats_lengths, use_whisper_encoder)
+            audio, _ = self._audio_features(audio_feats, audio_feats_lengths, use_whisper_encoder)
+            features["audio"] = audio.pooler_output
         for (name, rows), token_type in zip(features.items(), (IMAGE_TYPE, VIDEO_TYPE, AUDIO_TYPE), strict=True):
             inputs_embeds = put_features(inputs_embeds, mm_token_type_ids == token_type, rows, name)
         return inputs_embeds, mm_token_type_ids

@@ -25,8 +25,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     apply_rotary_pos_emb_vision,
     eager_attention_forward,
 )
-from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
 from transformers.utils.generic import is_flash_attention_requested
+from transformers.utils.output_capturing import capture_outputs
 
 from .compat import takes_experts_implementation
 from .configuration_bailingmm import BailingMMAudioConfig, BailingMMVisionConfig, BailingMMWhisperConfig
@@ -211,6 +212,7 @@ class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
 
     config: BailingMMAudioConfig
     config_class = BailingMMAudioConfig
+    _can_record_outputs = {"hidden_states": FunAsrNanoEncoderLayer, "attentions": FunAsrNanoAttention}
 
     def __init__(self, config: BailingMMAudioConfig):
         super().__init__(config)
@@ -223,6 +225,7 @@ class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
         self.after_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
+    @capture_outputs
     def forward(self, input_features: torch.Tensor, lengths: torch.Tensor, **kwargs) -> BaseModelOutput:
         """input_features [N, T, 560], lengths [N] -> `last_hidden_state` [N, T, D], undefined past a length."""
         positions = sinusoids(
@@ -244,6 +247,7 @@ class BailingMMWhisperEncoder(BailingMMAudioPreTrainedModel):
 
     config: BailingMMWhisperConfig
     config_class = BailingMMWhisperConfig
+    _can_record_outputs = {"hidden_states": WhisperEncoderLayer, "attentions": WhisperAttention}
 
     def __init__(self, config: BailingMMWhisperConfig):
         super().__init__(config)
@@ -269,6 +273,7 @@ class BailingMMWhisperEncoder(BailingMMAudioPreTrainedModel):
         """Mel frames -> encoder frames (the second convolution has stride 2)."""
         return (lengths - 1) // 2 + 1
 
+    @capture_outputs
     def forward(self, input_features: torch.Tensor, lengths: torch.Tensor, **kwargs) -> BaseModelOutput:
         """input_features [N, T, mels], lengths [N] -> `last_hidden_state` [N, (T - 1) // 2 + 1, D].
 

@@ -50,8 +50,13 @@ class CheckpointSource:
     trust_remote_code: bool = False
 
     @classmethod
-    def of_call(cls, name: str | os.PathLike, options: dict[str, Any]) -> "CheckpointSource":
-        """The source of a call `from_pretrained(name, **options)`; options of other kinds are passed over."""
+    def of_call(cls, name: str | os.PathLike | None, options: dict[str, Any]) -> "CheckpointSource | None":
+        """The source of a call `from_pretrained(name, **options)`; options of other kinds are passed over.
+
+        Without a name there is none: the call brings configuration and weights as `config=` and `state_dict=`.
+        """
+        if name is None:
+            return None
         known = {field.name for field in fields(cls)} - {"name"}
         given = {key: value for key, value in options.items() if key in known and value is not None}
         # The library resolves a branch to its commit once and hands on a string with both.

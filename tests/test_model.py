@@ -73,18 +73,18 @@ def test_audio_features_do_not_depend_on_the_batch(tiny, encoder):
         segments.audio(length)
     width = segments.media["audio"][0].shape[1]
     alone = [
-        tiny.get_audio_features(segment[None], torch.tensor([[len(segment)]])).last_hidden_state
+        tiny.get_audio_features(segment[None], torch.tensor([[len(segment)]])).pooler_output[0]
         for segment in segments.media["audio"]
     ]
     row = torch.cat(segments.media["audio"])[None]
-    in_one_row = tiny.get_audio_features(row, torch.tensor([frames])).last_hidden_state
+    in_one_row = tiny.get_audio_features(row, torch.tensor([frames])).pooler_output
     rows = torch.zeros(3, 25, width)
     for row in range(3):
         rows[row, : frames[2 * row] + frames[2 * row + 1]] = torch.cat(segments.media["audio"][2 * row : 2 * row + 2])
-    in_three_rows = tiny.get_audio_features(rows, torch.tensor(frames).view(3, 2))
-    assert [len(segment) for segment in in_three_rows.pooler_output] == [len(features) for features in alone]
-    close(in_one_row, torch.cat(alone), 5e-6)
-    close(in_three_rows.last_hidden_state, torch.cat(alone), 5e-6)
+    in_three_rows = tiny.get_audio_features(rows, torch.tensor(frames).view(3, 2)).pooler_output
+    assert [len(segment) for segment in in_three_rows] == [len(features) for features in alone]
+    close(torch.cat(in_one_row), torch.cat(alone), 5e-6)
+    close(torch.cat(in_three_rows), torch.cat(alone), 5e-6)
 
 
 def test_released_whisper_padding_leaks():
@@ -93,24 +93,22 @@ def test_released_whisper_padding_leaks():
     chat = Chat(12, "whisper").audio(40).audio(9)
     together = model.get_audio_features(torch.cat(chat.media["audio"])[None], torch.tensor([[40, 9]]))
     alone = model.get_audio_features(chat.media["audio"][1][None], torch.tensor([[9]]))
-    assert (together.pooler_output[1] - alone.last_hidden_state).abs().max() > 1e-2
+    assert (together.pooler_output[1] - alone.pooler_output[0]).abs().max() > 1e-2
 
 
 def test_images_do_not_influence_each_other(tiny):
     chat = Chat(13).image(1, 4, 6).image(1, 12, 10).image(3, 4, 4).image(1, 20, 2)
     grids, pixels = torch.tensor(chat.grids["image"]), chat.media["image"]
-    together = tiny.get_image_features(torch.cat(pixels), grids).last_hidden_state
-    alone = [
-        tiny.get_image_features(image, grid[None]).last_hidden_state for image, grid in zip(pixels, grids, strict=True)
-    ]
-    close(together, torch.cat(alone), 5e-6)
+    together = tiny.get_image_features(torch.cat(pixels), grids).pooler_output
+    for features, image, grid in zip(together, pixels, grids, strict=True):
+        close(features, tiny.get_image_features(image, grid[None]).pooler_output[0], 5e-6)
 
 
 def test_frame_pairs_of_a_video_do_not_see_each_other(tiny):
     chat = Chat(14).video(3, 4, 6)
     pixels = chat.media["video"][0]
-    together = tiny.get_video_features(pixels, torch.tensor([[3, 4, 6]])).last_hidden_state
-    alone = [tiny.get_video_features(pair, torch.tensor([[1, 4, 6]])).last_hidden_state for pair in pixels.split(24)]
+    (together,) = tiny.get_video_features(pixels, torch.tensor([[3, 4, 6]])).pooler_output
+    alone = [tiny.get_video_features(pair, torch.tensor([[1, 4, 6]])).pooler_output[0] for pair in pixels.split(24)]
     close(together, torch.cat(alone), 5e-6)
 
 
@@ -208,10 +206,8 @@ def test_bfloat16_is_close_to_float32(inputs):
     agreement = F.cosine_similarity(ours, expected, dim=-1)
     assert agreement.median() > 0.998
     assert agreement.mean() > 0.99
-    assert (
-        model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).last_hidden_state.dtype
-        == torch.bfloat16
-    )
+    images = model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+    assert images[0].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("implementation", EXPERTS)
@@ -457,7 +453,23 @@ def test_feature_methods_are_those_of_the_library(tiny):
     videos = tiny.get_video_features(pixel_values_videos=pixels, video_grid_thw=grids)
     for output in (images, videos):
         assert [tuple(each.shape) for each in output.pooler_output] == [(6, 64), (8, 64)]
-        close(torch.cat(output.pooler_output), output.last_hidden_state, 0)
+        assert output.last_hidden_state.shape == (4 * 14, 32) and output.hidden_states is None
+    states = tiny.get_image_features(pixels, grids, return_dict=False, output_hidden_states=True)
+    close(states[0], images.last_hidden_state, 0)
+    assert [len(part) for part in states[1:]] == [2, 3]
+
+
+@pytest.mark.parametrize("width", [560, 128])
+def test_audio_states_are_handed_out(width):
+    """Both encoders tell their states and attention on request, in the order of the library's outputs."""
+    model = tiny_model(attention="eager")
+    feats, lengths = torch.randn(1, 13, width, generator=torch.Generator().manual_seed(0)), torch.tensor([[8, 5]])
+    plain = model.get_audio_features(feats, lengths)
+    states = model.get_audio_features(feats, lengths, output_hidden_states=True, output_attentions=True)
+    close(torch.cat(states.pooler_output), torch.cat(plain.pooler_output), 0)
+    frames = 8 if width == 560 else 4  # Whisper's convolution halves them
+    assert plain.hidden_states is None and plain.last_hidden_state.shape == (2, frames, 32)
+    assert len(states.hidden_states) == 3 and [each.shape[-2:] for each in states.attentions] == [(frames, frames)] * 2
 
 
 def test_the_text_configuration_has_the_librarys_name(tiny):

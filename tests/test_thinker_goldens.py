@@ -152,7 +152,7 @@ def vision(model, g, pixels, grid, prefix):
     modules = {"patch_embed": tower.patch_embed, "merger": tower.merger, "proj": model.linear_proj}
     modules |= {f"block{i}": block for i, block in enumerate(tower.blocks)}
     hooks = [module.register_forward_hook(record(name)) for name, module in modules.items()]
-    feature = model.get_image_features(g[pixels], g[grid]).last_hidden_state
+    feature = torch.cat(model.get_image_features(g[pixels], g[grid]).pooler_output)
     for hook in hooks:
         hook.remove()
     size = tower.spatial_merge_size
@@ -385,8 +385,7 @@ def test_token_types_given_or_found_are_the_same(masked_golden_model, goldens, g
 
 def test_image_features_are_of_unit_length(golden_model, goldens):
     with torch.no_grad():
-        rows = golden_model.get_image_features(
-            goldens["d.vision.pixel_values"], goldens["d.vision.grid_thw"]
-        ).last_hidden_state
+        images = golden_model.get_image_features(goldens["d.vision.pixel_values"], goldens["d.vision.grid_thw"])
+        rows = torch.cat(images.pooler_output)
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(len(rows)), atol=1e-6, rtol=0)
     torch.testing.assert_close(rows, F.normalize(goldens["d.vision.proj"], dim=-1), atol=1e-5, rtol=0)

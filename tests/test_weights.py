@@ -195,6 +195,14 @@ def test_round_trip_is_bit_exact(tiny, saved, inputs, logits, tmp_path):
     assert_same_tensors(tensors_of(tmp_path / "again"), tensors_of(saved))
 
 
+def test_weights_come_from_a_dictionary(tiny, inputs, logits):
+    """The library's way without files: `from_pretrained(None, config=, state_dict=)`."""
+    weights = tiny.state_dict()
+    assert torch.equal(logits_of(Model.from_pretrained(None, config=tiny.config, state_dict=weights), inputs), logits)
+    with pytest.raises(ValueError, match="state_dict: missing keys: audio.after_norm.bias"):
+        Model.from_pretrained(None, config=tiny.config, state_dict={"model.lm_head.weight": weights.popitem()[1]})
+
+
 def test_every_saved_number_is_one_of_the_model(tiny, saved):
     """Fused experts and renamed projections are the same numbers: spot checks by hand, without the library's code."""
     tensors = tensors_of(saved)

@@ -90,7 +90,7 @@ class VisionWarmUp(nn.Module):
             mask: from `silhouettes`.
             labels: from `joined_cell_labels`.
         """
-        features = self.model.get_image_features(pixel_values, image_grid_thw).last_hidden_state
+        features = torch.cat(self.model.get_image_features(pixel_values, image_grid_thw).pooler_output)
         mask_loss = F.binary_cross_entropy_with_logits(self.heads["mask"](features * self.dense.scale), mask)
         loss, right = self.dense(features, labels)
         return {"loss": loss + MASK_WEIGHT * mask_loss, "mask_loss": mask_loss.detach(), **right}
