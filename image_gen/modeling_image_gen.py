@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from .configuration_image_gen import ImageGenConfig
 from .files import prepare_reading, saving
 
 NAMES_SHOWN = 8
+# More is a mistake: every step of the schedule, and every image, takes memory before the first one is made.
+MOST = {"num_inference_steps": 10_000, "num_images_per_prompt": 1_000}
 # Called after every denoising step with (step, number of steps, latents [I, C, h, w]); it cancels by returning False.
 StepCallback = Callable[[int, int, torch.Tensor], bool | None]
 
@@ -208,11 +210,13 @@ class ImageGen(PreTrainedModel):
         native = config.native_size(*size)
         num_steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         for name, value in (("num_inference_steps", num_steps), ("num_images_per_prompt", num_images_per_prompt)):
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, Integral) or not value >= 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {str(value)[:80]}")
+            if value > MOST[name]:
+                raise ValueError(f"{name} must be at most {MOST[name]:,}, got {str(value)[:80]}")
         scale = config.guidance_scale if guidance_scale is None else guidance_scale
-        if not 1 <= scale < float("inf"):
-            raise ValueError(f"guidance_scale must be at least 1 (no guidance), got {scale!r}")
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not 1 <= scale < float("inf"):
+            raise ValueError(f"guidance_scale must be at least 1 (no guidance), got {str(scale)[:80]}")
         return (int(size[0]), int(size[1])), native, int(num_steps), scale
 
     def _denoise(

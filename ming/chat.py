@@ -12,13 +12,21 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from .argument_checks import Kind, raise_if_no, raise_if_no_settings
 from .generation_arguments import end_token_ids, raise_if_too_long
+
+PROCESSOR = Kind(
+    "the processor of the model, AutoProcessor.from_pretrained(...)",
+    lambda value: hasattr(value, "apply_chat_template") and hasattr(value, "decode"),
+)
+SYSTEM = Kind("a text, or a list of content items", lambda value: value is None or isinstance(value, (str, list)))
 
 
 def raise_if_unfit(options: dict[str, Any]) -> None:
     """Refuse options of `generate` that a `Chat` cannot take."""
     if (mode := options.get("generation_mode")) not in (None, "text"):
         raise ValueError(f"generation_mode={mode!r}: a chat answers in text; use model.generate for speech and images")
+    raise_if_no_settings(options)
     own = ("input_ids", "inputs_embeds", "mm_token_type_ids", "past_key_values", "return_dict_in_generate")
     if given := [name for name in own if name in options]:
         raise ValueError(f"{', '.join(given)}: a chat sets this itself; leave it out")
@@ -33,10 +41,13 @@ class Chat:
         options: of `generate` in every turn, such as `max_new_tokens`; those of a turn go before them.
 
     Raises:
-        ValueError: another `generation_mode`, or an option that this class sets itself.
+        ValueError: another `generation_mode`, or an option that this class sets itself or that cannot be used.
+        TypeError: an argument of another kind than its name says.
     """
 
     def __init__(self, model, processor, system: str | None = None, **options):
+        raise_if_no("processor", processor, PROCESSOR)
+        raise_if_no("system", system, SYSTEM)
         self.model, self.processor, self.options = model, processor, options
         self.system = system
         raise_if_unfit(options)

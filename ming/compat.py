@@ -3,10 +3,11 @@
 When a new release breaks one of them, `tests/test_compat.py` names what is gone and what stops working without it.
 """
 
+import functools
 import logging as python_logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,6 +93,24 @@ def ignores_experts_implementation(cls: type) -> type:
     return cls
 
 
+def checks_requests(manager: Any, raise_if_unfit: Callable[[Any], None]) -> Any:
+    """The library's engine of continuous batching, whose requests are checked before they are queued.
+
+    The library builds it, and may hand out the same one again; all its requests pass `add_request`.
+    """
+    add_request = manager.add_request
+    if hasattr(add_request, "__wrapped__"):
+        return manager
+
+    @functools.wraps(add_request)
+    def add_checked(input_ids, *args, **kwargs):
+        raise_if_unfit(input_ids)
+        return add_request(input_ids, *args, **kwargs)
+
+    manager.add_request = add_checked
+    return manager
+
+
 def is_split(experts: nn.Module, weight: torch.Tensor) -> bool:
     """Whether the experts of a layer are spread over processes (expert or tensor parallel)."""
     return getattr(experts, "_is_expert_parallel", False) or hasattr(weight, "placements")
@@ -172,6 +191,7 @@ def _end_sequential_loading() -> None:
 
 
 __all__ = [
+    "checks_requests",
     "execution_device",
     "ignores_experts_implementation",
     "is_remote_code",

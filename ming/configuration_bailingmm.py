@@ -413,7 +413,8 @@ class BailingMMConfig(PreTrainedConfig):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
         """Library `from_pretrained`; the source is kept, since saving copies code from it."""
         source = CheckpointSource.of_call(pretrained_model_name_or_path, kwargs)
-        finish_saving(source.name, source.subfolder)
+        if source is not None:
+            finish_saving(source.name, source.subfolder)
         result = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
         config.source = source

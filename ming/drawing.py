@@ -20,7 +20,7 @@ from transformers import GenerationConfig, GenerationMixin
 from .background import BackgroundWork
 from .events import ImageDone, ImageProgress
 from .generation_arguments import raise_if_too_long
-from .randomness import row_generators
+from .randomness import raise_if_unusable, row_generators
 from .token_types import IMAGE_TYPE, TEXT_TYPE
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Painter:
             generator: see `row_generators`.
 
         Raises:
+            TypeError: an option of another kind than its name says.
             ValueError: an input that neither the library nor the model knows, an option that cannot be used, or a
                 prompt that does not fit into the context with the query tokens.
         """
@@ -71,6 +72,7 @@ class Painter:
             "the prompt with its query tokens",
         )
         image_gen.resolve_options(**{name: options[name] for name in VALUES if name in options})
+        raise_if_unusable(seed, generator)
         if isinstance(seed, int | Integral):
             seed = [int(seed) + index for _ in range(rows) for index in range(per_prompt)]
         options["generator"] = row_generators(seed, generator, rows * per_prompt)
@@ -121,7 +123,7 @@ class Painter:
         Arguments as of the model's `forward`.
         """
         embeds, token_types = self.model.embed(input_ids, mm_token_type_ids, **media)
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         token_types = torch.zeros_like(input_ids) if token_types is None else token_types
         queries = self.model.components.image_gen.load().queries()
         query_embeds, query_types = self._query_tokens(queries)

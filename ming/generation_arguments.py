@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .argument_checks import raise_if_no_settings, shown
+
 # What the audio mode passes on to `Speaker.speak`.
 VOICE_ARGUMENTS = ("speaker", "prompt_audio", "prompt_text")
 # What the image mode passes on to `ImageGen.draw`.
@@ -66,19 +68,26 @@ def sort_arguments(
         available: the modes of the model.
 
     Raises:
-        ValueError: an unknown mode, or arguments of a mode that is not asked for.
+        ValueError: an unknown mode, arguments of a mode that is not asked for, or a value that cannot be used.
+        TypeError: an argument of another kind than its name says.
     """
     kwargs = dict(kwargs)
+    raise_if_no_settings({**kwargs, "talker_kwargs": talker_kwargs})
+    if not isinstance(generation_mode, str | list | tuple | None):
+        raise TypeError(f"generation_mode={shown(generation_mode)} must be one of {', '.join(available)}, or a list")
     released = bool(kwargs.pop("image_gen", False))
     if released:
-        generation_mode = generation_mode or "image"
+        generation_mode = "image" if generation_mode is None else generation_mode
         kwargs.update({new: kwargs.pop(old) for old, new in RELEASED_IMAGE_ARGUMENTS.items() if old in kwargs})
-    wanted = (generation_mode or "text",) if isinstance(generation_mode, str | None) else tuple(generation_mode)
+    generation_mode = "text" if generation_mode is None else generation_mode
+    wanted = (generation_mode,) if isinstance(generation_mode, str) else tuple(generation_mode)
     if unknown := [mode for mode in wanted if mode not in available]:
         raise ValueError(
-            f"generation_mode={unknown[0]!r} is not available; this model answers in: {', '.join(available)}"
+            f"generation_mode={shown(unknown[0])} is not available; this model answers in: {', '.join(available)}"
         )
     modes = tuple(mode for mode in available if mode in wanted)
+    if not modes:
+        raise ValueError(f"generation_mode={shown(generation_mode)} is empty; it must hold: {', '.join(available)}")
     if talker_kwargs and "audio" not in modes:
         raise ValueError("talker_kwargs: only generation_mode='audio' speaks; pass it, or leave this out")
     speech = {**_taken(kwargs, modes, "audio", VOICE_ARGUMENTS, "speaks"), **(talker_kwargs or {})}
@@ -86,6 +95,8 @@ def sort_arguments(
     randomness = {name: kwargs.pop(name) for name in RANDOMNESS if name in kwargs}
     if randomness and modes == ("text",):
         raise ValueError(f"{', '.join(randomness)}: only generation_mode='audio' or 'image' takes it")
+    if inputs is not None and kwargs.get("input_ids") is not None:
+        raise ValueError("inputs and input_ids are two names of one argument; give one of them")
     if inputs is not None:
         kwargs["input_ids"] = inputs
     if kwargs.get("input_ids") is None and modes != ("text",):
@@ -120,15 +131,48 @@ def raise_if_too_long(num_tokens: int, context: int, what: str = "the prompt", r
         raise ValueError(f"{what} has {num_tokens} tokens; the model's context is {context}")
 
 
-def raise_if_media_missing(input_ids: torch.Tensor | None, image_token_id: int) -> None:
-    """Refuse a prompt whose ids have places for images, without the images: it would be answered by guessing.
+def raise_if_media_missing(
+    input_ids: torch.Tensor | None,
+    token_id: int,
+    remedy: str = "pass all of the processor's output, generate(**inputs)",
+    kind: str = "image or video",
+) -> None:
+    """Refuse a prompt whose ids have places for media, without the media: it would be answered by guessing.
 
     Places for audio cannot be told by the model's configuration.
+
+    Args:
+        token_id: of these places; kind: of the media in them.
     """
-    if input_ids is not None and (count := int((input_ids == image_token_id).sum())):
+    if input_ids is not None and (count := int((input_ids == token_id).sum())):
+        raise ValueError(f"the prompt has {count} {kind} tokens but no media were given; {remedy}")
+
+
+def raise_if_unanswerable(text: dict[str, Any], media: Sequence[str], vocab_size: int) -> None:
+    """Refuse what the library's `generate` takes from no model, or takes without the media.
+
+    Args:
+        text: for the library's `generate`.
+        media: names of the inputs that hold media.
+
+    Raises:
+        ValueError: a prepared mask, a padding token that is none, or media for the engine of continuous batching.
+    """
+    mask = text.get("attention_mask")
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
+        raise ValueError(f"attention_mask={shown(mask)} must be a tensor [B, L], 0 at padding; generate prepares it")
+    settings = text.get("generation_config")
+    pad, implementation = (
+        getattr(settings, name, None) if text.get(name) is None else text[name]
+        for name in ("pad_token_id", "cache_implementation")
+    )
+    if pad is not None and not int(pad) < vocab_size:
+        raise ValueError(f"pad_token_id={shown(pad)} is no token of the model, which has {vocab_size}")
+    given = [name for name in media if text.get(name) is not None]
+    if implementation == "paged" and given:
         raise ValueError(
-            f"the prompt has {count} image or video tokens but no media were given; pass all of the processor's "
-            "output, generate(**inputs)"
+            f"cache_implementation='paged' is the library's continuous batching, which takes no media, got "
+            f"{', '.join(given)}; leave it out, pass a batch of chats, or use `ming serve`"
         )
 
 
@@ -143,5 +187,6 @@ __all__ = [
     "end_token_ids",
     "raise_if_media_missing",
     "raise_if_too_long",
+    "raise_if_unanswerable",
     "sort_arguments",
 ]

@@ -23,13 +23,15 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
+
+from .argument_checks import LARGEST_NUMBER, raise_if_no_number, shown_number
 
 logger = logging.get_logger(__name__)
 
@@ -52,7 +54,6 @@ RESAMPLING_KERNEL_VALUES = 50_000_000  # 200 MB: rates without a small common ra
 DEFAULT_SAMPLING_RATE = 16_000  # Hz, of waveforms that come without a rate
 MONO_MODES = ("mean", "first")
 NO_AUDIO_REMEDY = "; leave out load_audio_from_video or the audio item behind it, or pass a recording as audio"
-LARGEST_NUMBER = 1e18  # of options; larger ones are mistakes, and overflow somewhere
 LOUDEST_PEAK = 16.0  # noise overshoots 1 and lossy formats do a little; integers cast to floats reach thousands
 
 FILE_SOURCES = "path, file://, http(s):// or data: URL, bytes"
@@ -190,26 +191,6 @@ def describe(source: Any) -> str:
 def unreadable(kind: str, source: Any, reason: object) -> ValueError:
     """The error to raise for a source of `kind` (`"image"`, `"audio"` or `"video"`) that cannot be read."""
     return ValueError(f"cannot read {kind} {describe(source)}: {reason}; accepted is {ACCEPTED[kind]}")
-
-
-def shown_number(value: Any) -> str:
-    """A value for errors; Python refuses to write very long integers."""
-    huge = isinstance(value, int) and abs(value) >= LARGEST_NUMBER
-    return f"<an integer of {value.bit_length()} bits>" if huge else repr(value)[:80]
-
-
-def raise_if_no_number(name: str, value: Any, whole: bool = False, at_least: float | None = None) -> None:
-    """Refuse what is no finite number, or is below `at_least`.
-
-    Raises:
-        ValueError: it names the value and what is wanted.
-    """
-    number: Any = value  # the checker knows no comparison of `Real`
-    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    finite = is_number and abs(number) < LARGEST_NUMBER  # not for NaN
-    if not finite or (at_least is not None and number < at_least):
-        least = "" if at_least is None else f" of at least {at_least:g}"
-        raise ValueError(f"{name}={shown_number(value)} must be a {'whole' if whole else 'finite'} number{least}")
 
 
 def decode_base64(text: str, what: str) -> bytes:

@@ -166,9 +166,9 @@ def _parse_content(content: Any, role: str) -> list[Item]:
 def _parse_item(item: Any, role: str, previous: Item | None) -> Item:
     """One content item; `previous` is the one before it in the message."""
     kind = item.get("type") if isinstance(item, Mapping) else None
-    if kind not in CONTENT_TYPES:
+    if not isinstance(kind, str) or kind not in CONTENT_TYPES:
         raise ValueError(
-            f"content type {kind!r} of an item {_shorten(item)} is unknown; accepted types are "
+            f"content type {_shorten(kind)} of an item {_shorten(item)} is unknown; accepted types are "
             f"{', '.join(CONTENT_TYPES)}"
         )
     if kind == "text":
@@ -214,8 +214,8 @@ def parse_conversation(messages: Any) -> list[Message]:
     """
     parsed: list[Message] = []
     for message in messages:
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-            found = message.get("role") if isinstance(message, Mapping) else message
+        found = message.get("role") if isinstance(message, Mapping) else message
+        if not isinstance(message, Mapping) or not isinstance(found, str) or found not in ROLES:
             raise ValueError(f"role {_shorten(found)} is unknown; accepted roles are {', '.join(ROLES)}")
         role = ROLES[message["role"]]
         content = _parse_content(message.get("content"), message["role"] if role != "HUMAN" else role)

@@ -27,9 +27,22 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
+from .argument_checks import (
+    TEXT,
+    continues,
+    raise_if_no,
+    raise_if_no_settings,
+    raise_if_no_tensors,
+    raise_if_no_texts,
+    raise_if_no_token_ids,
+    raise_if_unfit,
+    raise_if_values_outside,
+    shown,
+)
 from .background import BackgroundWork, StopWhenSet
 from .chat import Chat
 from .compat import (
+    checks_requests,
     execution_device,
     is_remote_code,
     is_split_over_processes,
@@ -46,6 +59,7 @@ from .generation_arguments import (
     GenerationArguments,
     raise_if_media_missing,
     raise_if_too_long,
+    raise_if_unanswerable,
     sort_arguments,
 )
 from .modeling_bailing_moe import BailingMoeForCausalLM, BailingMoeOutputWithPast
@@ -77,6 +91,10 @@ MEDIA_INPUTS = (
     "audio_placeholder_loc_lens",
     "use_whisper_encoder",
 )
+
+
+# What to do with media that continuous batching does not take.
+ENGINE_REMEDY = "the library's continuous batching takes text alone; use generate on a batch, or `ming serve`"
 
 
 @dataclass
@@ -189,7 +207,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 `quantization_config` lists layers to skip and misses one that cannot be quantised.
         """
         source = CheckpointSource.of_call(pretrained_model_name_or_path, kwargs)
-        prepare_reading(source.name, source.subfolder, kwargs.get("config"))
+        if source is not None:
+            prepare_reading(source.name, source.subfolder, kwargs.get("config"))
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantization_of_call(cls, pretrained_model_name_or_path, kwargs)
         with sequential_loading():
@@ -238,6 +257,11 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         finally:
             self.config.components_from = None
 
+    @property
+    def _on_meta(self) -> bool:
+        """Whether tensors without data are what this model computes with."""
+        return next(self.parameters()).is_meta
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.get_input_embeddings()
 
@@ -281,10 +305,13 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs
     ) -> BaseModelOutputWithPooling:
         """pixel_values [P, 1176], image_grid_thw [N, 3] in patches -> `pooler_output` [P / 4, H] of unit length."""
+        given = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+        raise_if_no_tensors(given, self._on_meta)
         if not self.config.load_vision:
             raise ValueError("this model was loaded with load_vision=False; load it with load_vision=True for images")
         vision, size = self.config.vision_config, self.config.vision_config.spatial_merge_size
-        if image_grid_thw is None or image_grid_thw.ndim != 2 or (image_grid_thw[:, 1:] % size).any():
+        is_grid = image_grid_thw is not None and image_grid_thw.ndim == 2 and image_grid_thw.shape[1] == 3
+        if not is_grid or (image_grid_thw < 1).any() or (image_grid_thw[:, 1:] % size).any():
             raise ValueError(
                 f"image_grid_thw (video_grid_thw) must be [N, 3] with heights and widths in multiples of {size} "
                 f"patches, got {None if image_grid_thw is None else image_grid_thw.tolist()}"
@@ -340,6 +367,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         Returns:
             `pooler_output` [sum of lengths, H] in row and segment order, and their lengths [segments].
         """
+        given = {"audio_feats": audio_feats, "audio_feats_lengths": audio_feats_lengths}
+        raise_if_no_tensors(given, self._on_meta)
         use_whisper = self._choose_audio_encoder(audio_feats.shape[-1], use_whisper_encoder)
         segments, lengths = split_audio_segments(audio_feats, audio_feats_lengths)
         if use_whisper:
@@ -357,6 +386,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
     def _choose_audio_encoder(self, width: int, use_whisper_encoder: bool | None) -> bool:
         widths = {False: self.config.audio_config.input_size, True: self.config.whisper_config.num_mel_bins}
+        raise_if_no_settings({"use_whisper_encoder": use_whisper_encoder})
         if use_whisper_encoder is None:
             use_whisper_encoder = width == widths[True]
         if width != widths[use_whisper_encoder]:
@@ -390,6 +420,12 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         is_patch = input_ids == self.config.image_token_id
         token_types = is_patch * (VIDEO_TYPE if has_videos else IMAGE_TYPE if has_images else 0)
         if audio_placeholder_loc_lens is not None:
+            rows, _, size = audio_placeholder_loc_lens.shape
+            if (rows, size) != (len(input_ids), 2):
+                raise ValueError(
+                    f"audio_placeholder_loc_lens {tuple(audio_placeholder_loc_lens.shape)} must be [B, N, 2], (start, "
+                    f"length), for the {len(input_ids)} rows of input_ids"
+                )
             position = torch.arange(input_ids.shape[1], device=input_ids.device)
             start, length = audio_placeholder_loc_lens.to(input_ids.device)[..., None].unbind(-2)  # [B, N, 1]
             is_audio = ((position >= start) & (position < start + length)).any(dim=1)
@@ -488,6 +524,29 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         Returns:
             logits [B, L, vocab] float32, loss and router losses as in `BailingMoeForCausalLM`.
         """
+        if not torch.compiler.is_compiling():
+            given = {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+                "inputs_embeds": inputs_embeds,
+                "mm_token_type_ids": mm_token_type_ids,
+                "pixel_values": pixel_values,
+                "image_grid_thw": image_grid_thw,
+                "pixel_values_videos": pixel_values_videos,
+                "video_grid_thw": video_grid_thw,
+                "audio_feats": audio_feats,
+                "audio_feats_lengths": audio_feats_lengths,
+                "audio_placeholder_loc_lens": audio_placeholder_loc_lens,
+                "use_whisper_encoder": use_whisper_encoder,
+                "labels": labels,
+                "use_cache": use_cache,
+                "output_router_logits": output_router_logits,
+                "logits_to_keep": logits_to_keep,
+                **kwargs,
+            }
+            self._raise_if_unfit({name: value for name, value in given.items() if value is not None})
         if inputs_embeds is not None and mm_token_type_ids is not None:
             # Virtual tokens of prompt tuning stand in front of what the processor made; they are text.
             lacking = inputs_embeds.shape[1] - mm_token_type_ids.shape[1]
@@ -522,6 +581,16 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         if prompt_states is not None:
             prompt_states.add(inputs_embeds, outputs.last_hidden_state)
         return outputs
+
+    def _raise_if_unfit(self, inputs: dict[str, Any]) -> None:
+        """Refuse arguments of `forward` that cannot be used; see `argument_checks`."""
+        raise_if_no_settings(inputs)
+        if "input_ids" not in inputs and "inputs_embeds" not in inputs:
+            raise ValueError("the model needs input_ids or inputs_embeds, got neither")
+        # The library's engine of continuous batching brings its own cache.
+        step = continues(inputs.get("past_key_values")) or "cache" in inputs
+        # Values are read once, with the prompt: at every step of decoding a GPU would have to be waited for.
+        raise_if_unfit(inputs, self.config.llm_config, step, not step, self._on_meta)
 
     @torch.no_grad()
     def generate(
@@ -602,7 +671,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         Raises:
             ValueError: no talker, unknown speaker, unusable recording, or an argument that does not fit the others.
         """
+        raise_if_no_texts("text", text)
         texts = [text] if isinstance(text, str) else list(text)
+        self.speech.raise_if_no_states(thinker_states, len(texts))
         voice = {"speaker": speaker, "prompt_audio": prompt_audio, "prompt_text": prompt_text}
         settings = self.speech.resolve(len(texts), seed, generator, **voice, **talker_options)
         return self.speech.say(texts, settings, thinker_states)
@@ -611,6 +682,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         self, text: str, thinker_states: list[torch.Tensor] | None = None, **speech
     ) -> Iterator[StreamEvent]:
         """`speak` for one text, as `AudioChunk`s while it is being spoken, then `Done`. Arguments as in `speak`."""
+        raise_if_no("text", text, TEXT)
+        self.speech.raise_if_no_states(thinker_states, 1)
         return self.speech.stream(text, self.speech.resolve(1, **speech), (thinker_states or [None])[0])
 
     def stream(
@@ -680,6 +753,10 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         """
         call = sort_arguments(type(self).output_modalities, inputs, generation_mode, talker_kwargs, kwargs)
         input_ids = call.text.get("input_ids")
+        step = continues(call.text.get("past_key_values"))
+        text_config = self.config.llm_config
+        raise_if_unfit(call.text, text_config, step, on_meta=self._on_meta)
+        raise_if_unanswerable(call.text, MEDIA_INPUTS, text_config.vocab_size)
         if input_ids is not None:
             raise_if_too_long(input_ids.shape[1], self.config.llm_config.max_position_embeddings)
         read_before = ("mm_token_type_ids", "inputs_embeds", "past_key_values", *MEDIA_INPUTS)
@@ -692,11 +769,27 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         """The library's continuous batching: prompts as lists of ids, in text alone.
 
         Raises:
-            ValueError: a prompt has image tokens; the library's engine takes no media.
+            ValueError: a prompt has places for media, which the library's engine does not take, or ids that are none.
         """
-        for ids in inputs:
-            raise_if_media_missing(torch.tensor(ids), self.config.image_token_id)
+        for ids in inputs:  # before the engine, which only logs what goes wrong in it
+            self._raise_if_no_text(ids)
         return super().generate_batch(inputs, *args, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """The library's engine of continuous batching, for text alone: its requests are checked as they come."""
+        return checks_requests(super().init_continuous_batching(*args, **kwargs), self._raise_if_no_text)
+
+    def _raise_if_no_text(self, ids: list[int]) -> None:
+        """Refuse a prompt that is not text alone, for the library's engine of continuous batching."""
+        raise_if_no_token_ids("inputs", ids)
+        prompt = {"inputs": torch.as_tensor(ids)}
+        if prompt["inputs"].ndim != 1 or not len(prompt["inputs"]):
+            raise ValueError(f"inputs={shown(ids)} must be prompts, each a list of at least one token id")
+        raise_if_values_outside(prompt, {"inputs": self.config.get_text_config().vocab_size})
+        raise_if_media_missing(prompt["inputs"], self.config.image_token_id, ENGINE_REMEDY)
+        if self.components.source is not None:  # a model that was built from a configuration has no tokenizer
+            audio_token_id = self.components.tokenizer().convert_tokens_to_ids("<audioPatch>")
+            raise_if_media_missing(prompt["inputs"], audio_token_id, ENGINE_REMEDY, "audio")
 
     @torch.no_grad()
     def _generate_text(self, *args, input_ids: torch.Tensor | None = None, **kwargs):

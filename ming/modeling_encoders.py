@@ -32,7 +32,6 @@ from transformers.utils.output_capturing import capture_outputs
 from .compat import takes_experts_implementation
 from .configuration_bailingmm import BailingMMAudioConfig, BailingMMVisionConfig, BailingMMWhisperConfig
 
-
 register_checkpoint_conversion_mapping(
     "BailingMMSanmEncoder",
     [

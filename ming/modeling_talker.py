@@ -26,6 +26,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
+from .argument_checks import Kind, raise_if_no, raise_if_no_number, shown
 from .compat import execution_device
 from .configuration_bailingmm import BailingMMTalkerConfig
 
@@ -402,13 +403,20 @@ class BailingMMTalker(PreTrainedModel):
 
         Raises:
             ValueError: one that cannot be used.
+            TypeError: `rules` are no `StopRules`.
         """
+        for name, value, whole in (("top_k", top_k, True), ("temperature", temperature, False)):
+            if value is not None:
+                raise_if_no_number(name, value, whole)
+        raise_if_no_number("attempts", attempts, whole=True)
+        if rules is not None:
+            raise_if_no("rules", rules, Kind("StopRules", lambda value: isinstance(value, StopRules)))
         top_k = self.config.sampling_top_k if top_k is None else top_k
         temperature = self.config.sampling_temperature if temperature is None else temperature
         if top_k < 2 or not temperature > 0:
             raise ValueError(f"top_k must be at least 2 and temperature above 0, got {top_k} and {temperature}")
-        if cache_implementation not in ("dynamic", "static"):
-            raise ValueError(f"cache_implementation must be 'dynamic' or 'static', got {cache_implementation!r}")
+        if not isinstance(cache_implementation, str) or cache_implementation not in ("dynamic", "static"):
+            raise ValueError(f"cache_implementation must be 'dynamic' or 'static', got {shown(cache_implementation)}")
         if attempts < 1:
             raise ValueError(f"attempts={attempts}: a piece is drawn at least once")
         return top_k, temperature

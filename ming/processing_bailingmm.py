@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .argument_checks import raise_if_no_number, raise_if_no_settings, raise_if_no_token_ids, shown
 from .audio_features import BailingMMFeatureExtractor, is_recording
 from .compat import keeps_auto_map, resolve_chat_template
 from .files import finish_saving, saving
@@ -27,7 +29,6 @@ from .media import (
     load_image,
     load_video_audio,
     pixel_limits,
-    raise_if_no_number,
     resize_image,
     smart_resize,
 )
@@ -166,12 +167,15 @@ class CallOptions:
             ValueError: a value that is not accepted.
         """
         merged = dict(kwargs)
+        groups = ("images_kwargs", "common_kwargs", "text_kwargs", "audio_kwargs", "videos_kwargs")
+        raise_if_no_settings({name: merged.get(name) for name in groups})
         of_images = dict(merged.pop("images_kwargs", None) or {})
         for group in ("common_kwargs", "text_kwargs", "audio_kwargs"):
             merged.update(merged.pop(group, None) or {})
         pixels = {name: merged[name] for name in PIXEL_OPTIONS if name in merged}
         flat = {name: merged.pop(name) for name in IMAGE_OPTIONS if name in merged}
         images = {**flat, **{name: of_images.pop(name) for name in IMAGE_OPTIONS if name in of_images}}
+        raise_if_no_settings(images)
         merged = {**merged, **of_images}
         for name in NEUTRAL_OPTIONS.keys() & merged.keys():
             _raise_if_not_one_of(name, merged.pop(name), NEUTRAL_OPTIONS[name])
@@ -250,7 +254,7 @@ def _raise_if_not_one_of(name: str, value: Any, accepted: tuple) -> None:
     """Refuse a value that is not one of those; arrays and the like have no truth value to compare by."""
     plain = value is None or isinstance(value, (bool, int, str, list, np.bool_))
     if not plain or value not in accepted:
-        raise ValueError(f"{name}={value!r} is not accepted; use one of {accepted}")
+        raise ValueError(f"{name}={shown(value)} is not accepted; use one of {accepted}")
 
 
 @dataclass
@@ -318,7 +322,8 @@ class BailingMMProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "BailingMMProcessor":
         """Library `from_pretrained`; the source is kept, since saving copies code from it."""
         source = CheckpointSource.of_call(pretrained_model_name_or_path, kwargs)
-        finish_saving(source.name, source.subfolder)
+        if source is not None:
+            finish_saving(source.name, source.subfolder)
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor.source = source
         return processor
@@ -401,6 +406,15 @@ class BailingMMProcessor(ProcessorMixin):
             ValueError: unknown role or content type, an item without its medium, unreadable media.
             TypeError: a keyword that is neither an option nor a variable of the template.
         """
+        flags = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tokenize": tokenize,
+            "return_dict": return_dict,
+            "load_audio_from_video": load_audio_from_video,
+        }
+        texts = {"chat_template": chat_template, "system_template": system_template}
+        raise_if_no_settings({**flags, **texts, "tools": tools, "processor_kwargs": processor_kwargs})
         if tools:
             raise ValueError(f"tools: this model calls none, got {len(tools)}; leave them out")
         conversations, batched = split_batch(conversation)
@@ -424,12 +438,15 @@ class BailingMMProcessor(ProcessorMixin):
     def _render(self, chat: list[Message], template: str, add_generation_prompt: bool | None, variables: dict) -> str:
         if add_generation_prompt is None:
             add_generation_prompt = not chat or chat[-1].role != "ASSISTANT"
-        rendered, _ = render_jinja_template(
-            conversations=[template_messages(chat, self._literals)],
-            chat_template=template,
-            add_generation_prompt=add_generation_prompt,
-            **variables,
-        )
+        try:
+            rendered, _ = render_jinja_template(
+                conversations=[template_messages(chat, self._literals)],
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template cannot be rendered: {error}; correct chat_template") from error
         return rendered[0]
 
     def _call_options(self, kwargs: Mapping) -> CallOptions:
@@ -751,13 +768,17 @@ class BailingMMProcessor(ProcessorMixin):
             }
         return BatchFeature(batch)
 
-    def decode(self, *args, **kwargs) -> str | list[str]:
-        """Token ids -> text; arguments as the tokenizer's `decode`."""
-        return self.tokenizer.decode(*args, **kwargs)
+    def decode(self, token_ids: Any, *args, **kwargs) -> str | list[str]:
+        """Token ids -> text, or rows of them -> texts; options as the tokenizer's `decode`.
 
-    def batch_decode(self, *args, **kwargs) -> list[str]:
-        """Rows of token ids -> texts; arguments as the tokenizer's `batch_decode`."""
-        return self.tokenizer.batch_decode(*args, **kwargs)
+        Raises:
+            TypeError, ValueError: what is given holds something else than token ids.
+        """
+        return self.tokenizer.decode(_token_ids("token_ids", token_ids), *args, **kwargs)
+
+    def batch_decode(self, sequences: Any, *args, **kwargs) -> list[str]:
+        """Rows of token ids -> texts; options as the tokenizer's `batch_decode`. Raises as `decode`."""
+        return self.tokenizer.batch_decode(_token_ids("sequences", sequences), *args, **kwargs)
 
     def post_process_multimodal_output(
         self, generated_outputs: Any, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
@@ -827,6 +848,14 @@ def _is_variable(name: str, value: Any, template: str) -> bool:
     if name in NEUTRAL_VARIABLES:
         _raise_if_not_one_of(name, value, NEUTRAL_VARIABLES[name])
     return name in NEUTRAL_VARIABLES
+
+
+def _token_ids(name: str, value: Any) -> Any:
+    """Ids to decode, checked; of an output of the processor its `input_ids`."""
+    if isinstance(value, Mapping) and "input_ids" in value:
+        value = value["input_ids"]
+    raise_if_no_token_ids(name, value)
+    return value
 
 
 def _as_prompts(text: Any) -> list[str]:

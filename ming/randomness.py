@@ -6,10 +6,15 @@ speech of a row therefore depends neither on its neighbours nor on whether it is
 
 import secrets
 from numbers import Integral
+from typing import Any
 
+import numpy as np
 import torch
 
+from .argument_checks import shown
+
 MAX_SEED = 2**62
+SEEDS = (-(2**63), 2**64 - 1)  # lowest and highest that a generator of PyTorch takes
 
 
 def row_generators(
@@ -27,24 +32,50 @@ def row_generators(
         return list(generator)
     if seed is None:
         seed = [secrets.randbelow(MAX_SEED) for _ in range(rows)]
-    seeds = [seed] * rows if isinstance(seed, int | Integral) else list(seed)
+    seeds = _listed(seed) * rows if isinstance(seed, int | Integral) else _listed(seed)
     return [torch.Generator().manual_seed(int(value)) for value in seeds]
 
 
 def raise_if_unusable(
-    seed: int | list[int] | None, generator: torch.Generator | list[torch.Generator] | None, rows: int
+    seed: int | list[int] | None,
+    generator: torch.Generator | list[torch.Generator] | None,
+    rows: int | None = None,
 ) -> None:
     """Raise for arguments that `row_generators` cannot take; draws nothing.
 
+    Without `rows`, any number of them is fine.
+
     Raises:
-        ValueError: both were given, or a list of another length.
+        ValueError: both were given, a list of another length, or a number that is no seed.
+        TypeError: no seed, or no generator.
     """
     if seed is not None and generator is not None:
         raise ValueError("pass either seed or generator, not both")
+    for value in () if seed is None else _listed(seed):
+        _raise_if_no_seed(value)
+    generators = generator if isinstance(generator, (list, tuple)) else (generator,)
+    if generator is not None and not all(isinstance(each, torch.Generator) for each in generators):
+        raise TypeError(f"generator={shown(generator)} must be a torch.Generator, or a list of one per row")
+    if rows is None:
+        return
     if generator is not None and not isinstance(generator, torch.Generator) and len(generator) != rows:
         raise ValueError(f"{len(generator)} generators for {rows} rows; give one per row")
     if seed is not None and not isinstance(seed, int | Integral) and len(seed) != rows:
         raise ValueError(f"{len(seed)} seeds for {rows} rows; give one per row, or one for all")
+
+
+def _listed(seed: Any) -> list:
+    """One seed or several, also as an array or a tensor, as a list."""
+    if isinstance(seed, (np.ndarray, torch.Tensor)):
+        seed = seed.tolist()
+    return list(seed) if isinstance(seed, (list, tuple)) else [seed]
+
+
+def _raise_if_no_seed(value: Any) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"seed={shown(value)} must be a whole number, or a list of one per row")
+    if not SEEDS[0] <= int(value) <= SEEDS[1]:
+        raise ValueError(f"seed={shown(value)} must be a whole number of 64 bits")
 
 
 class PieceGenerators:

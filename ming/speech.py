@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import ModelOutput, logging
 
+from .argument_checks import raise_if_no_settings, shown
 from .background import BackgroundWork
 from .encoding import save_audio
 from .events import AudioChunk, Done, SpokenPiece, StreamEvent, TextDelta
@@ -140,6 +141,22 @@ class Speaker:
             )
         return talker
 
+    def raise_if_no_states(self, thinker_states: Any, rows: int) -> None:
+        """Refuse states that are not [n, D] for each of the texts; None stands for no states.
+
+        Raises:
+            ValueError: it names what was given.
+        """
+        if thinker_states is None:
+            return
+        width = self.require_talker().config.qa_model_hidden_size
+        listed = isinstance(thinker_states, (list, tuple)) and len(thinker_states) == rows
+        if not listed or not all(_are_states(states, width) for states in thinker_states):
+            raise ValueError(
+                f"thinker_states={shown(thinker_states)} must be a list of {rows} tensor(s) [n, {width}] of floats, "
+                "one per text"
+            )
+
     def resolve(
         self,
         rows: int,
@@ -157,6 +174,7 @@ class Speaker:
         Raises:
             ValueError: no talker, unknown speaker, unusable recording, or an argument that does not fit the others.
         """
+        raise_if_no_settings(arguments)
         voice_arguments = {name: arguments.pop(name) for name in VOICE_ARGUMENTS if name in arguments}
         self.require_talker().resolve_options(**arguments)
         generators = row_generators(seed, generator, rows)
@@ -379,6 +397,11 @@ class SpokenReply:
                 if delta:
                     self.waiting += self.cutter.push(delta)
                     yield TextDelta(delta)
+
+
+def _are_states(value: Any, width: int) -> bool:
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
+    return value is None or (plain and value.is_floating_point() and value.ndim == 2 and value.shape[1] == width)
 
 
 def record_piece(piece: str, seconds: float, finish_reason: str) -> SpokenPiece:

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .argument_checks import shown
 from .codec_bpe import CodecBPE
 from .files import finish_saving, saving
 from .modeling_talker import TalkerPrompt
@@ -127,7 +128,7 @@ class BailingMMTalkerProcessor:
             raise ValueError("prompt_text was given without prompt_audio; pass the recording of these words")
         if prompt_audio is not None:
             if speaker is not None:
-                raise ValueError(f"pass either speaker={speaker!r} or prompt_audio, not both")
+                raise ValueError(f"pass either speaker={shown(speaker)} or prompt_audio, not both")
             if not prompt_text:
                 raise ValueError("prompt_audio needs prompt_text, the words that are spoken in it")
             return self.load_voice_encoder().encode(prompt_audio, prompt_text)

@@ -5,3 +5,4 @@ video or of audio. The module imports nothing, so that both sides can import it.
 """
 
 TEXT_TYPE, IMAGE_TYPE, VIDEO_TYPE, AUDIO_TYPE = 0, 1, 2, 3
+NUM_TYPES = 4

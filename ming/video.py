@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from .argument_checks import raise_if_no_number
 from .media import (
     ANIMATIONS,
     MAX_VIDEO_FRAMES,
@@ -34,7 +35,6 @@ from .media import (
     open_source,
     pixel_limits,
     pixels_channels_last,
-    raise_if_no_number,
     raise_if_too_many_pixels,
     raise_if_undecodable,
     require,

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from .argument_checks import shown
 from .audio_features import BailingMMFeatureExtractor
 from .files import finish_saving, saving
 from .media import describe, load_audio, raise_if_unusable, require, resample
@@ -72,12 +73,12 @@ def tokenizer_features(waveform: torch.Tensor) -> torch.Tensor:
 
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not SAFE_NAME.fullmatch(name):
-        raise ValueError(f"voice name {name!r} must be a file name: not empty, no / or \\, no leading dot")
+        raise ValueError(f"voice name {shown(name)} must be a file name: not empty, no / or \\, no leading dot")
 
 
 def _check_text(text: Any, what: str) -> None:
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{what} is {text!r}; it must be the words that are spoken in the recording")
+        raise ValueError(f"{what} is {shown(text)}; it must be the words that are spoken in the recording")
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +210,7 @@ def choose_voice(voices: Mapping[str, Voice], name: str) -> Voice:
     """
     if not isinstance(name, str) or name not in voices:
         known = ", ".join(sorted(voices)) or "none"
-        raise ValueError(f"unknown speaker {name!r}; available are: {known}. Or clone one from a recording")
+        raise ValueError(f"unknown speaker {shown(name)}; available are: {known}. Or clone one from a recording")
     return voices[name]
 
 

@@ -1,0 +1,437 @@
+"""Arguments that cannot be used end in one error, which names the argument and says what is wanted.
+
+The messages are written from what a user wants to read: the name that he wrote, what he gave, what to give instead.
+Everything here is refused before a layer of the model runs.
+"""
+
+import numpy as np
+import pytest
+import torch
+from thinker_helpers import Chat, batch
+from transformers import DynamicCache, GenerationConfig, StaticCache, TextStreamer
+
+IDS = torch.arange(30, 38)[None].repeat(2, 1)
+VOCABULARY = 320
+MASK = torch.ones_like(IDS)
+QUANTISED = torch.quantize_per_tensor(IDS.float(), 1.0, 0, torch.quint8)
+NO_VALUES = torch.tensor([])
+WRONG = (ValueError, TypeError)
+
+TENSORS = [  # argument, value, what the message says
+    ("input_ids", 3, r"input_ids=3 must be a tensor \[B, L\] of integers"),
+    ("input_ids", "hello", r"input_ids='hello' must be a tensor \[B, L\]"),
+    ("input_ids", [[1, 2]], r"input_ids=.*must be a tensor \[B, L\] of integers"),
+    ("input_ids", IDS.numpy(), r"input_ids=<ndarray of shape \(2, 8\) and dtype int64> must be a tensor"),
+    ("input_ids", {"input_ids": IDS}, r"unpack the processor's output: generate\(\*\*inputs\)"),
+    ("input_ids", IDS.float(), r"input_ids=<Tensor of shape \(2, 8\) and dtype torch.float32> .* of integers"),
+    ("input_ids", IDS[0], r"input_ids=<Tensor of shape \(8,\) .* must be a tensor \[B, L\]"),
+    ("input_ids", IDS[:, :0], r"input_ids=<Tensor of shape \(2, 0\) .* is empty"),
+    ("input_ids", IDS.to_sparse(), "input_ids=.* is sparse, quantised, nested or on the meta device; pass a plain"),
+    ("input_ids", IDS.to("meta"), "input_ids=.* is sparse, quantised, nested or on the meta device; pass a plain"),
+    ("input_ids", QUANTISED, "input_ids=.* is sparse, quantised, nested or on the meta device; pass a plain"),
+    ("input_ids", IDS + VOCABULARY, "input_ids holds values from 350 to 357; only 0 to 319 are tokens of the model"),
+    ("input_ids", -IDS, "input_ids holds values from -37 to -30; only 0 to 319 are tokens"),
+    ("attention_mask", [[1] * 8] * 2, r"attention_mask=.*must be a tensor \[B, L\], 0 at padding"),
+    ("attention_mask", MASK[:, 1:], r"attention_mask \(2, 7\) must have the shape of input_ids \(2, 8\)"),
+    ("attention_mask", MASK[:1], r"attention_mask \(1, 8\) must have the shape of input_ids \(2, 8\)"),
+    ("attention_mask", MASK[0], r"attention_mask=<Tensor of shape \(8,\)"),
+    ("attention_mask", MASK * 1j, "attention_mask=.*complex64> must be"),
+    ("attention_mask", MASK.to_sparse(), "attention_mask=.* is sparse"),
+    ("position_ids", 3, r"position_ids=3 must be a tensor \[B, L\] of integers"),
+    ("position_ids", MASK[:, 1:], r"position_ids \(2, 7\) must have the shape of input_ids \(2, 8\)"),
+    ("position_ids", MASK.float(), "position_ids=.*of integers"),
+    ("mm_token_type_ids", MASK[:, 1:], r"mm_token_type_ids \(2, 7\) must have the shape of input_ids \(2, 8\)"),
+    ("mm_token_type_ids", MASK.bool(), r"mm_token_type_ids=.*0 text, 1 image, 2 video, 3 audio of integers"),
+    ("mm_token_type_ids", MASK * 4, "mm_token_type_ids holds values from 4 to 4; only 0 to 3 are types"),
+    ("past_key_values", 3, "past_key_values=3 must be a cache of transformers, such as DynamicCache"),
+    ("past_key_values", ((1, 2),), "past_key_values=.* must be a cache of transformers"),
+    ("use_cache", NO_VALUES, r"use_cache=<Tensor of shape \(0,\) .* must be True or False"),
+    ("use_cache", "no", "use_cache='no' must be True or False"),
+]
+
+
+@pytest.mark.parametrize("call", ["forward", "generate", "stream", "draw"])
+@pytest.mark.parametrize(("name", "value", "message"), TENSORS)
+def test_tensors_of_a_prompt(tiny, monkeypatch, call, name, value, message):
+    monkeypatch.setattr(tiny, "embed", lambda **inputs: pytest.fail("work began"))
+    inputs = {"input_ids": IDS, "attention_mask": MASK, name: value}
+    calls = {
+        "forward": lambda: tiny(**inputs),
+        "generate": lambda: tiny.generate(**inputs, max_new_tokens=2),
+        "stream": lambda: tiny.stream(**inputs, max_new_tokens=2),
+        "draw": lambda: tiny.generate(**inputs, generation_mode="image"),
+    }
+    with pytest.raises(WRONG, match=message):
+        calls[call]()
+
+
+def test_embeddings_of_another_kind(tiny):
+    with pytest.raises(ValueError, match=r"inputs_embeds=<Tensor of shape \(2, 8, 5\).* must be a tensor .*64\]"):
+        tiny.generate(inputs_embeds=torch.zeros(2, 8, 5), max_new_tokens=1)
+    with pytest.raises(ValueError, match="inputs_embeds=.*int64> must be a tensor .* of floats"):
+        tiny(inputs_embeds=torch.zeros(2, 8, 64, dtype=torch.long))
+    with pytest.raises(ValueError, match="needs input_ids or inputs_embeds, got neither"):
+        tiny(attention_mask=MASK)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (IDS + VOCABULARY, "labels holds values from 350 to 357; only 0 to 319 are tokens of the model, or -100"),
+        (-IDS, "labels holds values from -37 to -30"),
+        (IDS[:, 1:], r"labels \(2, 7\) must have the shape of input_ids \(2, 8\)"),
+        (IDS.float(), "labels=.*of integers"),
+    ],
+)
+def test_labels(tiny, labels, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(IDS, labels=labels)
+    ignored = IDS.masked_fill(IDS == 30, -100)
+    assert tiny(IDS, labels=ignored).loss.isfinite()
+
+
+@pytest.mark.parametrize("value", ["x", -1, 1.5, torch.ones(2)])
+def test_logits_to_keep(tiny, value):
+    with pytest.raises(TypeError, match="logits_to_keep=.* must be a whole number of at least 0, or a tensor of pos"):
+        tiny(IDS, logits_to_keep=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("pixel_values", 3, r"pixel_values=3 must be a tensor \[P, 1176\]"),
+        ("pixel_values", torch.zeros(0, 1176), "pixel_values=.* is empty"),
+        ("image_grid_thw", 3, r"image_grid_thw=3 must be a tensor \[N, 3\]"),
+        ("image_grid_thw", torch.tensor([[1.0, 4.0, 4.0]]), "image_grid_thw=.*float32> must be .* of integers"),
+        ("image_grid_thw", torch.tensor([[-1, -4, 4]]), r"multiples of 2 patches, got \[\[-1, -4, 4\]\]"),
+        ("image_grid_thw", torch.tensor([[4, 4]]), r"\[N, 3\] .* got \[\[4, 4\]\]"),
+        ("audio_feats", "x", r"audio_feats='x' must be a tensor \[B, frames, width\]"),
+        ("audio_feats_lengths", [9], "audio_feats_lengths=.* must be a tensor"),
+        ("use_whisper_encoder", NO_VALUES, "use_whisper_encoder=.* must be True or False"),
+        ("use_whisper_encoder", 3, "use_whisper_encoder=3 must be True or False"),
+    ],
+)
+@pytest.mark.parametrize("call", ["forward", "generate"])
+def test_media(tiny, call, name, value, message):
+    inputs = {**batch([Chat(1).text(3).image(1, 4, 4).text(2).audio(9)]), name: value}
+    with pytest.raises(WRONG, match=message):
+        tiny(**inputs) if call == "forward" else tiny.generate(**inputs, max_new_tokens=1)
+
+
+def test_audio_positions_of_another_shape(tiny):
+    inputs = batch([Chat(1).text(3).audio(9)])
+    del inputs["mm_token_type_ids"]
+    with pytest.raises(ValueError, match=r"audio_placeholder_loc_lens \(1, 1, 3\) must be \[B, N, 2\]"):
+        tiny(**inputs, audio_placeholder_loc_lens=torch.zeros(1, 1, 3, dtype=torch.long))
+
+
+SETTINGS = [
+    ("streamer", 3, r"streamer=3 must be a streamer with put\(\) and end\(\), such as TextStreamer"),
+    ("generation_config", {"top_k": 3}, "generation_config=.* must be a GenerationConfig"),
+    ("logits_processor", 3, "logits_processor=3 must be a LogitsProcessorList, or a list of functions"),
+    ("stopping_criteria", [3], r"stopping_criteria=\[3\] must be a StoppingCriteriaList, or a list of functions"),
+    ("assistant_model", "small", "assistant_model='small' must be a model to guess tokens with"),
+    ("prefix_allowed_tokens_fn", 3, "prefix_allowed_tokens_fn=3 must be a function"),
+    ("watermarking_config", 3, "watermarking_config=3 must be a WatermarkingConfig"),
+    ("talker_kwargs", 3, "talker_kwargs=3 must be a dict"),
+    ("generation_mode", 3, "generation_mode=3 must be one of text, audio, image"),
+    ("generation_mode", [], r"generation_mode=\[\] is empty; it must hold: text, audio, image"),
+    ("generation_mode", "", "generation_mode='' is not available; this model answers in: text, audio, image"),
+    ("do_sample", NO_VALUES, "do_sample=.* must be True or False"),
+    ("max_new_tokens", "many", "max_new_tokens='many' must be a whole number of at least 1"),
+    ("max_new_tokens", 10**30, "max_new_tokens=<an integer of 100 bits> must be a whole number"),
+    ("num_beams", 0, "num_beams=0 must be a whole number of at least 1"),
+    ("num_return_sequences", "x", "num_return_sequences='x' must be a whole number of at least 1"),
+    ("temperature", float("nan"), "temperature=nan must be a finite number of at least 0"),
+    ("top_p", "x", "top_p='x' must be a finite number of at least 0"),
+    ("eos_token_id", "</s>", "eos_token_id='</s>' must be a whole number"),
+    ("eos_token_id", [1, "x"], "eos_token_id='x' must be a whole number"),
+    ("pad_token_id", VOCABULARY, "pad_token_id=320 is no token of the model, which has 320"),
+    ("seed", 3, "seed: only generation_mode='audio' or 'image' takes it"),
+]
+
+
+@pytest.mark.parametrize("call", ["generate", "stream"])
+@pytest.mark.parametrize(("name", "value", "message"), SETTINGS)
+def test_settings(tiny, monkeypatch, call, name, value, message):
+    monkeypatch.setattr(tiny, "forward", lambda **inputs: pytest.fail("work began"))
+    with pytest.raises(WRONG, match=message):
+        getattr(tiny, call)(IDS[:1], **{"max_new_tokens": 2, name: value})
+
+
+def test_settings_within_a_generation_config(tiny):
+    with pytest.raises(ValueError, match="num_beams='x' must be a whole number of at least 1"):
+        tiny.generate(IDS, generation_config=GenerationConfig(num_beams="x"))
+    with pytest.raises(ValueError, match="inputs and input_ids are two names of one argument"):
+        tiny.generate(IDS, input_ids=IDS)
+
+
+# What is usual goes on working.
+
+
+@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
+def test_caches_go_on_in_generate_and_in_forward(tiny, kind):
+    """A conversation goes on over a cache with ids and mask of all tokens, step by step with a mask of all tokens."""
+    text = tiny.config.get_text_config()
+
+    def cache():
+        return kind(config=text, max_cache_len=32) if kind is StaticCache else kind(config=text)
+
+    options = {"max_new_tokens": 4, "eos_token_id": -1, "pad_token_id": 0}
+    expected = tiny.generate(IDS, attention_mask=MASK, **options)
+    used = cache()
+    first = tiny.generate(IDS, attention_mask=MASK, past_key_values=used, **{**options, "max_new_tokens": 2})
+    mask = torch.ones_like(first)
+    rest = tiny.generate(first, attention_mask=mask, past_key_values=used, **{**options, "max_new_tokens": 2})
+    assert torch.equal(rest, expected)
+    used = cache()
+    logits = tiny(IDS, attention_mask=MASK, past_key_values=used, use_cache=True).logits
+    assert torch.equal(logits[:, -1].argmax(-1), expected[:, 8])
+    mask = torch.ones(2, 9, dtype=torch.long)
+    logits = tiny(expected[:, 8:9], attention_mask=mask, past_key_values=used, use_cache=True).logits
+    assert torch.equal(logits[:, -1].argmax(-1), expected[:, 9])
+
+
+def test_usual_kinds_of_arguments_are_taken(tiny):
+    options = {"max_new_tokens": np.int64(3), "eos_token_id": [-1], "pad_token_id": 0}
+    expected = tiny.generate(IDS, **options)
+    assert torch.equal(tiny.generate(IDS.int(), attention_mask=MASK.bool(), **options), expected)
+    assert torch.equal(
+        tiny.generate(IDS, attention_mask=MASK.float(), position_ids=(MASK.cumsum(1) - 1), **options), expected
+    )
+    embeds = tiny.get_input_embeddings()(IDS)
+    assert torch.equal(tiny.generate(inputs_embeds=embeds, **options), expected[:, 8:])
+    assert torch.equal(tiny.generate(IDS, inputs_embeds=embeds, **options), expected)
+    beams = tiny.generate(IDS, num_beams=2, num_return_sequences=2, early_stopping="never", **options)
+    assert beams.shape == (4, 11)
+    never = lambda ids, scores, **kwargs: torch.zeros(len(ids), dtype=torch.bool)  # noqa: E731
+    assert torch.equal(tiny.generate(IDS, stopping_criteria=[never], do_sample=np.bool_(False), **options), expected)
+    guessed = tiny.generate(IDS[:1], assistant_model=tiny, **options)
+    assert torch.equal(guessed, expected[:1])
+
+
+def test_values_are_read_once_and_not_while_compiling(tiny, monkeypatch):
+    """At every step of decoding a GPU would have to wait for them; a graph cannot hold the comparison."""
+    seen = []
+    original = torch.Tensor.aminmax
+    monkeypatch.setattr(torch.Tensor, "aminmax", lambda tensor: seen.append(tensor.shape) or original(tensor))
+    tiny.generate(IDS, max_new_tokens=6, eos_token_id=-1, pad_token_id=0)
+    assert seen.count((2, 8)) == len(seen) <= 2
+    step = torch.compile(tiny, backend="eager", fullgraph=True)
+    seen.clear()
+    assert step(IDS, use_cache=False).logits.shape == (2, 8, VOCABULARY) and not seen
+
+
+# Ming-Tiny: speech, drawings, chats, decoding, continuous batching
+
+
+SPEECH = [
+    ("text", 3, "text=3 must be a text"),
+    ("text", None, "text=None must be a text"),
+    ("speaker", [], r"unknown speaker \[\]; available are: "),
+    ("seed", "x", "seed='x' must be a whole number"),
+    ("seed", 2**64, "seed=<an integer of 65 bits> must be a whole number of 64 bits"),
+    ("generator", 3, "generator=3 must be a torch.Generator, or a list of one per row"),
+    ("generator", [3], r"generator=\[3\] must be a torch.Generator, or a list of one per row"),
+    ("thinker_states", [torch.zeros(2, 3)], r"thinker_states=.* must be a list of 1 tensor\(s\) \[n, 192\] of floats"),
+    ("prompt_text", NO_VALUES, "prompt_text=.* must be the words of prompt_audio, a text"),
+    ("top_k", "x", "top_k='x' must be a whole number"),
+    ("temperature", float("inf"), "temperature=inf must be a finite number"),
+    ("rules", 3, "rules=3 must be StopRules"),
+    ("cache_implementation", NO_VALUES, "cache_implementation must be 'dynamic' or 'static', got <Tensor"),
+]
+
+
+@pytest.mark.parametrize("call", ["speak", "speak_stream"])
+@pytest.mark.parametrize(("name", "value", "message"), SPEECH)
+def test_speech(model, monkeypatch, call, name, value, message):
+    monkeypatch.setattr(model.talker, "forward", lambda **inputs: pytest.fail("work began"))
+    with pytest.raises(WRONG, match=message):
+        getattr(model, call)(**{"text": "red", name: value})
+
+
+def test_several_texts(model):
+    with pytest.raises(TypeError, match=r"text=\['red', 3\] must be a text or a list of texts"):
+        model.speak(["red", 3])
+    with pytest.raises(ValueError, match="text is an empty list; give at least one text"):
+        model.speak([])
+    assert model.speak(["", ""], seed=np.array([1, 2])).waveforms[1].shape == (0,)
+
+
+DRAWING = [
+    ("height", 10**9, "height=1000000000: images have whole sides of 64 to 2048 pixels"),
+    ("num_inference_steps", 10**9, "num_inference_steps must be at most 10,000, got 1000000000"),
+    ("num_images_per_prompt", 10**9, "num_images_per_prompt must be at most 1,000, got 1000000000"),
+    ("guidance_scale", "x", "guidance_scale must be at least 1 .*, got x"),
+    ("callback", 3, r"callback=3 must be a function of \(step, number of steps, latents\)"),
+    ("progress", NO_VALUES, "progress=.* must be True or False"),
+    ("resize", "x", "resize='x' must be True or False"),
+    ("seed", 1.5, "seed=1.5 must be a whole number"),
+    ("generator", [3], "generator=.* must be a torch.Generator, or a list of one per row"),
+    ("image_gen", NO_VALUES, "image_gen=.* must be True or False"),
+]
+
+
+@pytest.mark.parametrize("call", ["generate", "stream"])
+@pytest.mark.parametrize(("name", "value", "message"), DRAWING)
+def test_drawing(model, monkeypatch, call, name, value, message):
+    monkeypatch.setattr(model.drawing, "states", lambda **inputs: pytest.fail("work began"))
+    with pytest.raises(WRONG, match=message):
+        getattr(model, call)(IDS[:1], generation_mode="image", **{name: value})
+
+
+def test_chat(model, processor, monkeypatch):
+    with pytest.raises(TypeError, match="processor=3 must be the processor of the model"):
+        model.chat(3)
+    with pytest.raises(TypeError, match="system=3 must be a text, or a list of content items"):
+        model.chat(processor, system=3)
+    with pytest.raises(TypeError, match="streamer=3 must be a streamer"):
+        model.chat(processor, streamer=3)
+    monkeypatch.setattr(model, "embed", lambda *inputs, **media: pytest.fail("work began"))
+    chat = model.chat(processor)
+    with pytest.raises(ValueError, match="max_new_tokens='x' must be a whole number"):
+        chat.say("hi", max_new_tokens="x")
+    with pytest.raises(ValueError, match="content of a HUMAN message is a int; give a string or a list of items"):
+        chat.say(3)
+    assert chat.messages == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (None, "=None must be token ids"),
+        ("hello", "='hello' must be token ids"),
+        (1.5, "=1.5 must be token ids"),
+        ([1.5], "=1.5 must be token ids"),
+        (True, "=True must be token ids"),
+        (torch.tensor([1.5]), r"=<Tensor of shape \(1,\) and dtype torch.float32> must be token ids, integers"),
+        (np.array(["x"]), "=<ndarray .* must be token ids"),
+        (IDS[None], r"=<Tensor of shape \(1, 2, 8\) .* must be token ids, integers \[L\] or \[B, L\]"),
+        ([[[1]]], r"=\[1\] must be token ids"),
+        ({"logits": 1}, "=<dict of length 1> must be token ids"),
+        (
+            torch.tensor([[1, -100]]),
+            "holds -100, which is no token id; replace the -100 of labels by the padding token",
+        ),
+        ([[1], [-1]], "holds -1, which is no token id"),
+        (10**30, "holds <an integer of 100 bits>, which is no token id"),
+        (IDS.to_sparse(), "=.* is sparse"),
+        (IDS.to("meta"), "=.* on the meta device; pass a plain tensor"),
+    ],
+)
+def test_decoding(processor, ids, message):
+    with pytest.raises(WRONG, match=rf"token_ids {message}|token_ids{message}"):
+        processor.decode(ids)
+    with pytest.raises(WRONG, match=rf"sequences {message}|sequences{message}"):
+        processor.batch_decode(ids, skip_special_tokens=True)
+
+
+def test_decoding_takes_every_usual_form(processor):
+    ids = processor.tokenizer("a red circle")["input_ids"]
+    forms = [ids, tuple(ids), np.array(ids), torch.tensor(ids), [np.int64(each) for each in ids]]
+    assert {processor.decode(form, skip_special_tokens=True) for form in forms} == {"a red circle"}
+    rows = [
+        [ids, ids],
+        np.array([ids] * 2),
+        torch.tensor([ids] * 2),
+        [torch.tensor(ids)] * 2,
+        {"input_ids": [ids] * 2},
+    ]
+    for form in rows:
+        assert processor.batch_decode(form, True) == ["a red circle"] * 2
+    assert processor.decode([]) == ""
+
+
+PROCESSOR = [
+    (
+        "pad_to_multiple_of",
+        10**9,
+        "rows padded to 1,000,000,000 tokens are more than 16,777,216; lower .*pad_to_multi",
+    ),
+    ("text", [], "text must be a prompt or a non-empty list of prompts"),
+    ("text_kwargs", 3, "text_kwargs=3 must be a dict of options"),
+    ("images_kwargs", 3, "images_kwargs=3 must be a dict of options"),
+    ("size", 3, "size=3 must be a dict with shortest_edge and longest_edge"),
+    ("do_rescale", NO_VALUES, "do_rescale=.* must be True or False"),
+    ("image_mean", [1], r"image_mean=\[1\] must be a number, or one for each of three channels"),
+    ("rescale_factor", float("nan"), "rescale_factor=nan must be a finite number"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), PROCESSOR)
+def test_options_of_the_processor(processor, name, value, message):
+    with pytest.raises(WRONG, match=message):
+        processor(**{"text": "hello", "return_tensors": "pt", name: value})
+
+
+def test_a_huge_length_to_pad_to(processor):
+    with pytest.raises(
+        ValueError, match="10,000,000,000 tokens are more than 16,777,216; lower max_length=10000000000"
+    ):
+        processor("hello", padding="max_length", max_length=10**10)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("tokenize", NO_VALUES, "tokenize=.* must be True or False"),
+        ("add_generation_prompt", "yes", "add_generation_prompt='yes' must be True or False"),
+        ("chat_template", 3, "chat_template=3 must be a template"),
+        ("chat_template", "{{", "the chat template cannot be rendered: .*; correct chat_template"),
+        ("tools", 3, "tools=3 must be a list"),
+        ("processor_kwargs", 3, "processor_kwargs=3 must be a dict"),
+        ("conversation", [{"role": ["user"], "content": "hi"}], "role list is unknown; accepted roles are HUMAN"),
+        ("conversation", [{"role": "user", "content": [{"type": ["text"]}]}], "content type list .* is unknown"),
+    ],
+)
+def test_options_of_the_template(processor, name, value, message):
+    chat = [{"role": "user", "content": "hi"}]
+    with pytest.raises(WRONG, match=message):
+        processor.apply_chat_template(**{"conversation": chat, name: value})
+
+
+# Continuous batching of the library takes text alone
+
+
+def media_prompts(processor) -> dict[str, list[int]]:
+    image, sound = np.zeros((56, 56, 3), np.uint8), (np.zeros(8000, np.float32), 16000)
+    return {
+        "image or video": processor("<image>What?", images=[image])["input_ids"][0],
+        "audio": processor("<audio>What?", audios=[sound])["input_ids"][0],
+    }
+
+
+@pytest.mark.parametrize("kind", ["image or video", "audio"])
+def test_continuous_batching_refuses_media(model, processor, kind):
+    ids = media_prompts(processor)[kind]
+    message = (
+        f"{kind} tokens but no media were given; the library's continuous batching takes text alone; use generate"
+    )
+    with pytest.raises(ValueError, match=message):
+        model.generate_batch([[40, 41], ids])
+    implementation = model.config._attn_implementation
+    manager = model.init_continuous_batching(generation_config=GenerationConfig(do_sample=False))
+    for call in (lambda: manager.add_request(ids), lambda: manager.add_requests([ids])):
+        with pytest.raises(ValueError, match=message):
+            call()
+    model.set_attn_implementation(implementation)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([], "inputs=.* must be prompts"), (["x"], "inputs='x' must be"), ([10**6], "1000000 to 1000000")],
+)
+def test_continuous_batching_refuses_what_are_no_ids(model, ids, message):
+    with pytest.raises(WRONG, match=message):
+        model.generate_batch([ids])
+
+
+def test_paged_generation_refuses_media(tiny):
+    inputs = batch([Chat(1).text(3).image(1, 4, 4)])
+    with pytest.raises(ValueError, match="cache_implementation='paged' .* takes no media, got pixel_values"):
+        tiny.generate(**inputs, cache_implementation="paged")
+
+
+def test_streamers_are_called(tiny, processor, capsys):
+    tiny.generate(IDS[:1], max_new_tokens=2, streamer=TextStreamer(processor.tokenizer))
+    assert capsys.readouterr().out
