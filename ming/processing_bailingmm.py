@@ -395,40 +395,31 @@ class BailingMMProcessor(ProcessorMixin):
                 assistant's, so that a finished conversation, such as one to train on, stays as it is.
             continue_final_message: leave the last assistant message open; there is no generation prompt then.
             tokenize: return ids (or everything, with `return_dict`) instead of prompts.
-            return_tensors: as in `CallOptions`; the default gives lists of ids without padding, as the library does.
+            return_tensors: see `CallOptions`; the default gives lists of ids without padding, as the library does.
             system_template: text instead of the first human header.
             load_audio_from_video: put the audio track of each video behind it, where the video has one.
-            processor_kwargs, **kwargs: options of `__call__`, see `CallOptions`; they take effect with `tokenize`.
-                Other keywords are variables of the template.
+            processor_kwargs, **kwargs: options of `__call__`, for `tokenize`; others are variables of the template.
             tools: must be empty: the library passes the argument, but the model calls no tools.
 
         Raises:
             ValueError: unknown role or content type, an item without its medium, unreadable media.
             TypeError: a keyword that is neither an option nor a variable of the template.
         """
-        flags = {
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "tokenize": tokenize,
-            "return_dict": return_dict,
-            "load_audio_from_video": load_audio_from_video,
-        }
+        ends = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        output = {"tokenize": tokenize, "return_dict": return_dict, "load_audio_from_video": load_audio_from_video}
         texts = {"chat_template": chat_template, "system_template": system_template}
-        raise_if_no_settings({**flags, **texts, "tools": tools, "processor_kwargs": processor_kwargs})
-        if tools:
-            raise ValueError(f"tools: this model calls none, got {len(tools)}; leave them out")
+        _raise_if_unusable({**ends, **output, **texts, "tools": tools, "processor_kwargs": processor_kwargs})
         conversations, batched = split_batch(conversation)
         template = resolve_chat_template(self, chat_template)
         variables = {name: kwargs.pop(name) for name in list(kwargs) if _is_variable(name, kwargs[name], template)}
-        tensors = {} if return_tensors == "auto" else {"return_tensors": return_tensors}
-        call_kwargs = {**(processor_kwargs or {}), **kwargs, **tensors}
+        call_kwargs = {**(processor_kwargs or {}), **kwargs}
+        call_kwargs |= {} if return_tensors == "auto" else {"return_tensors": return_tensors}
         options = self._call_options(call_kwargs)
         chats = [parse_conversation(chat) for chat in conversations]
         if load_audio_from_video:
             chats = [add_audio_tracks(chat, has_audio_track) for chat in chats]
         variables |= {"system_template": system_template, "prefill": continue_final_message}
-        prompted = False if continue_final_message else add_generation_prompt
-        prompts = [self._render(chat, template, prompted, variables) for chat in chats]
+        prompts = [self._render(chat, template, add_generation_prompt, variables) for chat in chats]
         if not tokenize:
             return prompts if batched else prompts[0]
         images, videos, audios = self._load_media(chats, options)
@@ -436,6 +427,8 @@ class BailingMMProcessor(ProcessorMixin):
         return inputs if return_dict else inputs["input_ids"]
 
     def _render(self, chat: list[Message], template: str, add_generation_prompt: bool | None, variables: dict) -> str:
+        if variables["prefill"]:
+            add_generation_prompt = False
         if add_generation_prompt is None:
             add_generation_prompt = not chat or chat[-1].role != "ASSISTANT"
         try:
@@ -848,6 +841,13 @@ def _is_variable(name: str, value: Any, template: str) -> bool:
     if name in NEUTRAL_VARIABLES:
         _raise_if_not_one_of(name, value, NEUTRAL_VARIABLES[name])
     return name in NEUTRAL_VARIABLES
+
+
+def _raise_if_unusable(options: Mapping[str, Any]) -> None:
+    """Refuse options of a chat that are not what their name says, and tools."""
+    raise_if_no_settings(options)
+    if options["tools"]:
+        raise ValueError(f"tools: this model calls none, got {len(options['tools'])}; leave them out")
 
 
 def _token_ids(name: str, value: Any) -> Any:
