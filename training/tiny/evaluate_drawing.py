@@ -71,7 +71,9 @@ def draw_row(row: str, model, processor, speaker, samples: int, seed: int, batch
         batch = [sample_chat(row, rng, "test", speaker) for rng in rngs]
         inputs = prompt_batch(processor, [sample.messages[:-1] for sample in batch])
         inputs = inputs.to(model.device, model.dtype)
-        images = model.generate(**inputs, generation_mode="image", seed=[seed + number for number in numbers]).images
+        side = model.image_gen.config.native_side  # the judge reads squares, whatever shape the given image has
+        options = {"height": side, "width": side, "seed": [seed + number for number in numbers]}
+        images = model.generate(**inputs, generation_mode="image", **options).images
         drawn += [
             Drawn(sample, image, shows(image, *last_picture(sample)))
             for sample, image in zip(batch, images, strict=True)

@@ -35,7 +35,7 @@ REQUESTS = (
     *("redrawing",) * 2,
     "spoken_drawing",
 )
-OTHER_SHAPES = 0.2  # share of batches that are not square
+OTHER_SHAPES = 0.4  # share of batches that are not square
 AUTOENCODER_SIDES = (48, 64, 64, 96)
 OUTLINED = 0.3  # share of the autoencoder's pictures
 FINE_SIDES, FINE_OUTLINED = (96, 96, 64), 0.65
