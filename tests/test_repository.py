@@ -4,6 +4,8 @@ import ast
 import json
 import re
 import subprocess
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -180,3 +182,54 @@ def test_no_machine_paths():
     texts = [path for path in texts if path.name != Path(__file__).name]
     found = [path for path in texts if pattern.search(path.read_text(encoding="utf-8"))]
     assert not found
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def required(file: str) -> set[str]:
+    """Names of the packages that a requirements file lists."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    names = [re.match(r"[A-Za-z0-9][\w.-]*", line) for line in lines]
+    return {canonical(name[0]) for name in names if name}
+
+
+def imported_packages(paths: list[Path]) -> dict[str, set[str]]:
+    """Modules of other people that Python files import -> the installed packages they belong to."""
+    own = {path.stem for path in PYTHON_FILES} | {path.parent.name for path in PYTHON_FILES}
+    names: set[str] = set()
+    for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    installed = packages_distributions()
+    others = names - own - set(sys.stdlib_module_names)
+    return {name: {canonical(package) for package in installed.get(name, [name])} for name in others}
+
+
+@pytest.mark.parametrize(
+    ("files", "shipped"), [(("requirements.txt", "requirements-dev.txt"), False), (("requirements.txt",), True)]
+)
+def test_what_is_imported_is_required(files, shipped):
+    """A package that another one happens to bring is gone with that one's next release."""
+    optional = (
+        "cli",
+        "serving",
+        "training",
+        "tests",
+        "tools",
+        "benchmarks",
+        "demo",
+        "examples",
+        "tiny",
+        "common",
+        "fuzz",
+    )
+    paths = [path for path in PYTHON_FILES if not (shipped and path.parent.name in optional)]
+    wanted = set().union(*map(required, files))
+    # onnxruntime is of the extra `cloning`; pydantic comes with exactly one version of its core.
+    wanted |= {"onnxruntime"} if shipped else {"pydantic-core"}
+    missing = {name for name, packages in imported_packages(paths).items() if not packages & wanted}
+    assert not missing
