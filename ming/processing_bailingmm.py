@@ -31,6 +31,7 @@ from .media import (
     smart_resize,
 )
 from .messages import (
+    ROLES,
     MediaItem,
     Message,
     add_audio_tracks,
@@ -97,6 +98,8 @@ NEUTRAL_OPTIONS: dict[str, tuple] = {
 }
 # Variables of chat templates of other models, with the values for which it does not matter that ours has none.
 NEUTRAL_VARIABLES: dict[str, tuple] = {"enable_thinking": (None, False), "documents": (None, [])}
+OPTION_GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs")
+REPLY_HEADER = "<role>ASSISTANT</role>"
 TOKENIZER_OPTIONS = ("padding", "max_length", "truncation", "pad_to_multiple_of")  # of its own loading, kept by it
 PADDING = {"longest": True, "do_not_pad": False}
 TRUNCATION = {"longest_first": True, "only_first": True, "do_not_truncate": False}
@@ -161,9 +164,10 @@ class CallOptions:
 
         Raises:
             TypeError: an unknown option.
-            ValueError: a value that is not accepted.
+            ValueError: a value that is not accepted, or an option that is given twice.
         """
         merged = dict(kwargs)
+        _raise_if_given_twice(merged)
         of_images = dict(merged.pop("images_kwargs", None) or {})
         for group in ("common_kwargs", "text_kwargs", "audio_kwargs"):
             merged.update(merged.pop(group, None) or {})
@@ -249,6 +253,27 @@ def _raise_if_not_one_of(name: str, value: Any, accepted: tuple) -> None:
     plain = value is None or isinstance(value, (bool, int, str, list, np.bool_))
     if not plain or value not in accepted:
         raise ValueError(f"{name}={value!r} is not accepted; use one of {accepted}")
+
+
+def _raise_if_given_twice(kwargs: Mapping) -> None:
+    """Refuse an option that stands in the call and in one of its groups; `common_kwargs` may repeat a value."""
+    for group in OPTION_GROUPS:
+        nested = kwargs.get(group) or {}
+        for name in sorted(nested.keys() & kwargs.keys()):
+            if group != "common_kwargs" or nested[name] != kwargs[name]:
+                raise ValueError(
+                    f"{name} is given twice, as {kwargs[name]!r} and in {group} as {nested[name]!r}; give it once"
+                )
+
+
+def _raise_if_without_replies(prompts: list[str], chats: list[list[Message]]) -> None:
+    """Refuse prompts in which the replies of their chats cannot be found; they are by their headers."""
+    for prompt, chat in zip(prompts, chats, strict=True):
+        if any(message.role == "ASSISTANT" for message in chat) and REPLY_HEADER not in prompt:
+            raise ValueError(
+                f"return_assistant_tokens_mask=True finds replies by their header {REPLY_HEADER}, which this "
+                "chat_template does not write; use the processor's own template"
+            )
 
 
 @dataclass
@@ -382,7 +407,7 @@ class BailingMMProcessor(ProcessorMixin):
                 SYSTEM or system. Content: a string, or a list of items of type text, image, image_url, video,
                 video_url, audio, audio_url, input_audio with their medium under the type's name, `url`, `path` or
                 `base64`; image and audio items may hold a list.
-            chat_template: jinja source instead of the processor's own.
+            chat_template: jinja source instead of the processor's own; it gets the roles as they are written.
             add_generation_prompt: end with the assistant's header. Default: unless the last message is the
                 assistant's, so that a finished conversation, such as one to train on, stays as it is.
             continue_final_message: leave the last assistant message open; there is no generation prompt then.
@@ -395,7 +420,8 @@ class BailingMMProcessor(ProcessorMixin):
             tools: must be empty: the library passes the argument, but the model calls no tools.
 
         Raises:
-            ValueError: unknown role or content type, an item without its medium, unreadable media.
+            ValueError: unknown role or content type, an item without its medium, unreadable media, an option that is
+                given twice, or `return_assistant_tokens_mask` with a template of another format.
             TypeError: a keyword that is neither an option nor a variable of the template.
         """
         if tools:
@@ -411,21 +437,22 @@ class BailingMMProcessor(ProcessorMixin):
             chats = [add_audio_tracks(chat, has_audio_track) for chat in chats]
         variables |= {"system_template": system_template, "prefill": continue_final_message}
         prompted = False if continue_final_message else add_generation_prompt
-        prompts = [self._render(chat, template, prompted, variables) for chat in chats]
+        rendered = [template_messages(chat, self._literals, chat_template is not None) for chat in chats]
+        prompts = [self._render(chat, template, prompted, variables) for chat in rendered]
         if not tokenize:
             return prompts if batched else prompts[0]
+        if options.return_assistant_tokens_mask:
+            _raise_if_without_replies(prompts, chats)
         images, videos, audios = self._load_media(chats, options)
         inputs = self(prompts, images, videos, audios, **call_kwargs)
         return inputs if return_dict else inputs["input_ids"]
 
-    def _render(self, chat: list[Message], template: str, add_generation_prompt: bool | None, variables: dict) -> str:
+    def _render(self, chat: list[dict], template: str, add_generation_prompt: bool | None, variables: dict) -> str:
+        """Messages in the form of `template_messages` -> prompt."""
         if add_generation_prompt is None:
-            add_generation_prompt = not chat or chat[-1].role != "ASSISTANT"
+            add_generation_prompt = not chat or ROLES[chat[-1]["role"]] != "ASSISTANT"
         rendered, _ = render_jinja_template(
-            conversations=[template_messages(chat, self._literals)],
-            chat_template=template,
-            add_generation_prompt=add_generation_prompt,
-            **variables,
+            conversations=[chat], chat_template=template, add_generation_prompt=add_generation_prompt, **variables
         )
         return rendered[0]
 
