@@ -65,10 +65,11 @@ Item = TextItem | MediaItem
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; `role` is HUMAN, ASSISTANT or SYSTEM."""
+    """One turn; `role` is HUMAN, ASSISTANT or SYSTEM, and `written_role` what the user wrote."""
 
     role: str
     content: tuple[Item, ...]
+    written_role: str
 
 
 def literal_pattern(tokens: Iterable[str]) -> re.Pattern:
@@ -221,7 +222,7 @@ def parse_conversation(messages: Any) -> list[Message]:
         content = _parse_content(message.get("content"), message["role"] if role != "HUMAN" else role)
         if role == "HUMAN" and parsed and parsed[-1].role == role:
             content = [*parsed.pop().content, *content]
-        parsed.append(Message(role, _join_texts(content)))
+        parsed.append(Message(role, _join_texts(content), message["role"]))
     return parsed
 
 
@@ -256,12 +257,15 @@ def add_audio_tracks(messages: list[Message], has_audio_track: Callable[[Any], b
             stated = isinstance(after, MediaItem) and after.modality == "audio" and not after.sources
             if not stated and has_audio_track(item.sources[0]):
                 content.append(MediaItem("audio", (), {}))
-        result.append(Message(message.role, tuple(content)))
+        result.append(replace(message, content=tuple(content)))
     return result
 
 
-def template_messages(messages: list[Message], pattern: re.Pattern) -> list[dict]:
-    """Parsed messages in the form that the chat template takes: marked text, and the number of media of an item."""
+def template_messages(messages: list[Message], pattern: re.Pattern, written_roles: bool = False) -> list[dict]:
+    """Parsed messages in the form that the chat template takes: marked text, and the number of media of an item.
+
+    `written_roles`: for a template of the user's own, which may know other names of the roles than the model's.
+    """
     rendered = []
     for message in messages:
         content = [
@@ -270,5 +274,5 @@ def template_messages(messages: list[Message], pattern: re.Pattern) -> list[dict
             else {"type": item.modality, "count": max(1, len(item.sources))}
             for item in message.content
         ]
-        rendered.append({"role": message.role, "content": content})
+        rendered.append({"role": message.written_role if written_roles else message.role, "content": content})
     return rendered

@@ -33,6 +33,7 @@ from .media import (
     smart_resize,
 )
 from .messages import (
+    ROLES,
     MediaItem,
     Message,
     add_audio_tracks,
@@ -100,6 +101,8 @@ NEUTRAL_OPTIONS: dict[str, tuple] = {
 }
 # Variables of chat templates of other models, with the values for which it does not matter that ours has none.
 NEUTRAL_VARIABLES: dict[str, tuple] = {"enable_thinking": (None, False), "documents": (None, [])}
+OPTION_GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs")
+REPLY_HEADER = "<role>ASSISTANT</role>"
 TOKENIZER_OPTIONS = ("padding", "max_length", "truncation", "pad_to_multiple_of")  # of its own loading, kept by it
 PADDING = {"longest": True, "do_not_pad": False}
 TRUNCATION = {"longest_first": True, "only_first": True, "do_not_truncate": False}
@@ -164,11 +167,11 @@ class CallOptions:
 
         Raises:
             TypeError: an unknown option.
-            ValueError: a value that is not accepted.
+            ValueError: a value that is not accepted, or an option that is given twice.
         """
         merged = dict(kwargs)
-        groups = ("images_kwargs", "common_kwargs", "text_kwargs", "audio_kwargs", "videos_kwargs")
-        raise_if_no_settings({name: merged.get(name) for name in groups})
+        raise_if_no_settings({name: merged.get(name) for name in OPTION_GROUPS})
+        _raise_if_given_twice(merged)
         of_images = dict(merged.pop("images_kwargs", None) or {})
         for group in ("common_kwargs", "text_kwargs", "audio_kwargs"):
             merged.update(merged.pop(group, None) or {})
@@ -255,6 +258,32 @@ def _raise_if_not_one_of(name: str, value: Any, accepted: tuple) -> None:
     plain = value is None or isinstance(value, (bool, int, str, list, np.bool_))
     if not plain or value not in accepted:
         raise ValueError(f"{name}={shown(value)} is not accepted; use one of {accepted}")
+
+
+def _raise_if_given_twice(kwargs: Mapping) -> None:
+    """Refuse an option that stands in the call and in one of its groups; `common_kwargs` may repeat a value."""
+    for group in OPTION_GROUPS:
+        nested = kwargs.get(group) or {}
+        for name in sorted(nested.keys() & kwargs.keys()):
+            if group != "common_kwargs" or nested[name] != kwargs[name]:
+                raise ValueError(
+                    f"{name} is given twice, as {kwargs[name]!r} and in {group} as {nested[name]!r}; give it once"
+                )
+
+
+def _parse(conversation: Any, load_audio_from_video: bool) -> list[Message]:
+    chat = parse_conversation(conversation)
+    return add_audio_tracks(chat, has_audio_track) if load_audio_from_video else chat
+
+
+def _raise_if_without_replies(options: CallOptions, prompts: list[str], chats: list[list[Message]]) -> None:
+    """Refuse prompts in which the replies of their chats cannot be found, if a mask of them is wanted."""
+    for prompt, chat in zip(prompts, chats, strict=True) if options.return_assistant_tokens_mask else ():
+        if any(message.role == "ASSISTANT" for message in chat) and REPLY_HEADER not in prompt:
+            raise ValueError(
+                f"return_assistant_tokens_mask=True finds replies by their header {REPLY_HEADER}, which this "
+                "chat_template does not write; use the processor's own template"
+            )
 
 
 @dataclass
@@ -390,9 +419,8 @@ class BailingMMProcessor(ProcessorMixin):
                 SYSTEM or system. Content: a string, or a list of items of type text, image, image_url, video,
                 video_url, audio, audio_url, input_audio with their medium under the type's name, `url`, `path` or
                 `base64`; image and audio items may hold a list.
-            chat_template: jinja source instead of the processor's own.
-            add_generation_prompt: end with the assistant's header. Default: unless the last message is the
-                assistant's, so that a finished conversation, such as one to train on, stays as it is.
+            chat_template: jinja source instead of the processor's own; it gets the roles as they are written.
+            add_generation_prompt: end with the assistant's header. Default: unless the last message is the assistant's.
             continue_final_message: leave the last assistant message open; there is no generation prompt then.
             tokenize: return ids (or everything, with `return_dict`) instead of prompts.
             return_tensors: see `CallOptions`; the default gives lists of ids without padding, as the library does.
@@ -402,7 +430,8 @@ class BailingMMProcessor(ProcessorMixin):
             tools: must be empty: the library passes the argument, but the model calls no tools.
 
         Raises:
-            ValueError: unknown role or content type, an item without its medium, unreadable media.
+            ValueError: unknown role or content type, an item without its medium, unreadable media, an option that is
+                given twice, or `return_assistant_tokens_mask` with a template of another format.
             TypeError: a keyword that is neither an option nor a variable of the template.
         """
         ends = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
@@ -412,31 +441,29 @@ class BailingMMProcessor(ProcessorMixin):
         conversations, batched = split_batch(conversation)
         template = resolve_chat_template(self, chat_template)
         variables = {name: kwargs.pop(name) for name in list(kwargs) if _is_variable(name, kwargs[name], template)}
-        call_kwargs = {**(processor_kwargs or {}), **kwargs}
-        call_kwargs |= {} if return_tensors == "auto" else {"return_tensors": return_tensors}
+        tensors = {} if return_tensors == "auto" else {"return_tensors": return_tensors}
+        call_kwargs = {**(processor_kwargs or {}), **kwargs, **tensors}
         options = self._call_options(call_kwargs)
-        chats = [parse_conversation(chat) for chat in conversations]
-        if load_audio_from_video:
-            chats = [add_audio_tracks(chat, has_audio_track) for chat in chats]
+        chats = [_parse(chat, load_audio_from_video) for chat in conversations]
         variables |= {"system_template": system_template, "prefill": continue_final_message}
-        prompts = [self._render(chat, template, add_generation_prompt, variables) for chat in chats]
+        rendered = [template_messages(chat, self._literals, chat_template is not None) for chat in chats]
+        prompts = [self._render(chat, template, add_generation_prompt, variables) for chat in rendered]
+        _raise_if_without_replies(options, prompts, chats)
         if not tokenize:
             return prompts if batched else prompts[0]
         images, videos, audios = self._load_media(chats, options)
         inputs = self(prompts, images, videos, audios, **call_kwargs)
         return inputs if return_dict else inputs["input_ids"]
 
-    def _render(self, chat: list[Message], template: str, add_generation_prompt: bool | None, variables: dict) -> str:
+    def _render(self, chat: list[dict], template: str, add_generation_prompt: bool | None, variables: dict) -> str:
+        """Messages in the form of `template_messages` -> prompt."""
         if variables["prefill"]:
             add_generation_prompt = False
         if add_generation_prompt is None:
-            add_generation_prompt = not chat or chat[-1].role != "ASSISTANT"
+            add_generation_prompt = not chat or ROLES[chat[-1]["role"]] != "ASSISTANT"
         try:
             rendered, _ = render_jinja_template(
-                conversations=[template_messages(chat, self._literals)],
-                chat_template=template,
-                add_generation_prompt=add_generation_prompt,
-                **variables,
+                conversations=[chat], chat_template=template, add_generation_prompt=add_generation_prompt, **variables
             )
         except TemplateError as error:
             raise ValueError(f"the chat template cannot be rendered: {error}; correct chat_template") from error

@@ -378,6 +378,14 @@ def test_assistant_mask_covers_replies_only(small):
     assert small.decode(kept) == "twofour"
 
 
+def test_templates_of_users_see_the_roles_as_they_are_written(small):
+    template = "{% for message in messages %}{{ message.role }}:{{ message.content[0].text }};{% endfor %}"
+    chat = [user("one"), user("two", role="assistant"), user("three", role="HUMAN")]
+    assert small.apply_chat_template(chat, chat_template=template) == "user:one;assistant:two;HUMAN:three;"
+    with pytest.raises(ValueError, match="finds replies by their header <role>ASSISTANT</role>"):
+        small.apply_chat_template(chat, chat_template=template, tokenize=True, return_assistant_tokens_mask=True)
+
+
 def test_return_types(small):
     prompts = ["a", "a much longer <audio>"]
     lists = encode(small, prompts, audios=[sound(2)], return_tensors=None, padding=False)

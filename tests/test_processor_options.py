@@ -129,6 +129,23 @@ def test_misspelt_options_are_still_named(processor):
         )
 
 
+@pytest.mark.parametrize(
+    ("group", "name", "values"),
+    [
+        ("text_kwargs", "padding", ("max_length", "do_not_pad")),
+        ("images_kwargs", "do_rescale", (True, True)),
+        ("videos_kwargs", "fps", (1.0, 2.0)),
+        ("audio_kwargs", "use_whisper_encoder", (True, False)),
+        ("common_kwargs", "return_tensors", ("pt", "np")),
+    ],
+)
+def test_options_that_are_given_twice_are_refused(processor, group, name, values):
+    flat, nested = values
+    with pytest.raises(ValueError, match=f"{name} is given twice, as {flat!r} and in {group} as {nested!r}"):
+        processor("x", **{name: flat, group: {name: nested}})
+    processor("x", return_tensors="pt", common_kwargs={"return_tensors": "pt"})
+
+
 def test_token_types_can_be_left_out(processor):
     assert "mm_token_type_ids" not in processor("x", return_mm_token_type_ids=False)
 
