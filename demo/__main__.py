@@ -95,7 +95,9 @@ def main() -> None:
     say(f"Loading {args.model} ...")
     processor = BailingMMProcessor.from_pretrained(args.model)
     model = load_model(args.model, device="cpu")  # the answers in expected.json are those of a CPU
-    say(f"{model.num_parameters() / 1e6:.1f} M parameters on {model.device}, {time.monotonic() - started:.1f} s\n")
+    parts = (model, model.audio_detokenizer.load(), model.image_gen.load())
+    size = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    say(f"{size / 1e6:.1f} M parameters on {model.device}, {time.monotonic() - started:.1f} s\n")
 
     bundled = {"image": "picture.jpg", "audio": "recording.wav", "video": "clip.mp4"}
     files = [(medium, str(HERE / name), QUESTIONS[medium]) for medium, name in bundled.items()]

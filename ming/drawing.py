@@ -19,7 +19,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from .background import BackgroundWork
 from .events import ImageDone, ImageProgress
-from .generation_arguments import raise_if_too_long
+from .generation_arguments import raise_if_no_room_to_draw
 from .randomness import raise_if_unusable, row_generators
 from .token_types import IMAGE_TYPE, TEXT_TYPE
 
@@ -66,11 +66,7 @@ class Painter:
         image_gen = self.model.components.image_gen.load()
         rows, length = inputs["input_ids"].shape
         config, per_prompt = image_gen.config, options.get("num_images_per_prompt", 1)
-        raise_if_too_long(
-            length + config.num_queries + 2 * len(config.scales),
-            self.model.config.llm_config.max_position_embeddings,
-            "the prompt with its query tokens",
-        )
+        raise_if_no_room_to_draw(length, config, self.model.config.llm_config.max_position_embeddings)
         image_gen.resolve_options(**{name: options[name] for name in VALUES if name in options})
         raise_if_unusable(seed, generator)
         if isinstance(seed, int | Integral):

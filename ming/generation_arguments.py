@@ -131,6 +131,19 @@ def raise_if_too_long(num_tokens: int, context: int, what: str = "the prompt", r
         raise ValueError(f"{what} has {num_tokens} tokens; the model's context is {context}")
 
 
+def raise_if_no_room_to_draw(num_tokens: int, image_config: Any, context: int) -> None:
+    """Refuse a prompt that does not fit into the model's context with the query tokens behind it.
+
+    Args:
+        image_config: the `ImageGenConfig`; every scale of its queries stands between two markers.
+
+    Raises:
+        ValueError: naming the length and the context.
+    """
+    queries = image_config.num_queries + 2 * len(image_config.scales)
+    raise_if_too_long(num_tokens + queries, context, "the prompt with its query tokens")
+
+
 def raise_if_media_missing(
     input_ids: torch.Tensor | None,
     token_id: int,
@@ -186,6 +199,7 @@ __all__ = [
     "GenerationArguments",
     "end_token_ids",
     "raise_if_media_missing",
+    "raise_if_no_room_to_draw",
     "raise_if_too_long",
     "raise_if_unanswerable",
     "sort_arguments",

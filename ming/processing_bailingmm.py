@@ -420,7 +420,7 @@ class BailingMMProcessor(ProcessorMixin):
                 video_url, audio, audio_url, input_audio with their medium under the type's name, `url`, `path` or
                 `base64`; image and audio items may hold a list.
             chat_template: jinja source instead of the processor's own; it gets the roles as they are written.
-            add_generation_prompt: end with the assistant's header. Default: unless the last message is the assistant's.
+            add_generation_prompt: end with the assistant's header. Default: unless the assistant spoke last.
             continue_final_message: leave the last assistant message open; there is no generation prompt then.
             tokenize: return ids (or everything, with `return_dict`) instead of prompts.
             return_tensors: see `CallOptions`; the default gives lists of ids without padding, as the library does.

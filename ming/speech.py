@@ -21,7 +21,7 @@ from .generation_arguments import VOICE_ARGUMENTS
 from .modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPiece, TalkerPrompt
 from .randomness import PieceGenerators, row_generators
 from .speech_text import SpeechTextStream
-from .voices import CODES_PER_SECOND, Voice
+from .voices import Voice, raise_if_longer
 
 if TYPE_CHECKING:
     from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
@@ -180,12 +180,7 @@ class Speaker:
         generators = row_generators(seed, generator, rows)
         self.model.components.audio_detokenizer.load()
         voice = self.model.components.talker_processor().voice(**voice_arguments)
-        seconds, longest = len(voice.prompt_codes) / CODES_PER_SECOND, self.require_talker().config.max_prompt_seconds
-        if seconds > longest:
-            raise ValueError(
-                f"the recording of the voice {voice.name!r} lasts {seconds:.1f} s; the talker of this checkpoint "
-                f"takes at most {longest:g} s. Cut it at a pause, and prompt_text with it"
-            )
+        raise_if_longer(voice, self.require_talker().config.max_prompt_seconds)
         return SpeechSettings(voice, generators, arguments)
 
     def say(

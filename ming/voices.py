@@ -214,6 +214,19 @@ def choose_voice(voices: Mapping[str, Voice], name: str) -> Voice:
     return voices[name]
 
 
+def raise_if_longer(voice: Voice, max_seconds: float) -> None:
+    """Refuse the voice of a recording that is longer than a talker follows.
+
+    Raises:
+        ValueError: naming both lengths.
+    """
+    if (seconds := len(voice.prompt_codes) / CODES_PER_SECOND) > max_seconds:
+        raise ValueError(
+            f"the recording of the voice {voice.name!r} lasts {seconds:.1f} s; the talker of this checkpoint "
+            f"takes at most {max_seconds:g} s. Cut it at a pause, and prompt_text with it"
+        )
+
+
 def check_recording(waveform: torch.Tensor, rate: int = RECORDING_RATE) -> None:
     """Refuse a waveform [samples] at `rate` Hz that no voice can be made from.
 

@@ -171,7 +171,10 @@ def test_an_installed_package_adopts_too(release, tmp_path, monkeypatch):
     (tmp_path / "site-packages" / "stranger.py").write_text("")
     shutil.copy(ROOT / "chat_template.jinja", tmp_path / "site-packages" / "ming")
     monkeypatch.setattr(ming.cli.adopt, "ROOT", tmp_path / "site-packages")
-    adopt(release, tmp_path / "new")
+    adopt(release, tmp_path / "new", mode="copy")
+    for shard in release.glob("model-*.safetensors"):
+        copied = tmp_path / "new" / shard.name
+        assert not copied.samefile(shard) and copied.read_bytes() == shard.read_bytes()
     assert not list((tmp_path / "new").glob("*.py")) and not (tmp_path / "new" / "ming" / "cli").exists()
     assert (tmp_path / "new" / "ming" / "modeling_bailingmm.py").is_file()
     assert not (tmp_path / "new" / "ming" / "__init__.py").exists()

@@ -365,6 +365,21 @@ def test_speak_in_the_voice_of_a_recording(ming, cloning, tmp_path):
     assert not np.array_equal(spoken["recording"], spoken["question"])
 
 
+def test_a_recording_that_the_talker_cannot_follow_is_refused_before_loading(refused, tmp_path):
+    """Ming-Tiny's talker follows 6 s."""
+    samples, rate = soundfile.read(RECORDING)
+    soundfile.write(tmp_path / "long.wav", np.resize(samples, 7 * rate), rate)
+    clone = ["--prompt-audio", tmp_path / "long.wav", "--prompt-text", EXPECTED["recording"]]
+    for command in (["speak", "red", "--out"], ["ask", "hi", "--speak"]):
+        said = refused(*command, tmp_path / "x.wav", *clone, "--model", ROOT)
+        assert "lasts 7.0 s; the talker of this checkpoint takes at most 6 s" in said
+
+
+def test_a_repository_without_detokenizer_is_refused_before_loading(refused, speaking, tmp_path):
+    silent = shutil.copytree(speaking, tmp_path / "silent", ignore=shutil.ignore_patterns("audio_detokenizer"))
+    assert "silent has no audio_detokenizer/ folder" in refused("speak", "red", "--out", "x.wav", "--model", silent)
+
+
 def test_a_repository_that_cannot_listen_does_not_clone(refused, speaking, tmp_path):
     clone = ["--prompt-audio", RECORDING, "--prompt-text", EXPECTED["recording"]]
     assert "campplus.onnx" in refused("speak", "red", "--out", tmp_path / "x.wav", *clone, "--model", speaking)
@@ -430,6 +445,11 @@ def test_a_model_that_does_not_draw_is_refused_before_loading(refused, reading, 
     assert "there is no image head in its folder image_gen/" in refusal
 
 
+def test_words_that_leave_no_room_for_an_image_are_refused_before_loading(refused, tmp_path):
+    said = refused("draw", "three " * 4080, "--out", tmp_path / "x.png", "--model", ROOT)
+    assert "the prompt with its query tokens has " in said and "context is 4096" in said
+
+
 # Help, and what is refused
 
 
@@ -467,9 +487,17 @@ def test_a_missing_optional_package_is_one_line_with_the_remedy(refused, monkeyp
     assert f'pip install "ming-lite-omni[{extra}]"' in message
 
 
+COMMON_OPTIONS = re.findall(
+    r"`(--[\w-]+)`",
+    (ROOT / "docs" / "inference.md").read_text("utf-8").partition("share these options")[2].partition("Answers go")[0],
+)
+
+
 @pytest.mark.parametrize("command", ["chat", "ask", "speak", "draw", "edit", "transcribe"])
 def test_help_names_every_command_and_its_common_options(capsys, command):
-    for arguments, expected in (([], [command]), ([command], ["--model", "--device", "--json", "--seed", "--quiet"])):
+    """Those of docs/inference.md."""
+    assert len(COMMON_OPTIONS) == 8
+    for arguments, expected in (([], [command]), ([command], COMMON_OPTIONS)):
         with pytest.raises(SystemExit) as end:
             main([*arguments, "--help"])
         shown = capsys.readouterr().out
@@ -524,6 +552,17 @@ def test_without_a_model_nearby_one_must_be_named(refused, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(checks, "__file__", str(tmp_path / "site" / "ming" / "checks.py"))
     assert "give --model DIRECTORY_OR_HUB_ID" in refused("ask", "hi")
+
+
+def test_what_the_user_cannot_put_right_is_raised(monkeypatch):
+    """Python ends with exit code 1, and shows where."""
+
+    def fail():
+        raise RuntimeError("the driver is broken")
+
+    monkeypatch.setattr(torch.cuda, "is_available", fail)
+    with pytest.raises(RuntimeError, match="the driver is broken"):
+        main(["ask", "hi"])
 
 
 def test_a_checkpoint_with_missing_weights_is_refused(capsys, reading, tmp_path):

@@ -76,6 +76,8 @@ def test_seeds_belong_to_pictures_and_leave_the_global_generator_alone(model, pr
     variants = draw(model, processor, CHATS[:1], seed=7, num_images_per_prompt=2)
     assert np.abs(pixels(variants.images[0]) - pixels(pair.images[0])).max() <= 1
     assert (pixels(variants.images[0]) != pixels(variants.images[1])).any()
+    following = draw(model, processor, CHATS[:1], seed=8).images[0]  # the number after the seed
+    assert np.abs(pixels(variants.images[1]) - pixels(following)).max() <= 1
     generator = [torch.Generator().manual_seed(8)]
     assert draw(model, processor, CHATS[1:2], generator=generator).images == again.images
     fresh = [draw(model, processor, CHATS[:1]).images[0] for _ in range(2)]
@@ -129,6 +131,43 @@ def test_pictures_have_the_size_asked_for(model, processor, size):
     assert drawing.images[0].size == (size[1], size[0]) and drawing.images[0].mode == "RGB"
     native = draw(model, processor, CHATS[:1], **options, resize=False)
     assert native.images[0].size == native.native_size[::-1] == drawing.native_size[::-1]
+
+
+def test_a_size_is_covered_and_cropped_and_proportions_are_stretched(model, processor):
+    options = {"seed": 1, "num_inference_steps": 1}
+    native = draw(model, processor, CHATS[:1], **options, height=100, width=70, resize=False)
+    asked = draw(model, processor, CHATS[:1], **options, height=100, width=70).images[0]
+    scale = max(100 / native.native_size[0], 70 / native.native_size[1])
+    covering = native.images[0].resize([round(side * scale) for side in native.images[0].size], Image.BILINEAR)
+    left, top = (covering.width - 70) // 2, (covering.height - 100) // 2
+    cropped = covering.crop((left, top, left + 70, top + 100))
+    stretched = native.images[0].resize((70, 100), Image.BILINEAR)
+    to_crop, to_stretch = (np.abs(pixels(asked) - pixels(other)).mean() for other in (cropped, stretched))
+    assert to_crop < to_stretch / 2
+    # Without a size nothing is cropped.
+    chat = changed((640, 480))
+    native, own = (draw(model, processor, [chat], **options, resize=keep).images[0] for keep in (False, True))
+    assert own.size != native.size and own == native.resize(own.size, Image.Resampling.LANCZOS)
+
+
+def test_large_images_can_be_decoded_tile_by_tile():
+    vae = small_image_gen().vae
+    calls = []
+    vae.decoder.register_forward_hook(lambda module, args, output: calls.append(output.shape[-1]))
+    latents = torch.randn(1, 4, 20, 20, generator=torch.Generator().manual_seed(0))  # 640 x 640 pixels
+    with torch.no_grad():
+        vae.decode(latents)
+        vae.enable_tiling()
+        assert vae.decode(latents).sample.shape == (1, 3, 640, 640)
+    assert calls[0] == 640 and len(calls) > 3 and max(calls[1:]) < 640
+
+
+def test_progress_is_a_bar_for_who_asks(model, processor, capsys):
+    options = {"seed": 1, "num_inference_steps": 2}
+    draw(model, processor, CHATS[:1], **options)
+    assert "2/2" not in capsys.readouterr().err
+    draw(model, processor, CHATS[:1], **options, progress=True)
+    assert "2/2" in capsys.readouterr().err
 
 
 def test_every_size_has_a_native_size_near_its_shape():
@@ -240,6 +279,15 @@ def test_text_and_picture_from_one_call(model, processor):
         for event in model.stream(**inputs, generation_mode=["image", "text"], seed=3, max_new_tokens=5)
     ]
     assert names[0] == "TextDelta" and names[-2:] == ["ImageDone", "Done"]
+
+
+def test_text_speech_and_picture_from_one_call(model, processor):
+    chat = [{"role": "user", "content": "What comes after three?"}]
+    inputs = prepare(processor, [chat])
+    output = model.generate(**inputs, generation_mode=["audio", "image"], seed=3, max_new_tokens=5)
+    assert output.text == ["four"] and output.images == draw(model, processor, [chat], seed=3).images
+    spoken = model.generate(**inputs, generation_mode="audio", seed=3, max_new_tokens=5)
+    assert torch.equal(output.waveforms[0], spoken.waveforms[0]) and output.sampling_rate == spoken.sampling_rate
 
 
 def test_the_released_call_returns_the_picture(model, processor):

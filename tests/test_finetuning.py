@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from ming.processing_bailingmm import BailingMMProcessor
 from ming.training.finetune import main, parse
 from ming.training.finetune_data import ChatCollator, read_chats
 from ming.training.finetune_text import (
+    DEFAULT_TARGETS,
     LORA_TARGETS,
     ChatTrainer,
     Run,
@@ -174,6 +176,22 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(kind, data, tmp_path
         experts = "model.model.layers.0.mlp.experts.gate_up_proj"
         assert (whole[experts] - base[experts]).abs().max() > 1e-4
         assert json.loads((tmp_path / "whole" / "config.json").read_text())["use_cache"] is True
+
+
+def test_parts_that_an_adapter_trains():
+    def adapted(targets) -> set[str]:
+        model = get_peft_model(load(), lora_config(2, targets))
+        names = [name.removeprefix("base_model.model.") for name, p in model.named_parameters() if p.requires_grad]
+        return {re.sub(r"\.\d+\.", ".", name.partition(".lora_")[0]) for name in names}
+
+    base = "model.model.layers."
+    attention = {f"{base}attention.{name}" for name in ("query_key_value", "dense")}
+    default = {f"{base}mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")} | attention
+    assert adapted(DEFAULT_TARGETS) == default
+    more = adapted(LORA_TARGETS) - default
+    encoders = ("vision", "linear_proj", "audio", "linear_proj_audio", "whisper_encoder", "linear_proj_whisper")
+    assert {name.split(".")[0] for name in more} == {"model", *encoders}
+    assert all("mlp.experts" in name for name in more if name.startswith("model."))
 
 
 @pytest.mark.parametrize("whisper", [False, True])

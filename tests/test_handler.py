@@ -67,6 +67,16 @@ def test_pictures_out(handler):
     assert both["generated_text"] == "four" and len(both["generated_images"]) == 2
 
 
+def test_speech_out(handler):
+    options = {"generation_mode": "audio", "speaker": "oscar", "seed": 0, "max_new_tokens": 8}
+    answer = call(handler, "What comes after three?", **options)
+    assert (
+        answer.keys() == {"generated_text", "generated_audio", "sampling_rate"} and answer["generated_text"] == "four"
+    )
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(answer["generated_audio"])))
+    assert rate == answer["sampling_rate"] == 22050 and 0.1 < len(samples) / rate < 3 and abs(samples).max() > 0.01
+
+
 def test_audio_is_a_wav_file():
     waveform = torch.sin(torch.arange(2205) / 10)
     samples, rate = soundfile.read(io.BytesIO(encode_audio(waveform, 22050)))

@@ -29,6 +29,17 @@ def test_dtype_and_options_of_from_pretrained():
     assert model.dtype == torch.bfloat16 and model.config.load_vision and not model.config.load_talker
 
 
+def test_parts_beside_the_weights_are_read_when_they_are_needed():
+    model = load_model(ROOT, device="cpu", parts=["image_gen"])
+    for handle in (model.image_gen, model.audio_detokenizer):
+        assert not handle.is_loaded
+    assert isinstance(model.image_gen.load(), torch.nn.Module) and model.image_gen.load() is model.image_gen.load()
+    assert model.audio_detokenizer.config.sample_rate == 22050 and model.audio_detokenizer.is_loaded
+    own = torch.nn.Linear(2, 2)
+    model.components.use(image_gen=own)
+    assert model.image_gen.load() is own and model.image_gen.weight is own.weight
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from ming.cli.memory import (
     Workload,
     configs,
     estimate,
+    main,
     peak_of,
     total,
     weight_bytes,
@@ -112,6 +114,15 @@ def test_released_sizes_fit_where_they_should():
     assert total(estimate(RELEASED, quantization="4bit")) < 16 * GIB
     assert total(estimate(RELEASED, perception, quantization="4bit")) < 12 * GIB
     assert total(estimate(RELEASED, perception)) < 38 * GIB
+
+
+def test_options_describe_the_prompt(capsys):
+    prompt = ["--context", "512", "--batch", "2", "--images", "2", "--image-size", "196x140", "--seconds", "4"]
+    main([str(ROOT), "--parts", "vision", "--dtype", "float32", "--json", *prompt])
+    told = json.loads(capsys.readouterr().out)
+    expected = estimate(str(ROOT), ["vision"], torch.float32, None, WORK)
+    assert told == {"parts": [asdict(item) for item in expected], "total": total(expected)}
+    assert expected != estimate(str(ROOT), ["vision"], torch.float32)
 
 
 def test_command_line():

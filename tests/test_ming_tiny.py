@@ -93,7 +93,7 @@ def test_what_was_heard_as_codes_is_spoken_again(model, processor, name):
 def test_demo_answers_about_every_medium_speaks_and_draws(tmp_path):
     command = [sys.executable, "-m", "demo", "--output", str(tmp_path), "--image", "demo/picture.jpg"]
     result = subprocess.run(command, cwd=ROOT, env=OFFLINE, capture_output=True, text=True, check=True)
-    assert "[6/6]" in result.stdout and "parameters" in result.stdout
+    assert "[6/6]" in result.stdout and "21.0 M parameters" in result.stdout
     *answers, spoken, drawing, edited = json.loads((tmp_path / "answers.json").read_text())
     expected = json.loads((ROOT / "demo" / "expected.json").read_text())
     assert spoken["answer"] == expected["picture"]

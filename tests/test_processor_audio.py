@@ -74,6 +74,20 @@ def test_channels_are_mixed_or_the_first_is_taken(tmp_path):
     assert torch.allclose(load_audio(tmp_path / "a.wav", mono="first")[0][0], torch.from_numpy(tone()))
 
 
+def test_the_encoder_is_chosen_in_a_call_as_in_a_chat(processor):
+    """The released way and ours; SANM is the default."""
+    sound = (tone(), 16000)
+    chat = [{"role": "user", "content": [{"type": "audio", "audio": sound}]}]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    plain = processor(text=["<audio>"], audios=[sound], return_tensors="pt")["audio_feats"]
+    assert plain.shape[-1] == 560
+    whisper = {"use_whisper_encoder": True}
+    called = processor(text=["<audio>"], audios=[sound], return_tensors="pt", audio_kwargs=whisper)["audio_feats"]
+    chatted = processor.apply_chat_template(chat, **options, **whisper)["audio_feats"]
+    assert called.shape[-1] == 128 and torch.equal(called, chatted)
+    assert torch.equal(processor.apply_chat_template(chat, **options)["audio_feats"], plain)
+
+
 def test_audio_items_keep_their_rate(processor):
     wave = torch.zeros(1600)
     content = [

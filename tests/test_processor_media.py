@@ -422,6 +422,15 @@ def test_video_formats(tmp_path, ending, codec):
     assert len(load_video(path, VideoOptions(nframes=4))) == 4
 
 
+def test_a_video_item_says_how_its_frames_are_chosen(tmp_path, processor):
+    path = write_video(tmp_path / "a.mp4", 40)
+    item = {"type": "video", "video": str(path), "max_frames": 6, "sample": "sequence"}
+    (video,) = processor.process_vision_info([{"role": "HUMAN", "content": [item]}])[1]
+    item |= {"sample": "uniform"}
+    (spread,) = processor.process_vision_info([{"role": "HUMAN", "content": [item]}])[1]
+    assert len(video) == len(spread) == 6 and not torch.equal(video, spread)
+
+
 def test_part_of_a_video(tmp_path):
     path = write_video(tmp_path / "a.mp4", 40)
     whole = load_video(path, VideoOptions(resize=False, fps=4, max_frames=40))

@@ -76,7 +76,12 @@ def test_decoder_and_encoders_are_quantised_and_the_rest_is_kept(quantised, bits
     assert len(whisper) == 24 and set(whisper) == {kind}
     for name in ("model.lm_head", "linear_proj.0", "linear_proj_audio.3"):
         assert layers[name] is nn.Linear
+    assert layers["audio.encoders.0.mlp.fc1"] is layers["talker.model.model.layers.0.self_attn.q_proj"] is kind
+    assert layers["talker.model.lm_head"] is nn.Linear
     assert quantised.get_input_embeddings().weight.dtype == torch.float32
+    norms = [module for module in quantised.modules() if "Norm" in type(module).__name__]
+    assert norms and {weight.dtype for norm in norms for weight in norm.parameters()} == {torch.float32}
+    assert not [m for m in quantised.audio_detokenizer.modules() if isinstance(m, kind)]
 
 
 def test_memory_falls_with_the_bits(full):

@@ -1,5 +1,6 @@
 """The README and the pages of docs/: every code block is run as it stands there, and every link leads somewhere."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +20,24 @@ import pytest
 import soundfile
 from PIL import Image
 
+from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
+from ming.audio_features import BailingMMFeatureExtractor
 from ming.cli.main import COMMANDS
+from ming.configuration_bailingmm import BailingMMTalkerConfig
+from ming.media import MAX_AUDIO_SECONDS, MAX_IMAGE_PIXELS, MAX_VIDEO_FRAMES
+from ming.modeling_talker import BailingMMTalker
+from ming.serving.settings import Limits
 from ming.training.finetune_data import read_chats
+from ming.training.finetune_text import DEFAULT_RANK
+from ming.video import MAX_CHOSEN_FRAMES
+from ming.voices import MAX_SECONDS, MIN_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+PROMISES = ROOT / "docs" / "promises.md"
+TALKER = json.loads((ROOT / "config.json").read_text(encoding="utf-8"))["talker_config"]
+WHISPER = json.loads((ROOT / "processor_config.json").read_text(encoding="utf-8"))["feature_extractor"]
 # The Python blocks of all pages are run in this order, in one process.
 FIRST = ("README.md", "inference.md", "speech.md", "images.md")
 PAGES = sorted(
@@ -173,7 +187,7 @@ def test_every_link_and_image_leads_somewhere(path):
 
 
 def test_the_readme_leads_to_every_page():
-    assert len(PAGES) == 11
+    assert len(PAGES) == 12
     for path in PAGES[1:]:
         assert f"](docs/{path.name})" in TEXTS[README]
 
@@ -201,6 +215,79 @@ def test_every_module_of_the_package_has_its_place_on_the_architecture_page():
     text = TEXTS[ARCHITECTURE]
     modules = {path.name for path in (ROOT / "ming").glob("*.py")} - {"__init__.py", "__main__.py"}
     assert sorted(name for name in modules if name not in text) == []
+
+
+def defined_tests(path: Path) -> set[str]:
+    """Names of the test functions of a file, which is not imported."""
+    return {
+        node.name
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def test_every_promise_has_a_test_or_a_command():
+    """Every test that the page of promises names exists, and every row names one, or what measures its figures."""
+    rows = [line for line in TEXTS[PROMISES].splitlines() if line.startswith("| ") and " | " in line]
+    rows = [line for line in rows if not line.startswith(("| promise |", "| figures |"))]
+    named = re.findall(r"`(tests/test_\w+\.py)::(\w+)`", TEXTS[PROMISES])
+    files = {file for file, _ in named}
+    known = {(file, name) for file in files for name in defined_tests(ROOT / file)}
+    assert sorted(set(named) - known) == []
+    assert len(rows) > 200 and len(set(named)) > 150
+    proofs = [line.rpartition(" | ")[2] for line in rows]
+    assert [row for row, proof in zip(rows, proofs, strict=True) if "`" not in proof] == []
+
+
+# Numbers of the running text, as they stand there, and where the code has them.
+NUMBERS = {
+    "inference.md": (
+        f"{MAX_AUDIO_SECONDS:,.0f} s of audio",
+        f"{MAX_IMAGE_PIXELS // 10**6} megapixels per image",
+        f"{MAX_VIDEO_FRAMES:,} frames per video, of which {MAX_CHOSEN_FRAMES:,} can be chosen",
+    ),
+    "images.md": (f"in pixels, {MIN_SIDE} to {MAX_SIDE}",),
+    "speech.md": (
+        f"at least {MIN_SECONDS:g} s",
+        f"{BailingMMTalkerConfig().max_prompt_seconds:g} s as released",
+        f"{TALKER['max_prompt_seconds']:g} s for Ming-Tiny",
+        f"up to {('no', 'one', 'two', 'three')[BailingMMTalker.ATTEMPTS]} draws in all",
+    ),
+    "fine-tuning.md": (f"LoRA of rank {DEFAULT_RANK}", f"Recordings last {MIN_SECONDS:g} to {MAX_SECONDS:g} s"),
+    "serving.md": (f"of up to {Limits().whole_characters} characters (`--whole-characters`)",),
+    "ming-tiny.md": (
+        f"at temperature {TALKER['sampling_temperature']:g}",
+        f"the released default is {BailingMMTalkerConfig().sampling_temperature:g}",
+    ),
+    "README.md": (
+        f"a recording of at most {MAX_SECONDS:g} s; Ming-Tiny's talker follows {TALKER['max_prompt_seconds']:g} s",
+        f"at most {BailingMMFeatureExtractor().max_whisper_positions // 50} s for the Whisper encoder",
+        f"{WHISPER['max_whisper_positions'] // 50} s for Ming-Tiny's",
+    ),
+}
+
+
+@pytest.mark.parametrize("page", NUMBERS)
+def test_numbers_in_the_running_text_are_those_of_the_code(page):
+    (text,) = (" ".join(text.split()) for path, text in TEXTS.items() if path.name == page)
+    assert [number for number in NUMBERS[page] if number not in text] == []
+
+
+def test_optional_dependencies_of_the_pages_exist():
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = {name for text in TEXTS.values() for name in re.findall(r"pip install '\.\[(\w+)\]'", text)}
+    assert named == {"finetuning", "serving", "cluster", "page"} and named <= known.keys()
+
+
+def test_make_demo_hands_on_the_files_of_the_user():
+    told = subprocess.run(
+        ["make", "--dry-run", "demo", "IMAGE=my.jpg", "AUDIO=my.wav", "VIDEO=my.mp4"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.rstrip().endswith('-m demo --image "my.jpg" --audio "my.wav" --video "my.mp4"')
 
 
 def source_of(module: str) -> str:

@@ -13,6 +13,7 @@ import sys
 import threading
 import wave
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 
 import av
 import httpx
@@ -44,6 +45,7 @@ from ming.events import TextDelta
 from ming.serving.engine_jobs import Finished, Sampling, TextJob
 from ming.serving.options import build_app
 from ming.serving.server import create_app
+from ming.serving.settings import EngineSettings, Limits
 
 
 def test_every_kind_of_input(omni):
@@ -299,6 +301,12 @@ def test_neutral_values_of_what_is_not_supported_change_nothing(omni):
         "reasoning_effort": "none",
         "prompt_cache_key": "mine",
         "safety_identifier": "me",
+        "user": "me",
+        "metadata": {"mine": "yes"},
+        "n": 1,
+        "frequency_penalty": 0,
+        "presence_penalty": 0,
+        "store": False,
     }
     known = ("stream", "use_whisper_encoder", "load_audio_from_video", "stop", "modalities", "audio", "n", "metadata")
     nulls = dict.fromkeys((*neutral, *known, "prediction", "web_search_options", "reasoning_content"))
@@ -314,7 +322,14 @@ def test_neutral_values_of_what_is_not_supported_change_nothing(omni):
         dict.fromkeys(("n", "size", "output_format", "response_format", "guidance_scale", "stream", "svg")),
     ):
         assert omni.http.post("/v1/images/generations", json={**image, **options}).status_code == 200
-    spoken = {"input": "A red circle.", "seed": 1, "instructions": "", "response_format": None, "voice": None}
+    spoken = {
+        "input": "A red circle.",
+        "seed": 1,
+        "instructions": "",
+        "response_format": None,
+        "voice": None,
+        "speed": 1,
+    }
     assert omni.http.post("/v1/audio/speech", json=spoken).headers["content-type"] == "audio/wav"
 
 
@@ -485,6 +500,27 @@ def test_command_line():
             _, log = process.communicate(timeout=DEADLINE)
     assert answer["choices"][0]["finish_reason"] == "length" and answer["model"] == ROOT.name
     assert "Application shutdown complete" in log
+
+
+def server_options(*arguments: str):
+    return serve.server_options(serve.build_parser().parse_args(["--model", str(ROOT), *arguments]))
+
+
+def test_every_limit_has_an_option():
+    """Of requests and of the engine; the app is built from what is read here."""
+    for kind, part in ((Limits, "limits"), (EngineSettings, "settings")):
+        for field in fields(kind):
+            value = type(field.default)(field.default + 1)
+            options = server_options("--" + field.name.replace("_", "-"), str(value))
+            assert getattr(options, part) == replace(kind(), **{field.name: value})
+
+
+def test_the_key_comes_from_the_environment(monkeypatch):
+    monkeypatch.delenv("MING_API_KEY", raising=False)
+    assert server_options().site.api_key is None
+    monkeypatch.setenv("MING_API_KEY", "open sesame")
+    assert server_options().site.api_key == "open sesame"
+    assert server_options("--api-key", "another").site.api_key == "another"
 
 
 def test_served_in_4_bit():

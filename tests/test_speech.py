@@ -221,12 +221,38 @@ def test_stream_yields_text_and_speech_and_ends(model, processor):
     assert texts[-1] == Done(expected)
 
 
+def test_audio_begins_before_the_text_ends(model, processor):
+    """The writer waits before its last sentence until something has been heard, and fails if nothing is."""
+    inputs, heard = chat(processor, QUESTIONS[0]), threading.Event()
+    ids = processor.tokenizer("A small red circle is on the left of a star. " * 3)["input_ids"]
+    ids.append(processor.tokenizer.eos_token_id)
+    prompt = inputs["input_ids"].shape[1]
+
+    def write(row, so_far):
+        place = len(so_far) - prompt
+        assert place <= len(ids) * 2 // 3 or heard.wait(60), "nothing was heard before the text was complete"
+        return [ids[min(place, len(ids) - 1)]]
+
+    options = {"generation_mode": "audio", "seed": 1, "talker_kwargs": {"rules": RULES}, "max_new_tokens": len(ids)}
+    events = []
+    for event in model.stream(**inputs, **options, prefix_allowed_tokens_fn=write):
+        events.append(type(event))
+        if isinstance(event, AudioChunk):
+            heard.set()
+    assert TextDelta in events[events.index(AudioChunk) :]
+
+
 def test_closing_a_stream_stops_its_work(model, processor):
-    threads = threading.active_count()
-    stream = model.stream(**chat(processor, QUESTIONS[0]), max_new_tokens=400, min_new_tokens=400)
-    next(stream)
-    stream.close()
-    assert threading.active_count() == threads
+    threads, passes = threading.active_count(), []
+    handle = model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
+    for mode in ("text", "audio"):
+        passes.clear()
+        inputs = chat(processor, QUESTIONS[0])
+        stream = model.stream(**inputs, max_new_tokens=400, min_new_tokens=400, generation_mode=mode)
+        next(stream)
+        stream.close()
+        assert threading.active_count() == threads and len(passes) < 400
+    handle.remove()
 
 
 def test_an_error_in_a_stream_reaches_the_reader(model, processor):
@@ -245,6 +271,13 @@ def test_waveforms_are_written_and_read_back(model, tmp_path):
         samples, rate = soundfile.read(tmp_path / f"reply.{ending}", dtype="float32")
         assert rate == 22050
         torch.testing.assert_close(torch.from_numpy(samples), output.waveforms[0], rtol=0, atol=1e-4)
+    both = model.speak(["red", "a long blue star"], seed=1, rules=RULES)
+    for ending, kind in (("ogg", "OGG"), ("mp3", "MP3")):  # one row, in formats that lose a little
+        both.save(tmp_path / f"reply.{ending}", row=1)
+        assert soundfile.info(tmp_path / f"reply.{ending}").format == kind
+        samples, rate = soundfile.read(tmp_path / f"reply.{ending}")
+        assert rate == 22050 and len(both.waveforms[0]) < len(samples)
+        assert len(samples) == pytest.approx(len(both.waveforms[1]), abs=3000)
     with pytest.raises(ValueError, match="cannot write .docx"):
         save_audio(tmp_path / "reply.docx", output.waveforms[0], 22050)
 

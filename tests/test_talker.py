@@ -182,6 +182,24 @@ def test_empty_and_runaway_pieces_are_drawn_again(talker):
     assert (empty.codec_ids.tolist(), empty.finish_reason) == ([], "empty")
 
 
+def test_a_piece_is_drawn_three_times_in_all(talker):
+    eos, drawn = talker.config.special_token_ids["<audio_eos>"], []
+
+    def draw(probabilities, rows):
+        drawn.append(eos)
+        return torch.tensor([eos])
+
+    (piece,) = talker.generate([PROMPTS[0]], generators(0), StopRules(min_new_ids=0), draw=draw)
+    assert (piece.finish_reason, len(drawn)) == ("empty", 3)
+
+
+def test_defaults_are_the_released_ones():
+    """Pieces hold as much as the release puts into them; Ming-Tiny's checkpoint asks for one sentence."""
+    config = BailingMMTalkerConfig()
+    assert (config.sampling_top_k, config.sampling_temperature) == (20, 1.0)
+    assert (config.one_sentence_pieces, config.max_prompt_seconds) == (False, 30.0)
+
+
 def test_pieces_that_lack_words_are_drawn_again(talker):
     """The voice says 4 text ids in 8 codec ids, so 10 text ids take about 20; 5 of them are a third of the text."""
     eos, audio = talker.config.special_token_ids["<audio_eos>"], TEXT_VOCAB + 3

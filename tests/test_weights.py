@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file, save_model
 from thinker_helpers import ROOT, Chat, batch, mixed_chats, randomize, tiny_config, tiny_model
 from transformers.core_model_loading import revert_weight_conversion
 
+import ming.source
 from ming.configuration_bailingmm import BailingMMConfig
 from ming.modeling_bailing_moe import BailingMoeForCausalLM
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
@@ -419,6 +421,33 @@ def test_code_and_components_travel_with_the_weights(saved, tmp_path):
     names = {str(path.relative_to(tmp_path / "target")) for path in (tmp_path / "target").rglob("*") if path.is_file()}
     own = {"config.json", "generation_config.json", "model.safetensors"}
     assert names == own | {"code.py", "image_gen/model.py", "image_gen/config.json"}
+
+
+def test_what_was_written_is_uploaded_and_nothing_else(saved, tmp_path, monkeypatch):
+    """In place of the Hub's client, which reaches nothing here, one that notes what it is asked for."""
+    uploads = []
+
+    class Client:
+        def __init__(self, token=None):
+            self.token = token
+
+        def upload_folder(self, **options):
+            uploads.append({"token": self.token, **options})
+
+    monkeypatch.setattr(ming.source, "HfApi", Client)
+    monkeypatch.setattr(ming.source, "create_repo", lambda name, **options: SimpleNamespace(repo_id=f"me/{name}"))
+    source, target = shutil.copytree(saved, tmp_path / "source"), tmp_path / "target"
+    for name in ("code.py", "voices/anna.json", "image_gen/config.json"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("{}", encoding="utf-8")
+    target.mkdir()
+    (target / "diary.txt").write_text("mine", encoding="utf-8")
+    Model.from_pretrained(source).save_pretrained(target, push_to_hub=True, repo_id="ming", token="secret")
+    (upload,) = uploads
+    written = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()} - {"diary.txt"}
+    assert written >= {"model.safetensors", "config.json", "code.py", "voices/anna.json", "image_gen/config.json"}
+    assert set(upload["allow_patterns"]) == written
+    assert (upload["repo_id"], upload["folder_path"], upload["token"]) == ("me/ming", target, "secret")
 
 
 # Memory

@@ -11,6 +11,7 @@ from ming.cli.checks import check_image_output, read_image_config
 from ming.cli.session import Session
 from ming.cli.usage import Parser, UsageError, user_input
 from ming.files import replacing
+from ming.generation_arguments import raise_if_no_room_to_draw
 
 log = logging.getLogger("ming")
 
@@ -68,6 +69,9 @@ def draw_image(args: argparse.Namespace, content: str | list[dict], fields: dict
     session = Session.of_arguments(args)
     config = read_image_config(session.source)
     inputs = session.prepare(content)
+    with user_input():
+        context = session.config.llm_config.max_position_embeddings
+        raise_if_no_room_to_draw(inputs["input_ids"].shape[1], config, context)
     model = session.load("image_gen", *parts)
     options: dict[str, Any] = {"guidance_scale": args.guidance}
     if args.size is not None:

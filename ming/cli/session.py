@@ -14,13 +14,15 @@ from transformers.utils import logging as library_logging
 
 from ming.cli.checks import find_device, find_model, read_config
 from ming.cli.usage import UsageError, user_input
+from ming.components import AUDIO_DETOKENIZER
 from ming.configuration_bailingmm import BailingMMConfig
 from ming.loading import DTYPES, default_dtype, load_model
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
+from ming.source import CheckpointSource
 from ming.speech import SpeechOutput
 from ming.talker_processor import BailingMMTalkerProcessor
-from ming.voices import Voice
+from ming.voices import Voice, raise_if_longer
 
 SEEDS = 2**31  # seeds that are drawn for the user have few digits to type again
 
@@ -103,6 +105,9 @@ class Session:
             raise UsageError(f"--model {self.source} has no talker; give a model that speaks")
         if self.talker_processor is None:
             with user_input():
+                if not CheckpointSource(self.source).has_component(AUDIO_DETOKENIZER):
+                    what = f"--model {self.source} has no {AUDIO_DETOKENIZER}/ folder"
+                    raise ValueError(f"{what}; give a model that speaks")
                 self.talker_processor = BailingMMTalkerProcessor.from_pretrained(self.source)
         return self.talker_processor
 
@@ -113,7 +118,9 @@ class Session:
             UsageError: the model does not speak, has no such voice, or cannot clone the recording.
         """
         with user_input():
-            return self.read_talker_processor().voice(name, prompt_audio, prompt_text)
+            voice = self.read_talker_processor().voice(name, prompt_audio, prompt_text)
+            raise_if_longer(voice, self.config.talker_config.max_prompt_seconds)
+        return voice
 
     def prepare(self, content: str | list[dict], use_whisper_encoder: bool = False):
         """One user message as inputs of the model, on the CPU.
