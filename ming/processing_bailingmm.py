@@ -402,15 +402,10 @@ class BailingMMProcessor(ProcessorMixin):
             ValueError: unknown role or content type, an item without its medium, unreadable media.
             TypeError: a keyword that is neither an option nor a variable of the template.
         """
-        flags = {
-            "add_generation_prompt": add_generation_prompt,
-            "continue_final_message": continue_final_message,
-            "tokenize": tokenize,
-            "return_dict": return_dict,
-            "load_audio_from_video": load_audio_from_video,
-        }
-        texts = {"chat_template": chat_template, "system_template": system_template}
-        raise_if_no_settings({**flags, **texts, "tools": tools, "processor_kwargs": processor_kwargs})
+        flags = {"tokenize": tokenize, "return_dict": return_dict, "add_generation_prompt": add_generation_prompt}
+        flags |= {"continue_final_message": continue_final_message, "load_audio_from_video": load_audio_from_video}
+        texts = {"chat_template": chat_template, "system_template": system_template, "tools": tools}
+        raise_if_no_settings({**flags, **texts, "processor_kwargs": processor_kwargs})
         if tools:
             raise ValueError(f"tools: this model calls none, got {len(tools)}; leave them out")
         conversations, batched = split_batch(conversation)
@@ -419,16 +414,13 @@ class BailingMMProcessor(ProcessorMixin):
         tensors = {} if return_tensors == "auto" else {"return_tensors": return_tensors}
         call_kwargs = {**(processor_kwargs or {}), **kwargs, **tensors}
         options = self._call_options(call_kwargs)
-        chats = [parse_conversation(chat) for chat in conversations]
-        if load_audio_from_video:
-            chats = [add_audio_tracks(chat, has_audio_track) for chat in chats]
+        chats = _parsed(conversations, load_audio_from_video)
         variables |= {"system_template": system_template, "prefill": continue_final_message}
         prompted = False if continue_final_message else add_generation_prompt
         prompts = [self._render(chat, template, prompted, variables) for chat in chats]
         if not tokenize:
             return prompts if batched else prompts[0]
-        images, videos, audios = self._load_media(chats, options)
-        inputs = self(prompts, images, videos, audios, **call_kwargs)
+        inputs = self(prompts, *self._load_media(chats, options), **call_kwargs)
         return inputs if return_dict else inputs["input_ids"]
 
     def _render(self, chat: list[Message], template: str, add_generation_prompt: bool | None, variables: dict) -> str:
@@ -469,9 +461,7 @@ class BailingMMProcessor(ProcessorMixin):
         Raises:
             ValueError: unknown role or content type, an item without its medium, unreadable media.
         """
-        chats = [parse_conversation(chat) for chat in split_batch(messages)[0]]
-        if load_audio_from_video:
-            chats = [add_audio_tracks(chat, has_audio_track) for chat in chats]
+        chats = _parsed(split_batch(messages)[0], load_audio_from_video)
         return self._load_media(chats, self._call_options(kwargs))
 
     def _load_media(
@@ -828,6 +818,12 @@ class BailingMMProcessor(ProcessorMixin):
             count = self.feature_extractor.num_tokens
             data["num_audio_tokens"] = [count(samples, use_whisper_encoder) for samples in audio_lengths]
         return MultiModalData(**data)
+
+
+def _parsed(conversations: list, load_audio_from_video: bool) -> list[list[Message]]:
+    """Parsed conversations, with the audio track of each video behind it if that is wanted."""
+    chats = [parse_conversation(chat) for chat in conversations]
+    return [add_audio_tracks(chat, has_audio_track) for chat in chats] if load_audio_from_video else chats
 
 
 def _is_variable(name: str, value: Any, template: str) -> bool:
