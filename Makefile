@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-programs test-oldest lint clean
+.PHONY: setup demo test test-programs test-oldest fuzz lint clean
 
 setup: $(READY)
 
@@ -35,6 +35,13 @@ test-oldest: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps --target .cache/oldest \
 		transformers==$(OLDEST)
 	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest $(OLDEST_TESTS)
+
+# Odd inputs of every kind; make fuzz INPUTS=500 tries fewer, FROM=1000 others.
+INPUTS ?= 10000
+FROM ?= 0
+
+fuzz: $(READY)
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz --inputs $(INPUTS) --from $(FROM)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -451,8 +451,7 @@ class BailingMMProcessor(ProcessorMixin):
         _raise_if_without_replies(options, prompts, chats)
         if not tokenize:
             return prompts if batched else prompts[0]
-        images, videos, audios = self._load_media(chats, options)
-        inputs = self(prompts, images, videos, audios, **call_kwargs)
+        inputs = self(prompts, *self._load_media(chats, options), **call_kwargs)
         return inputs if return_dict else inputs["input_ids"]
 
     def _render(self, chat: list[dict], template: str, add_generation_prompt: bool | None, variables: dict) -> str:
@@ -493,9 +492,7 @@ class BailingMMProcessor(ProcessorMixin):
         Raises:
             ValueError: unknown role or content type, an item without its medium, unreadable media.
         """
-        chats = [parse_conversation(chat) for chat in split_batch(messages)[0]]
-        if load_audio_from_video:
-            chats = [add_audio_tracks(chat, has_audio_track) for chat in chats]
+        chats = _parsed(split_batch(messages)[0], load_audio_from_video)
         return self._load_media(chats, self._call_options(kwargs))
 
     def _load_media(
