@@ -30,6 +30,7 @@ from image_gen.modeling_image_gen import ImageGen
 from .audio_features import BailingMMFeatureExtractor
 from .codec_bpe import CodecBPE
 from .configuration_bailingmm import AUTO_MAP, BailingMMConfig
+from .files import raise_if_shards_elsewhere
 from .media import describe
 from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from .processing_bailingmm import BailingMMProcessor
@@ -150,7 +151,9 @@ def find_shards(root: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: the index names a file that does not exist.
+        ValueError: it names one outside the directory.
     """
+    raise_if_shards_elsewhere(root)
     if (root / INDEX).is_file():
         paths = [root / name for name in sorted(set(read_json(root / INDEX)["weight_map"].values()))]
         if missing := [path.name for path in paths if not path.is_file()]:

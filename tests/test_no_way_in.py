@@ -60,6 +60,7 @@ ALLOWED = {
     ("image_gen/modeling_image_gen.py", "concurrent.futures"): "an exception's class",
     ("benchmarks/__main__.py", "importlib"): "the module of a benchmark, from a table",
     ("benchmarks/load.py", "subprocess"): "measures a process of its own",
+    ("tools/audit.py", "subprocess"): "pip-audit",
     ("tools/faults.py", "multiprocessing"): "processes that are killed",
     ("tools/faults.py", "socket"): "a free port",
     ("tools/faults.py", "urllib.request"): "asks the server that it started",

@@ -117,7 +117,9 @@ class Fetcher:
 
     async def _download(self, url: httpx.URL, param: str) -> bytes:
         # No proxies or passwords of the environment: the connection goes to the address that was checked.
-        async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None) as client:
+        # `_in_time` ends the whole download.
+        client = httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None)  # nosec B113
+        async with client:
             for _ in range(MAX_REDIRECTS + 1):
                 found = await self._get(client, url, param)
                 if isinstance(found, bytes):
