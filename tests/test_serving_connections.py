@@ -1,5 +1,6 @@
 """Clients that are slow, many or endless: raw connections to a server with small limits and no model."""
 
+import asyncio
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from ming.serving.connections import HEAD_BYTES, LimitedConnection
+from ming.serving.errors import ApiError
 from ming.serving.metrics import Metrics
 from ming.serving.middleware import AdmissionMiddleware
 from ming.serving.settings import Limits
@@ -35,9 +37,14 @@ def small_app() -> FastAPI:
         async def pieces():
             while True:
                 yield b"x" * 65536
+                await asyncio.sleep(0)
 
         return StreamingResponse(pieces())
 
+    async def refuse(request: Request, error: ApiError):
+        return error.response()
+
+    app.add_exception_handler(ApiError, refuse)
     app.add_middleware(AdmissionMiddleware, limits=LIMITS, metrics=Metrics(), check_room=lambda: None)
     return app
 

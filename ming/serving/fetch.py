@@ -29,10 +29,13 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
+        if address not in GLOBAL_UNICAST:  # the library calls site-local, IPv4-compatible and unassigned ones global
+            return False
     return address.is_global and not address.is_multicast
 
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
 async def resolve(host: str, port: int) -> list[Address]:
