@@ -30,11 +30,12 @@ from image_gen.modeling_image_gen import ImageGen
 from .audio_features import BailingMMFeatureExtractor
 from .codec_bpe import CodecBPE
 from .configuration_bailingmm import AUTO_MAP, BailingMMConfig
-from .files import raise_if_shards_elsewhere
+from .files import raise_if_outside, raise_if_shards_elsewhere
 from .media import describe
 from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from .processing_bailingmm import BailingMMProcessor
 from .release_files import read_cmvn, read_released_yaml
+from .source import files_root
 from .voices import Voice
 from .weights import raise_if_incomplete
 
@@ -128,8 +129,10 @@ def find_release(directory: str | os.PathLike) -> Release:
 
     Raises:
         FileNotFoundError: it is incomplete; the message names every file that is missing.
+        ValueError: a link leads out of it.
     """
     root = Path(directory)
+    raise_if_links_lead_out(root)
     speaks = (root / TALKER_FOLDER).is_dir()
     draws = all((root / name).is_dir() for name in IMAGE_GEN_FOLDERS)
     needed = list(NEEDED)
@@ -144,6 +147,19 @@ def find_release(directory: str | os.PathLike) -> Release:
     if missing:
         raise FileNotFoundError(f"{root} is no released checkpoint: it lacks {', '.join(missing)}")
     return Release(root, shards, speaks, draws)
+
+
+def raise_if_links_lead_out(root: Path) -> None:
+    """Refuse a release with links to files elsewhere: they would be copied, and what is adopted may be published.
+
+    Weights are excepted, since only their tensors are read.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for path in root.rglob("*"):
+        if path.is_symlink() and path.suffix != ".safetensors":
+            raise_if_outside(path, files_root(root))
 
 
 def find_shards(root: Path) -> list[Path]:

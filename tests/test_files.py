@@ -30,7 +30,7 @@ from ming.files import (
     saving,
 )
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from ming.release import find_shards
+from ming.release import find_release, find_shards
 from ming.source import CheckpointSource
 from ming.training.loop import last_checkpoint
 
@@ -269,6 +269,14 @@ def test_links_out_of_a_checkpoint_are_not_copied(tmp_path, caplog):
     (source / "voices" / "bert.json").write_text("bert")
     CheckpointSource(str(source)).copy(["voices/*"], tmp_path / "saved", "voices")
     assert [path.name for path in (tmp_path / "saved" / "voices").iterdir()] == ["bert.json"]
+
+
+def test_a_release_with_links_to_private_files_is_refused(tmp_path):
+    (tmp_path / "release" / "talker").mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "release" / "talker" / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="tokenizer.json leads out"):
+        find_release(tmp_path / "release")
 
 
 def test_links_within_the_hubs_cache_are_copied(tmp_path):
