@@ -94,7 +94,9 @@ def measure(
         for _ in range(repeats):
             for way, found in results.items():
                 probe = PROBE.format(root=str(ROOT), path=folder, dtype=dtype, device=device, way=way)
-                output = subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, text=True)
+                command = [sys.executable, "-c", probe]
+                # Our own text, without a shell.
+                output = subprocess.run(command, check=True, capture_output=True, text=True)  # nosec B603
                 found.append(json.loads(output.stdout))
     seconds = {way: statistics.median(item["seconds"] for item in found) for way, found in results.items()}
     size = results["load"][0]["size"]

@@ -82,7 +82,7 @@ def measure(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     batches: tuple[int, ...] = BATCHES,
-    with_compiled: bool = True,
+    compiled_too: bool = True,
 ) -> list[Cost]:
     """Decode with all models at every batch size."""
     cases = []
@@ -90,7 +90,7 @@ def measure(
         prompts = torch.arange(batch * PROMPT, device=device).view(batch, PROMPT) % 700
         for name, model in models(device, dtype).items():
             cases.append((name, batch, partial(model.generate, prompts, **OPTIONS)))
-            if with_compiled and batch == 1 and name in (OURS, LIBRARY):
+            if compiled_too and batch == 1 and name in (OURS, LIBRARY):
                 call = partial(model.generate, prompts, **OPTIONS, **compiled())
                 cases.append((f"{name}, compiled", batch, call))
     times = interleaved([call for _, _, call in cases], REPEATS)

@@ -106,9 +106,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     What is no regular file, such as /dev/stdout, is written itself. A link stays a link.
 
     Raises:
+        FileNotFoundError: its directory does not exist.
         SavingError: the file cannot be written; it is unchanged.
     """
     target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the directory {target.parent} does not exist; make it first")
     if target.exists() and not target.is_file():
         yield target
         return
@@ -230,11 +233,13 @@ def _weights_name(file: str) -> str | None:
 
 __all__ = [
     "DONE",
+    "OUTDATED",
     "PARTIAL",
     "SavingError",
     "finish_saving",
     "prepare_reading",
     "raise_if_outside",
+    "raise_if_shards_elsewhere",
     "replacing",
     "saving",
 ]

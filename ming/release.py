@@ -30,10 +30,12 @@ from image_gen.modeling_image_gen import ImageGen
 from .audio_features import BailingMMFeatureExtractor
 from .codec_bpe import CodecBPE
 from .configuration_bailingmm import AUTO_MAP, BailingMMConfig
+from .files import raise_if_outside, raise_if_shards_elsewhere
 from .media import describe
 from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from .processing_bailingmm import BailingMMProcessor
 from .release_files import read_cmvn, read_released_yaml
+from .source import files_root
 from .voices import Voice
 from .weights import raise_if_incomplete
 
@@ -127,8 +129,10 @@ def find_release(directory: str | os.PathLike) -> Release:
 
     Raises:
         FileNotFoundError: it is incomplete; the message names every file that is missing.
+        ValueError: a link leads out of it.
     """
     root = Path(directory)
+    raise_if_links_lead_out(root)
     speaks = (root / TALKER_FOLDER).is_dir()
     draws = all((root / name).is_dir() for name in IMAGE_GEN_FOLDERS)
     needed = list(NEEDED)
@@ -145,12 +149,27 @@ def find_release(directory: str | os.PathLike) -> Release:
     return Release(root, shards, speaks, draws)
 
 
+def raise_if_links_lead_out(root: Path) -> None:
+    """Refuse a release with links to files elsewhere: they would be copied, and what is adopted may be published.
+
+    Weights are excepted, since only their tensors are read.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for path in root.rglob("*"):
+        if path.is_symlink() and path.suffix != ".safetensors":
+            raise_if_outside(path, files_root(root))
+
+
 def find_shards(root: Path) -> list[Path]:
     """The files of the main weights: those that the index names, or the single file, or none.
 
     Raises:
         FileNotFoundError: the index names a file that does not exist.
+        ValueError: it names one outside the directory.
     """
+    raise_if_shards_elsewhere(root)
     if (root / INDEX).is_file():
         paths = [root / name for name in sorted(set(read_json(root / INDEX)["weight_map"].values()))]
         if missing := [path.name for path in paths if not path.is_file()]:

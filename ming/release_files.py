@@ -39,7 +39,8 @@ def read_released_yaml(path: str | os.PathLike) -> dict[str, Any]:
         ValueError: the file is not YAML or not a mapping, has other tags, or a reference names nothing.
     """
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=PlainLoader)  # a SafeLoader
+        # A SafeLoader, although it has another name.
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=PlainLoader)  # nosec B506
     except yaml.YAMLError as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(data, dict):

@@ -459,6 +459,32 @@ def test_a_component_that_names_other_code_is_not_run_without_consent(telling, s
     assert not (tmp_path / "home" / "answer.ran").exists(), process.stderr[-2000:]
 
 
+def test_a_configuration_cannot_trust_for_the_user(telling, site, tmp_path):
+    """`components_from` is the one setting of a checkpoint that leads to another one."""
+
+    def grant(fields):
+        fields["components_from"] = {"name": str(telling), "trust_remote_code": True}
+
+    change_json(telling / "config.json", grant)
+    script = "import ming\n" + USE_EVERYTHING.format(path=str(telling), options="", saved=str(tmp_path / "saved"))
+    process = start(script, tmp_path / "home", path=site)
+    assert process.returncode and "components_from" in process.stderr
+    assert not (tmp_path / "home" / "answer.ran").exists()
+
+
+def test_trust_in_a_checkpoint_runs_no_code_of_another_one(telling, repository, tmp_path):
+    """Its parts lie elsewhere, as those of a Trainer's checkpoint do; they are read by its own code."""
+    checkpoint = shutil.copytree(repository, tmp_path / "checkpoint")
+    for name in PARTS:
+        for path in (path for path in (checkpoint / name).iterdir() if path.suffix != ".py"):
+            path.unlink()
+    change_json(checkpoint / "config.json", lambda fields: fields.update(components_from={"name": str(telling)}))
+    options, saved = "trust_remote_code=True", str(tmp_path / "saved")
+    process = start(USE_EVERYTHING.format(path=str(checkpoint), options=options, saved=saved), tmp_path / "home")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert not (tmp_path / "home" / "answer.ran").exists()
+
+
 # What saving writes
 
 

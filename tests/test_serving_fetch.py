@@ -124,6 +124,12 @@ def redirect(target: str) -> str:
         "2002:7f00:1::",
         "64:ff9b::a9fe:a9fe",
         "2001:db8::1",
+        "::127.0.0.1",
+        "::ffff:0:127.0.0.1",
+        "64:ff9b:1::7f00:1",
+        "fec0::1",
+        "4000::1",
+        "2001:0:4136:e378:8000:63bf:80ff:fffe",
     ],
 )
 def test_addresses_that_are_not_public(address):

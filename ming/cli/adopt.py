@@ -56,11 +56,12 @@ TEXT_TOKENIZER_FILES = (
 VOICE_NETWORKS = (SPEAKER_FILE, TOKENIZER_FILE)
 
 
-def place(path: Path, target: Path, mode: str) -> None:
+def place(path: Path, target: Path, mode: str, may_point: bool = True) -> None:
     """Put a file at another place: by a hard link, by a symbolic link where that is impossible, or by a copy.
 
     Args:
         mode: "link" or "copy".
+        may_point: whether it may be a symbolic link; saving a model copies none that leads out of its directory.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if mode == "copy":
@@ -69,7 +70,10 @@ def place(path: Path, target: Path, mode: str) -> None:
     try:
         os.link(path.resolve(), target)
     except OSError:  # another file system
-        target.symlink_to(path.resolve())
+        if may_point:
+            target.symlink_to(path.resolve())
+        else:
+            shutil.copyfile(path, target)
 
 
 def code_files() -> list[Path]:
@@ -100,7 +104,7 @@ def adopt_speech(release: Release, target: Path, mode: str) -> None:
             place(talker / name, target / TOKENIZER_FOLDER / name, "copy")
     for name in VOICE_NETWORKS:
         if (talker / name).is_file():
-            place(talker / name, target / TOKENIZER_FOLDER / name, mode)
+            place(talker / name, target / TOKENIZER_FOLDER / name, mode, may_point=False)
         else:
             logger.warning("%s does not exist: the new checkpoint cannot clone voices", talker / name)
     read_released_codec_bpe(talker).save_pretrained(target / CODEC_FOLDERS[0])

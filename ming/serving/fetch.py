@@ -29,10 +29,13 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
+        if address not in GLOBAL_UNICAST:  # the library calls site-local, IPv4-compatible and unassigned ones global
+            return False
     return address.is_global and not address.is_multicast
 
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
 async def resolve(host: str, port: int) -> list[Address]:
@@ -117,7 +120,9 @@ class Fetcher:
 
     async def _download(self, url: httpx.URL, param: str) -> bytes:
         # No proxies or passwords of the environment: the connection goes to the address that was checked.
-        async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None) as client:
+        # `_in_time` ends the whole download.
+        client = httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=None)  # nosec B113
+        async with client:
             for _ in range(MAX_REDIRECTS + 1):
                 found = await self._get(client, url, param)
                 if isinstance(found, bytes):
