@@ -1,8 +1,8 @@
 """NaN and infinite values: noticed once per call, and then traced to the layer that they come from.
 
 A call looks at the logits behind its prompt and at its last ones, at its waveform, at its image: a comparison each,
-none between two tokens, none in `forward`. Only when such a check fails is the work done once more, with a check behind
-every layer, so that the error names the first one whose output is not finite.
+none between two tokens, none in `forward`. Only when such a check fails is the work done once more, with a check
+behind every layer, so that the error names the first one whose output is not finite.
 
 Shape letters: B rows, L tokens, V vocabulary.
 """
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
+WIDER = "load the model with dtype=torch.bfloat16 or torch.float32"
 # The arguments that the library's `generate` takes by position, behind the prompt.
 POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:]
 
@@ -138,14 +139,15 @@ def _explained(found: _Found, parts: Mapping[str, nn.Module]) -> str:
     weights = _weights({found.name: found.module}) | _weights(parts)  # those of the layer first
     for name, weight in weights.items():
         if not _is_finite(weight):
-            if weight.dtype == torch.float16:
-                return f"{where}: the weight {name} is not finite in float16; load it as torch.bfloat16 or torch.float32"
-            return f"{where}: the weight {name} is not finite; check the checkpoint, or fetch it again"
+            remedy = WIDER if weight.dtype == torch.float16 else "check the checkpoint, or fetch it again"
+            return f"{where}: the weight {name} is not finite in {weight.dtype}; {remedy}"
     dtype = next((weight.dtype for weight in weights.values() if weight.is_floating_point()), torch.float32)
-    if dtype == torch.float16:
-        return f"{where}: values overflow in float16; load the model with dtype=torch.bfloat16 or torch.float32"
+    is_half = dtype == torch.float16
     if not found.inputs_are_finite:
-        return f"{where}: its inputs are not finite, all weights are; check what the model was given"
+        or_wider = f", or {WIDER}" if is_half else ""
+        return f"{where}: its inputs are not finite, all weights are; check what the model was given{or_wider}"
+    if is_half:
+        return f"{where}: values overflow in {dtype}; {WIDER}"
     return f"{where}: values overflow in {dtype} although all weights are finite; check the checkpoint"
 
 

@@ -12,9 +12,10 @@ import random
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ PLAIN_LOGGER = (logging.NOTSET, (), (), True, False)
 
 
 def libraries(folders) -> None:
-    """Import the libraries that the code in some folders imports, wherever it does: the baseline of our own imports."""
+    """Import the libraries that the code in some folders imports, wherever it does: the baseline of our imports."""
     own = {Path(folder).name for folder in folders}
     for path in sorted(path for folder in folders for path in Path(folder).glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -34,10 +35,8 @@ def libraries(folders) -> None:
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
             if names and not {name.split(".")[0] for name in names} & own:
-                try:
+                with suppress(ImportError):  # an optional package
                     exec(compile(ast.Module([node], []), str(path), "exec"), {})
-                except ImportError:
-                    pass  # an optional package
 
 
 def _logger_state(logger: logging.Logger) -> tuple:
@@ -87,6 +86,7 @@ def process_state() -> dict[str, object]:
         "signal handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "locale": locale.setlocale(locale.LC_ALL),
         "working directory": os.getcwd(),
+        "temporary directory": tempfile.gettempdir(),
         "environment": dict(os.environ),
         "import path": list(sys.path),
         "streams": (sys.stdin, sys.stdout, sys.stderr),
@@ -118,5 +118,6 @@ def leaves_no_trace():
     before, running = process_state(), set(threading.enumerate())
     yield
     assert not changes(before, process_state())
-    left = [thread for thread in threading.enumerate() if thread not in running]
+    # The first progress bar of a process starts a thread of tqdm's.
+    left = [each for each in threading.enumerate() if each not in running and type(each).__name__ != "TMonitor"]
     assert not left, left

@@ -1,4 +1,4 @@
-"""NaN and values that overflow are one error that names the layer, in every call that answers; nothing else changes."""
+"""NaN and values that overflow are one error that names the layer, in every call that answers."""
 
 import re
 import threading
@@ -104,7 +104,9 @@ CASES = [
 def test_a_nan_is_named_by_its_layer_and_weight(model, processor, damaged, weight, layer, call):
     damaged(weight)
     layer = layer or weight.removesuffix(".weight")
-    with pytest.raises(FloatingPointError, match=rf"from layer {re.escape(layer)} on: the weight {re.escape(weight)} "):
+    with pytest.raises(
+        FloatingPointError, match=rf"from layer {re.escape(layer)} on: the weight {re.escape(weight)} "
+    ):
         answers(model, processor)[call]()
 
 
@@ -138,7 +140,7 @@ def test_values_beyond_float16_are_told_from_weights(repository, processor):
     low = BailingMMNativeForConditionalGeneration.from_pretrained(repository, dtype=torch.float16).eval()
     with torch.no_grad():
         low.model.model.layers[1].mlp.shared_experts.down_proj.weight.fill_(60_000)
-    expected = "model.model.layers.1.mlp.shared_experts.down_proj on: values overflow in float16.*torch.bfloat16"
+    expected = "model.model.layers.1.mlp.shared_experts.down_proj on: values overflow in torch.float16.*torch.bfloat16"
     with pytest.raises(FloatingPointError, match=expected):
         low.generate(**prepare(processor), max_new_tokens=4)
 
@@ -182,7 +184,9 @@ def test_logits_processors_of_the_caller_go_on_working(model, processor, damaged
 
     for given in ([bar], LogitsProcessorList([bar])):
         assert int(model.generate(**text, max_new_tokens=1, logits_processor=given)[0, start]) != first
-    by_position = model.generate(text["input_ids"], None, [bar], attention_mask=text["attention_mask"], max_new_tokens=1)
+    by_position = model.generate(
+        text["input_ids"], None, [bar], attention_mask=text["attention_mask"], max_new_tokens=1
+    )
     assert int(by_position[0, start]) != first
     damaged(f"{THINKER}.weight")
     kept = model.generate(**text, max_new_tokens=2, remove_invalid_values=True)  # asked for by the caller
