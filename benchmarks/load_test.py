@@ -106,7 +106,7 @@ def encoded(name: str) -> str:
 
 def ask(text: str, *media: dict, **options: Any) -> Callable[[openai.OpenAI], str]:
     """A chat of one question, greedy unless the options say otherwise."""
-    content = [*media, {"type": "text", "text": text}]
+    content = [*media, {"type": "text", "text": text}] if text else list(media)
     arguments = {"temperature": 0, "max_tokens": 48, **options}
 
     def send(client: openai.OpenAI) -> str:
@@ -328,12 +328,8 @@ def measure(
             left = jobs_left(url)
         lines = log.read_text(encoding="utf-8", errors="replace")
     answers = [*alone.answers, *load.answers]
-    return [
-        *kinds(alone.answers, load.answers),
-        *outcomes(answers),
-        *verdicts(answers, samples, left, lines),
-        *samples,
-    ]
+    judged = [*outcomes(answers), *verdicts(answers, samples, left, lines)]
+    return [*kinds(alone.answers, load.answers), *judged, *samples]
 
 
 def jobs_left(url: str, seconds: float = 30.0) -> float:
