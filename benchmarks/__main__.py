@@ -12,7 +12,8 @@ from .timing import profiled, share_table
 
 NAMES = ("moe", "layers", "thinker", "vision", "audio", "speech", "image", "load", "growth")
 ON_GPU = ("released",)  # not part of "all"
-WITH_MODEL = ("speech",)
+LONG = ("load_test",)  # not part of "all"
+WITH_MODEL = ("speech", "load_test")
 PROFILED = ("moe", "layers", "thinker")
 
 
@@ -37,13 +38,14 @@ def run(name: str, output: Path, options: dict) -> str:
 def main() -> None:
     """Run benchmarks and print their tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios within one run; see README.md.")
-    parser.add_argument("name", choices=(*NAMES, *ON_GPU, "all"))
+    parser.add_argument("name", choices=(*NAMES, *ON_GPU, *LONG, "all"))
     parser.add_argument("--device", help="default: cpu; cuda for released")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: see each table")
     parser.add_argument(
         "--folder", help="released: directory for 38 GB of temporary files; default: the temporary folder"
     )
-    parser.add_argument("--model", help="speech: a repository with a model that speaks; default: this one")
+    parser.add_argument("--model", help="speech, load_test: a repository with a model that speaks; default: this one")
+    parser.add_argument("--minutes", type=float, help="load_test: how long; default: 15")
     parser.add_argument("--profile", action="store_true", help=f"profile one call instead: {', '.join(PROFILED)}")
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="directory of JSON and plots")
     args = parser.parse_args()
@@ -58,6 +60,7 @@ def main() -> None:
     for name in NAMES if args.name == "all" else (args.name,):
         own = {"model": args.model} if args.model and name in WITH_MODEL else {}
         own |= {"folder": args.folder} if args.folder and name in ON_GPU else {}
+        own |= {"minutes": args.minutes} if args.minutes and name in LONG else {}
         sys.stdout.write(f"## {name}\n\n{run(name, args.output, options | own)}\n\n")
         sys.stdout.flush()
 

@@ -275,9 +275,14 @@ class ImageGen(PreTrainedModel):
 
         Args:
             size: (height, width) in pixels.
+
+        Raises:
+            FloatingPointError: NaN or infinite values, in the latents or on the way to the image.
         """
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         pixels = self.vae.decode(scaled, return_dict=False)[0]
+        if not torch.isfinite(pixels).all():
+            raise FloatingPointError(f"the image is not finite (NaN or infinite values) in {pixels.dtype}")
         if self.offload_hook is not None:
             self.offload_hook.offload()
         processor = PixArtImageProcessor(vae_scale_factor=self.config.size_multiple)

@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from .argument_checks import Kind, raise_if_no, raise_if_no_settings
+from .finite import naming_layers, raise_if_not_finite
 from .generation_arguments import end_token_ids, raise_if_too_long
 
 PROCESSOR = Kind(
@@ -105,8 +106,9 @@ class Chat:
         raise_if_too_long(ids.shape[1], context, "the conversation", room=1)
         token_types = torch.cat([self.token_types.to(device), new_types], dim=1)
         media = {name: inputs[name] for name in model.media_inputs if name in inputs}
-        with torch.no_grad():
+        with torch.no_grad(), naming_layers({"": model}, lambda: model.embed(new_ids, new_types, **media)):
             embeds, _ = model.embed(new_ids, new_types, **media)
+            raise_if_not_finite("the embeddings of the turn are", embeds)
             old = model.get_input_embeddings()(self.ids.to(device))  # read only where the cache ends
         output = model.generate(
             input_ids=ids,

@@ -18,7 +18,9 @@ from PIL import Image
 from transformers import GenerationConfig, GenerationMixin
 
 from .background import BackgroundWork
+from .components import IMAGE_GEN
 from .events import ImageDone, ImageProgress
+from .finite import naming_layers, raise_if_not_finite
 from .generation_arguments import raise_if_no_room_to_draw
 from .randomness import raise_if_unusable, row_generators
 from .token_types import IMAGE_TYPE, TEXT_TYPE
@@ -155,14 +157,27 @@ class Painter:
         Returns:
             the `Drawing` of the image head; its native size is None where chats were drawn at different ones.
         """
+        image_gen = self.model.components.image_gen.load()
+
+        def draw_again() -> None:
+            native = {name: options[name] for name in ("num_inference_steps", "guidance_scale") if name in options}
+            image_gen.draw(self._condition(inputs), **native)
+
+        with naming_layers({"": self.model, IMAGE_GEN: image_gen}, draw_again):
+            condition = self._condition(inputs)
+            raise_if_not_finite("the condition of the image is", condition)  # before all the steps of drawing
+            return self._draw_condition(condition, dict(options))
+
+    def _condition(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """The condition [B, n, H] of the image head, from the processor's output."""
         names = (*PROMPT_INPUTS, *self.model.media_inputs)
         states = self.states(**{name: inputs[name] for name in names if name in inputs})
-        image_gen = self.model.components.image_gen.load()
-        condition = image_gen.condition(states[-1])
-        options = dict(options)
+        return self.model.components.image_gen.load().condition(states[-1])
+
+    def _draw_condition(self, condition: torch.Tensor, options: dict[str, Any]) -> Any:
         sizes = options.pop("sizes", [None])
         if not any(sizes):
-            return image_gen.draw(condition, **options)
+            return self.model.components.image_gen.load().draw(condition, **options)
         return self._draw_like_sources(condition, sizes, options)
 
     def _draw_like_sources(

@@ -55,6 +55,7 @@ from .configuration_bailingmm import BailingMMConfig
 from .drawing import Painter
 from .events import Done, StreamEvent, TextDelta
 from .files import prepare_reading, saving
+from .finite import LogitsCheck, naming_layers
 from .generation_arguments import (
     GenerationArguments,
     raise_if_media_missing,
@@ -802,7 +803,43 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         if has_media or (given is None and input_ids is not None and token_types is not None):
             embeds, token_types = self.embed(input_ids, token_types, **media, inputs_embeds=given)
             kwargs.update(inputs_embeds=embeds, mm_token_type_ids=token_types)
-        return super().generate(None, *args, **kwargs)
+        check = LogitsCheck()
+
+        def read_again() -> None:
+            embeds, types = self.embed(input_ids, token_types, **media, inputs_embeds=given)
+            self._read_all(embeds, types, kwargs.get("attention_mask"), check.input_ids)
+
+        with naming_layers({"": self}, read_again):
+            try:
+                reply = super().generate(None, **check.added_to(args, kwargs))
+            except RuntimeError:  # PyTorch's words when it shall draw from probabilities that are NaN
+                check.raise_if_not_finite()
+                raise
+            check.raise_if_not_finite()
+        return reply
+
+    def _read_all(
+        self,
+        embeds: torch.Tensor,
+        token_types: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+    ) -> None:
+        """Read prompts [B, L, H] and, where they are known, the replies behind them, in one pass without a cache.
+
+        Args:
+            attention_mask: [B, L]. input_ids: [B * replies, L + new].
+        """
+        length = embeds.shape[1]
+        mask = embeds.new_ones(embeds.shape[:2], dtype=torch.long) if attention_mask is None else attention_mask
+        if input_ids is not None and input_ids.shape[1] > length:
+            repeats, num_new = len(input_ids) // len(embeds), input_ids.shape[1] - length
+            new = self.get_input_embeddings()(input_ids[:, length:])
+            embeds = torch.cat([embeds.repeat_interleave(repeats, dim=0), new.to(embeds.dtype)], dim=1)
+            mask = F.pad(mask.repeat_interleave(repeats, dim=0), (0, num_new), value=1)
+            if token_types is not None:
+                token_types = F.pad(token_types.repeat_interleave(repeats, dim=0), (0, num_new))
+        self(inputs_embeds=embeds, attention_mask=mask, mm_token_type_ids=token_types, use_cache=False)
 
     def prepare_inputs_for_generation(
         self,

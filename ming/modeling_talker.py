@@ -29,6 +29,7 @@ from transformers.modeling_utils import PreTrainedModel
 from .argument_checks import Kind, raise_if_no, raise_if_no_number, shown
 from .compat import execution_device
 from .configuration_bailingmm import BailingMMTalkerConfig
+from .finite import naming_layers, raise_if_not_finite
 
 NO_ID = -1  # in a step's ids: this row has ended
 RELEASED_EOS_MARGIN = 10
@@ -174,7 +175,12 @@ def multinomial_draw(generators: list[torch.Generator] | None) -> Draw:
         drawn = []
         for row, index in zip(probabilities, rows, strict=True):
             generator = generators[index]
-            drawn.append(torch.multinomial(row.to(generator.device), 1, generator=generator).to(row.device))
+            own = row.to(generator.device)
+            try:
+                drawn.append(torch.multinomial(own, 1, generator=generator).to(row.device))
+            except RuntimeError:  # PyTorch's words for NaN
+                raise_if_not_finite("the probabilities of the talker are", own)
+                raise
         return torch.cat(drawn)
 
     return draw
@@ -371,10 +377,17 @@ class BailingMMTalker(PreTrainedModel):
         keep = max(len(row.prompt.prompt_ids) for row in rows) + 1
         logits = self(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
         position = inputs["position_ids"][:, -1]
+        last_pass = inputs
+
+        def read_again() -> None:
+            self(**last_pass)
+
         if sampler.rules.released:
-            sampler.draw_while_reading(logits, rows, position)
+            with naming_layers({"talker": self}, read_again):
+                sampler.draw_while_reading(logits, rows, position)
         while True:
-            ids = sampler(logits[:, -1], rows, position)
+            with naming_layers({"talker": self}, read_again):
+                ids = sampler(logits[:, -1], rows, position)
             for row in rows:
                 if row.finish_reason is None and row.num_new >= row.limit:
                     row.finish_reason = "length"
@@ -383,13 +396,14 @@ class BailingMMTalker(PreTrainedModel):
                 return
             position = position + 1
             attention_mask = F.pad(attention_mask, (0, 1), value=1)
-            logits = self(
+            last_pass = {
                 **self._step_inputs(rows, ids),
-                attention_mask=attention_mask,
-                position_ids=position[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
+                "attention_mask": attention_mask,
+                "position_ids": position[:, None],
+                "past_key_values": cache,
+                "use_cache": True,
+            }
+            logits = self(**last_pass).logits
 
     def resolve_options(
         self,

@@ -8,6 +8,7 @@ Shape letters: N samples of a waveform, D hidden size of the thinker, n tokens o
 import os
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +16,10 @@ from transformers.utils import ModelOutput, logging
 
 from .argument_checks import raise_if_no_settings, shown
 from .background import BackgroundWork
+from .components import AUDIO_DETOKENIZER
 from .encoding import save_audio
 from .events import AudioChunk, Done, SpokenPiece, StreamEvent, TextDelta
+from .finite import naming_layers, raise_if_not_finite
 from .generation_arguments import VOICE_ARGUMENTS
 from .modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPiece, TalkerPrompt
 from .randomness import PieceGenerators, row_generators
@@ -228,15 +231,18 @@ class Speaker:
         voiced = [index for index, row in enumerate(codes) if len(row)]
         for start in range(0, len(voiced), TALKER_BATCH):
             part = voiced[start : start + TALKER_BATCH]
-            decoded = detokenizer.load().decode(
+            decode = partial(
+                detokenizer.load().decode,
                 [codes[index] for index in part],
                 speaker_embedding=voice.speaker_embedding[None],
                 prompt_codes=[voice.prompt_codes],
                 prompt_mel=[voice.prompt_mel],
-                generator=[generators[index] for index in part],
             )
-            for index, waveform in zip(part, decoded, strict=True):
-                waveforms[index] = waveform.float().cpu()
+            decoded = decode(generator=[generators[index] for index in part])
+            with naming_layers({AUDIO_DETOKENIZER: detokenizer.load()}, decode):
+                for index, waveform in zip(part, decoded, strict=True):
+                    waveforms[index] = waveform.float().cpu()
+                    raise_if_not_finite("the waveform is", waveforms[index])
         return waveforms
 
     def stream(
@@ -342,7 +348,15 @@ class PieceSpeaker:
             parts.append(stream.push(self.processor.codes(torch.tensor([codec_id]))).float().cpu())
         if before is None and now not in (None, "empty"):
             parts.append(stream.finish().float().cpu())
-        return torch.cat(parts)
+        waveform = torch.cat(parts)
+
+        def decode_again() -> None:
+            voice, codes = self.settings.voice, stream.codes[stream.num_prompt_codes :]
+            self.detokenizer.decode([codes], voice.speaker_embedding[None], [voice.prompt_codes], [voice.prompt_mel])
+
+        with naming_layers({AUDIO_DETOKENIZER: self.detokenizer}, decode_again):
+            raise_if_not_finite("the waveform is", waveform)
+        return waveform
 
     def _drawn_again(self, prompt: TalkerPrompt, generator: torch.Generator, item: TalkerPiece) -> TalkerPiece:
         """A piece that stayed empty, did not stop or lacks words is drawn again, as in `BailingMMTalker.generate`."""

@@ -10,8 +10,8 @@ import torch
 from image_helpers import small_image_gen
 from PIL import Image
 
-from benchmarks import audio, image, layers, load, moe, released, report, speech, thinker, vision
-from benchmarks.__main__ import NAMES, run
+from benchmarks import audio, image, layers, load, load_test, moe, released, report, speech, thinker, vision
+from benchmarks.__main__ import LONG, NAMES, run
 from benchmarks.growth import Cost, plot, table
 from benchmarks.timing import OUTSIDE, profiled, share_table
 from ming.configuration_bailingmm import BailingMoeConfig
@@ -29,7 +29,7 @@ def test_command_line_lists_the_benchmarks():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert all(name in result.stdout for name in (*NAMES, "all"))
+    assert all(name in result.stdout for name in (*NAMES, *LONG, "all"))
 
 
 def test_results_are_written_beside_the_table(tmp_path, monkeypatch):
@@ -181,3 +181,41 @@ def test_loading_is_measured():
     costs = {cost.name: cost.value for cost in load.measure(layers=1)}
     assert set(costs) == {"parameters (MB)", "loading / reading and casting", "peak memory / parameters"}
     assert costs["peak memory / parameters"] > 0.9
+
+
+def answer(kind: str, outcome: str, seconds: float = 1.0) -> load_test.Answer:
+    return load_test.Answer(kind, seconds, outcome)
+
+
+def test_a_load_that_leaks_or_fails_is_said_to():
+    grown = [load_test.Sample(index, 100.0 + max(index - 20, 0), 40 + (index > 90)) for index in range(100)]
+    answers = [
+        answer("text", load_test.ANSWERED),
+        answer("text", load_test.FULL),
+        answer("broken image", "failed (500)"),
+    ]
+    found = {item.condition.split()[0]: item for item in load_test.verdicts(answers, grown, 1.0, "Traceback")}
+    assert found["memory"].measured == "+67.5%" and not found["memory"].holds
+    assert found["open"].measured == "+2.5%" and found["open"].holds
+    assert not any(found[word].holds for word in ("every", "no", "nothing"))
+    assert [item.outcome for item in load_test.outcomes(answers)] == [
+        load_test.ANSWERED, load_test.FULL, "unexpected: broken image: failed (500)",
+    ]  # fmt: skip
+    alone, under_load = [answer("text", load_test.ANSWERED, 2.0)], [answer("text", load_test.ANSWERED, 3.0)] * 19
+    costs = load_test.kinds(alone, [*under_load, answer("text", load_test.ANSWERED, 8.0)])
+    assert load_test.table(costs).splitlines()[2] == "| text | 20 | 2.00 | 1.5 | 4.0 |"
+    lines = load_test.plot(grown).lines
+    assert [values[30] for _, values in lines.values()] == pytest.approx([110 / 104.5, 1.0])
+
+
+def test_a_server_under_load(tmp_path):
+    """Every kind of request, alone and then from three clients at once, for a few seconds."""
+    table = run("load_test", tmp_path, {"device": "cpu", "minutes": 0.05, "clients": 3, "repeats": 1})
+    costs = json.loads((tmp_path / "load_test.json").read_text())["costs"]
+    ended = {cost["outcome"]: cost["number"] for cost in costs if set(cost) == {"outcome", "number"}}
+    assert set(ended) <= {load_test.ANSWERED, load_test.LEFT, load_test.REFUSED, load_test.FULL}, ended
+    assert all(ended[outcome] for outcome in (load_test.ANSWERED, load_test.LEFT, load_test.REFUSED))
+    held = {cost["condition"]: cost["holds"] for cost in costs if "condition" in cost}
+    assert [holds for condition, holds in held.items() if "grow" not in condition] == [True] * 3, table
+    assert any(cost.get("memory", 0) > 50 for cost in costs) and "| drawing |" in table
+    assert Image.open(tmp_path / "load_test.png").getbbox()

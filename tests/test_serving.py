@@ -457,6 +457,20 @@ def test_a_failing_job_is_a_server_error_and_the_engine_goes_on(broken):
     assert ask(broken, QUESTIONS[0], model="ming") == "four"
 
 
+def test_a_request_that_fails_does_not_fail_its_neighbours(broken):
+    """Three chats that are decoded together, and the second cannot be read."""
+    with ThreadPoolExecutor(3) as pool:
+        with broken.held():
+            answers = [pool.submit(ask, broken, QUESTIONS[index], model="ming") for index in (0, 1, 5)]
+            until(lambda: len(broken.engine.waiting_jobs()) == 3)
+        assert answers[0].result(DEADLINE) == "four" and answers[2].result(DEADLINE) == "six"
+        with pytest.raises(openai.InternalServerError, match="its log says why"):
+            answers[1].result(DEADLINE)
+    assert broken.metric("ming_jobs_total", kind="text", outcome="failed") == 1
+    assert broken.metric("ming_jobs_total", kind="text", outcome="stop") == 2
+    assert broken.metric("ming_jobs_waiting") == 0
+
+
 def test_an_end_of_the_engine_is_told_to_who_waits(broken):
     closing = threading.Thread(target=broken.engine.close)
     with ThreadPoolExecutor(1) as pool:

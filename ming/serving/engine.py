@@ -165,6 +165,7 @@ class Engine:
 
     def _run(self, batch: list[Job]) -> None:
         live = [job for job in batch if not job.cancelled]
+        alone: list[Job] = []  # what one request brought down is tried again without its neighbours
         self.metrics.running.set(len(live))
         started = time.monotonic()
         try:
@@ -175,11 +176,15 @@ class Engine:
                 if isinstance(job, StreamJob):
                     _send_events(job)
         except Exception as error:  # every client that waits for it gets the error; the thread goes on with other jobs
-            logger.exception("a %s job failed", live[0].kind)
+            logger.exception("%d %s job(s) failed", len(live), live[0].kind)
+            alone = [job for job in live if len(live) > 1 and not job.has_begun]
             for job in live:
-                job.send(Failed(error))
+                if job not in alone:
+                    job.send(Failed(error))
         self.metrics.running.set(0)
-        for job in batch:
+        for job in alone:
+            self._run([job])
+        for job in (job for job in batch if job not in alone):
             job.send(Finished("cancelled"))  # has no effect on a job that has ended
             self._count(job, time.monotonic() - started)
 

@@ -81,6 +81,7 @@ class Job:
         self._deliver = deliver
         self._cancelled = threading.Event()
         self.ended: Finished | Failed | None = None
+        self.has_begun = False  # whether any event was sent
 
     def cancel(self) -> None:
         """Ask for the end; from any thread, also after the end."""
@@ -94,6 +95,7 @@ class Job:
         """Deliver an event; nothing follows the last one."""
         if self.ended is not None:
             return
+        self.has_begun = True
         if isinstance(event, Finished | Failed):
             self.ended = event
         self._deliver(event)

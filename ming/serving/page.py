@@ -344,12 +344,13 @@ def private_folder() -> Iterator[Path]:
 
     Gradio hands out files of the working and of the temporary directory, so both are this folder meanwhile.
     """
+    before = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="ming-page-") as name, chdir(name):
         tempfile.tempdir = name
         try:
             yield Path(name)
         finally:
-            tempfile.tempdir = None
+            tempfile.tempdir = before
 
 
 def show_page(model, processor, max_new_tokens: int, host: str, port: int, share: bool) -> None:
@@ -361,11 +362,14 @@ def show_page(model, processor, max_new_tokens: int, host: str, port: int, share
         host, port: to listen at.
         share: whether the page gets a public address as well, through Gradio's servers.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder is removed then, too
-    with private_folder() as folder:
-        streams = shutil.which("ffmpeg") is not None  # Gradio's player needs it to stream
-        page = build_page(Answerer(model, processor, folder, max_new_tokens, streams))
-        page.launch(server_name=host, server_port=port, share=share, **LAUNCH)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder is removed then, too
+    try:
+        with private_folder() as folder:
+            streams = shutil.which("ffmpeg") is not None  # Gradio's player needs it to stream
+            page = build_page(Answerer(model, processor, folder, max_new_tokens, streams))
+            page.launch(server_name=host, server_port=port, share=share, **LAUNCH)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 __all__ = ["Answerer", "build_page", "private_folder", "show_page"]
