@@ -492,7 +492,7 @@ class BailingMMProcessor(ProcessorMixin):
         Raises:
             ValueError: unknown role or content type, an item without its medium, unreadable media.
         """
-        chats = _parsed(split_batch(messages)[0], load_audio_from_video)
+        chats = [_parse(chat, load_audio_from_video) for chat in split_batch(messages)[0]]
         return self._load_media(chats, self._call_options(kwargs))
 
     def _load_media(
