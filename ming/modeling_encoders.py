@@ -31,7 +31,6 @@ from transformers.utils.generic import is_flash_attention_requested
 from .compat import takes_experts_implementation
 from .configuration_bailingmm import BailingMMAudioConfig, BailingMMVisionConfig, BailingMMWhisperConfig
 
-
 register_checkpoint_conversion_mapping(
     "BailingMMSanmEncoder",
     [
