@@ -345,7 +345,6 @@ class BailingMMTalkerConfig(PreTrainedConfig):
         return self.text_vocab_size + self.audio_vocab_size
 
 
-@keeps_auto_map
 def with_fused_names(quantization: dict[str, Any]) -> dict[str, Any]:
     """A saved `quantization_config` whose skip list knows SANM's queries, keys and values as one layer.
 
@@ -358,6 +357,7 @@ def with_fused_names(quantization: dict[str, Any]) -> dict[str, Any]:
     return {**quantization, "llm_int8_skip_modules": sorted(fused)}
 
 
+@keeps_auto_map
 class BailingMMConfig(PreTrainedConfig):
     """Ming-Lite-Omni: the thinker with its vision tower and two audio encoders, and the talker.
 
