@@ -57,10 +57,9 @@ class AudioDetokenizer(PreTrainedModel):
     @property
     def device(self) -> torch.device:
         """Where inputs belong, also when the weights are offloaded."""
-        with align_module_device(
-            self.flow.spk_embed_affine_layer
-        ):  # offloaded weights are fetched to where it computes
-            return self.flow.spk_embed_affine_layer.weight.device
+        layer = self.flow.spk_embed_affine_layer
+        with align_module_device(layer):  # offloaded weights are fetched to where it computes
+            return layer.weight.device
 
     @property
     def num_silent_samples(self) -> int:

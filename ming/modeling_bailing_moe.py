@@ -37,6 +37,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .compat import is_split, slice_logits_to_keep
 from .configuration_bailingmm import BailingMoeConfig
+from .idle_parts import must_be_called, must_have_gradients
 from .quantization import is_quantized
 from .token_types import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
 
@@ -220,7 +221,8 @@ class BailingMoeSeparateExperts(nn.ModuleList):
     ) -> torch.Tensor:
         """As `BailingMoeExperts`; an expert that no token visits is not dequantised."""
         output = torch.zeros_like(hidden_states, dtype=top_k_weights.dtype)
-        for expert in top_k_index.unique().tolist():
+        visited = range(len(self)) if must_be_called(self, self.training) else top_k_index.unique().tolist()
+        for expert in visited:
             token, slot = torch.where(top_k_index == expert)
             output.index_add_(0, token, self[expert](hidden_states[token]) * top_k_weights[token, slot, None])
         return output.to(hidden_states.dtype)
@@ -374,6 +376,9 @@ class BailingMoeModel(BailingMoePreTrainedModel):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
+        if mm_token_type_ids is None and must_have_gradients(self, self.training):
+            # Routers that no token visits take part in the graph when they are told the tokens' types.
+            mm_token_type_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:

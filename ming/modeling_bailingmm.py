@@ -63,6 +63,7 @@ from .generation_arguments import (
     raise_if_unanswerable,
     sort_arguments,
 )
+from .idle_parts import add_nothing_of, must_be_called, must_have_gradients
 from .modeling_bailing_moe import BailingMoeForCausalLM, BailingMoeOutputWithPast
 from .modeling_encoders import (
     BailingMMSanmEncoder,
@@ -92,6 +93,8 @@ MEDIA_INPUTS = (
     "audio_placeholder_loc_lens",
     "use_whisper_encoder",
 )
+# Encoder and projector of recordings, by `use_whisper_encoder`.
+AUDIO_PARTS = {False: ("audio", "linear_proj_audio"), True: ("whisper_encoder", "linear_proj_whisper")}
 
 
 # What to do with media that continuous batching does not take.
@@ -310,6 +313,15 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         raise_if_no_tensors(given, self._on_meta)
         if not self.config.load_vision:
             raise ValueError("this model was loaded with load_vision=False; load it with load_vision=True for images")
+        self._raise_if_no_patches(pixel_values, image_grid_thw)
+        outputs = self.vision(
+            pixel_values.to(self.vision.dtype), grid_thw=image_grid_thw, **{**kwargs, "return_dict": True}
+        )
+        outputs.pooler_output = F.normalize(self.linear_proj(outputs.pooler_output), dim=-1)
+        return outputs
+
+    def _raise_if_no_patches(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> None:
+        """Refuse grids that are not [N, 3] in whole tokens, and patches [P, 1176] that do not fill them."""
         vision, size = self.config.vision_config, self.config.vision_config.spatial_merge_size
         is_grid = image_grid_thw is not None and image_grid_thw.ndim == 2 and image_grid_thw.shape[1] == 3
         if not is_grid or (image_grid_thw < 1).any() or (image_grid_thw[:, 1:] % size).any():
@@ -326,11 +338,6 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 f"pixel_values must be floats of shape {expected} for image_grid_thw {image_grid_thw.tolist()}, "
                 f"got {pixel_values.dtype} {tuple(pixel_values.shape)}"
             )
-        outputs = self.vision(
-            pixel_values.to(self.vision.dtype), grid_thw=image_grid_thw, **{**kwargs, "return_dict": True}
-        )
-        outputs.pooler_output = F.normalize(self.linear_proj(outputs.pooler_output), dim=-1)
-        return outputs
 
     @can_return_tuple
     def get_audio_features(
@@ -457,33 +464,94 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             inputs_embeds [B, L, H] and mm_token_type_ids [B, L] (None when there is no medium).
 
         Raises:
-            ValueError: the number of placeholder tokens of a modality differs from its number of features.
+            ValueError: the number of placeholder tokens of a modality differs from its number of features, or
+                media under `torch.export`.
         """
         has_media = any(media is not None for media in (pixel_values, pixel_values_videos, audio_feats))
+        if has_media and torch.compiler.is_exporting():
+            raise ValueError(
+                "the encoders cannot be exported, since sizes of images and recordings are numbers within tensors: "
+                "call embed(...) first, and export with its inputs_embeds and mm_token_type_ids"
+            )
         if mm_token_type_ids is None and has_media:
             mm_token_type_ids = self.get_token_types(
                 input_ids, pixel_values is not None, pixel_values_videos is not None, audio_placeholder_loc_lens
             )
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if mm_token_type_ids is None:
-            return inputs_embeds, None
-        if mm_token_type_ids.shape != inputs_embeds.shape[:2]:
+        if mm_token_type_ids is not None and mm_token_type_ids.shape != inputs_embeds.shape[:2]:
             raise ValueError(
                 f"mm_token_type_ids {tuple(mm_token_type_ids.shape)} must have the shape of input_ids "
                 f"{tuple(inputs_embeds.shape[:2])}"
             )
-        features: dict[str, torch.Tensor | None] = {"image": None, "video": None, "audio": None}
-        if pixel_values is not None:
-            features["image"] = self._visual_features(pixel_values, image_grid_thw).pooler_output
-        if pixel_values_videos is not None:
-            features["video"] = self._visual_features(pixel_values_videos, video_grid_thw).pooler_output
-        if audio_feats is not None:
-            audio, _ = self._audio_features(audio_feats, audio_feats_lengths, use_whisper_encoder)
-            features["audio"] = audio.pooler_output
-        for (name, rows), token_type in zip(features.items(), (IMAGE_TYPE, VIDEO_TYPE, AUDIO_TYPE), strict=True):
-            inputs_embeds = put_features(inputs_embeds, mm_token_type_ids == token_type, rows, name)
+        features, idle = self._encode(
+            {"image": (pixel_values, image_grid_thw), "video": (pixel_values_videos, video_grid_thw)},
+            (audio_feats, audio_feats_lengths, use_whisper_encoder),
+            inputs_embeds.device,
+        )
+        if mm_token_type_ids is not None:
+            for name, token_type in (("image", IMAGE_TYPE), ("video", VIDEO_TYPE), ("audio", AUDIO_TYPE)):
+                inputs_embeds = put_features(inputs_embeds, mm_token_type_ids == token_type, features.get(name), name)
+        for rows in idle:
+            inputs_embeds = add_nothing_of(rows, inputs_embeds)
         return inputs_embeds, mm_token_type_ids
+
+    def _encode(
+        self, visual: dict[str, tuple[torch.Tensor | None, ...]], audio: tuple, device: torch.device
+    ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        """Features [tokens, H] of every medium that is given, and outputs of parts that are called for nothing.
+
+        Images and videos go through the vision tower together, and the encoders are called in one order: where their
+        weights are spread over processes, every call is a step that all processes take.
+
+        Args:
+            visual: by name, patches and grids as in `get_image_features`, or None.
+            audio: arguments of `get_audio_features`, the first of them None if there is no audio.
+            device: where the embeddings are; weights may wait elsewhere.
+        """
+        features, idle = {}, []
+        given: dict[str, Any] = {name: pair for name, pair in visual.items() if pair[0] is not None}
+        if len(given) > 1:
+            for pair in given.values():
+                self._raise_if_no_patches(*pair)
+            joined = [torch.cat(tensors) for tensors in zip(*given.values(), strict=True)]
+            rows = self._visual_features(*joined).pooler_output
+            per_token = self.config.vision_config.spatial_merge_size**2
+            sizes = [len(patches) // per_token for patches, _ in given.values()]
+            features = dict(zip(given, rows.split(sizes), strict=True))
+        elif given:
+            features = {name: self._visual_features(*pair).pooler_output for name, pair in given.items()}
+        elif self._is_idle("vision", "linear_proj"):
+            idle.append(self._visual_features(*self._smallest_image(device)).pooler_output)
+        audio_feats, _, use_whisper = audio
+        if audio_feats is not None:
+            use_whisper = self._choose_audio_encoder(audio_feats.shape[-1], use_whisper)
+        for is_whisper, parts in AUDIO_PARTS.items():
+            if audio_feats is not None and use_whisper == is_whisper:
+                features["audio"] = self._audio_features(*audio)[0].pooler_output
+            elif self._is_idle(*parts):
+                idle.append(self._audio_features(*self._smallest_audio(is_whisper, device))[0].pooler_output)
+        if hasattr(self, "talker") and must_have_gradients(self.talker, self.training):
+            idle.append(self.talker(**self.talker.smallest_inputs(device)).logits)
+        return features, idle
+
+    def _is_idle(self, *parts: str) -> bool:
+        """Whether one of these parts must be called though there is no input for it."""
+        modules = [getattr(self, name) for name in parts if hasattr(self, name)]
+        return any(must_be_called(module, self.training) for module in modules)
+
+    def _smallest_image(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Arguments of `get_image_features` for one token."""
+        vision, size = self.config.vision_config, self.config.vision_config.spatial_merge_size
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        grid = torch.tensor([[1, size, size]], device=device)
+        return torch.zeros(size**2, width, device=device), grid
+
+    def _smallest_audio(self, use_whisper: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        """Arguments of `get_audio_features` for one frame."""
+        width = self.config.whisper_config.num_mel_bins if use_whisper else self.config.audio_config.input_size
+        length = torch.ones(1, 1, dtype=torch.long, device=device)
+        return torch.zeros(1, 1, width, device=device), length, use_whisper
 
     @can_return_tuple
     def forward(

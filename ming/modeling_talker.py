@@ -295,6 +295,19 @@ class BailingMMTalker(PreTrainedModel):
             outputs.loss = F.cross_entropy(outputs.logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
         return outputs
 
+    def smallest_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Arguments of `forward` for a prompt of one token that calls every part."""
+        one = torch.zeros(1, 1, dtype=torch.long, device=device)
+        return {
+            "audio_ids": one,
+            "text_ids": one,
+            "speaker_embedding": torch.zeros(1, self.config.vp_feature_size, device=device),
+            "speaker_position": one[0],
+            "thinker_states": torch.zeros(1, 1, self.config.qa_model_hidden_size, device=device),
+            "thinker_start": one[0],
+            "thinker_length": one[0] + 1,
+        }
+
     @torch.no_grad()
     def generate(
         self,

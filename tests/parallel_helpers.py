@@ -9,17 +9,23 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 BEGINNING = """
 import json, sys
+from datetime import timedelta
 import torch, torch.distributed as dist
 from transformers.distributed import DistributedConfig
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 torch.set_num_threads(1)
-dist.init_process_group("gloo")
+
+def begin():
+    # Processes that wait for each other in different places end in this time; a busy machine needs some of it.
+    dist.init_process_group("gloo", timeout=timedelta(minutes=10))
 """
 
 
 def run_on_two(script: str, *arguments: object) -> None:
     """Run `script` in two processes, with the names of `BEGINNING`; `sys.argv[1:]` are the arguments.
+
+    The script calls `begin()` where they meet.
 
     Raises:
         AssertionError: one of them failed; the end of what they said is in the message.
@@ -34,6 +40,5 @@ def run_on_two(script: str, *arguments: object) -> None:
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=300,
         )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -14,6 +14,7 @@ from ming.processing_bailingmm import BailingMMProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
+begin()
 repository, target, sizes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 inputs = torch.load(f"{target}.inputs")
 load = BailingMMNativeForConditionalGeneration.from_pretrained

@@ -1,0 +1,113 @@
+"""Training on two processes that get different kinds of chats: the gradients are those of one process with all of
+them, and a run is resumed from a distributed checkpoint."""
+
+import json
+
+from parallel_helpers import run_on_two
+
+BEGINNING = """
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from thinker_helpers import Chat, batch, tiny_model
+
+def shard(model):
+    encoders = [*model.vision.blocks, *model.audio.encoders, *model.whisper_encoder.blocks]
+    for part in (*encoders, *model.model.model.layers, *model.talker.model.model.layers, model):
+        fully_shard(part)
+    return model
+
+def loss_of(model, chats):
+    inputs = batch(chats)
+    labels = inputs["input_ids"].clone()
+    labels[:, :-4] = -100  # as many tokens of every chat
+    return model(**inputs, labels=labels, use_cache=False).loss
+"""
+GRADIENTS = """
+WRAPPERS = {"ddp": DistributedDataParallel, "fsdp2": shard}
+kinds = {
+    "picture, text": lambda: [Chat(1).text(3).image().text(5), Chat(2).text(9)],
+    "text, recording": lambda: [Chat(3).text(9), Chat(4).text(2).audio(9).text(6)],
+    "text, long recording": lambda: [Chat(5, "whisper").text(9), Chat(6, "whisper").audio(9).text(6)],
+    "picture and video, recording": lambda: [Chat(7).image().text(2).video().text(6), Chat(8).audio(5).text(7)],
+    "text, text": lambda: [Chat(9).text(8), Chat(10).text(11)],
+}
+
+def new_model(frozen=()):
+    model = tiny_model().train()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(not name.startswith(frozen))
+    return model
+
+def gradients(model, chats):
+    model.zero_grad()
+    loss = loss_of(model, chats)
+    loss.backward()
+    return loss.detach(), {name.removeprefix("module."): weight.grad for name, weight in model.named_parameters()}
+
+def difference(found, wanted, frozen):
+    # of the loss, and of the gradients in parts of the largest number of each; what no process used has zeros
+    (loss, own), (whole_loss, whole) = found, wanted
+    dist.all_reduce(loss)
+    values = [abs(loss / 2 - whole_loss)]
+    for name, gradient in own.items():
+        assert (gradient is None) == name.startswith(frozen), name
+        if gradient is not None:
+            gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+            expected = torch.zeros_like(gradient) if whole[name] is None else whole[name]
+            values.append((gradient - expected).abs().max() / expected.abs().max().clamp(min=1e-3))
+    return max(values).item()
+
+wanted = {kind: gradients(new_model(), chats()) for kind, chats in kinds.items()}  # one process, without a group
+assert wanted["text, text"][1]["vision.patch_embed.proj.weight"] is None
+begin()
+rank, report = dist.get_rank(), {}
+for frozen in ((), ("vision.", "audio.", "whisper_encoder.")):
+    for wrapper, wrap in WRAPPERS.items():
+        model = wrap(new_model(frozen))
+        for kind, chats in kinds.items():
+            found = gradients(model, chats()[rank:][:1])
+            report[f"{wrapper}, {len(frozen)} frozen, {kind}"] = difference(found, wanted[kind], frozen)
+if rank == 0:
+    with open(sys.argv[1], "w") as file:
+        json.dump(report, file)
+"""
+RESUMED = """
+begin()
+rank = dist.get_rank()
+
+def start():
+    model = shard(tiny_model().train())
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+def step(model, optimizer, seed):
+    loss_of(model, [Chat(seed + rank).text(8 + rank)]).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+model, optimizer = start()
+step(model, optimizer, 1)
+weights, moments = get_state_dict(model, optimizer)
+dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=sys.argv[1])
+step(model, optimizer, 3)
+again, other = start()
+weights, moments = get_state_dict(again, other)
+saved = {"model": weights, "optimizer": moments}
+dcp.load(saved, checkpoint_id=sys.argv[1])
+set_state_dict(again, other, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
+step(again, other, 3)
+for (name, wanted), found in zip(model.named_parameters(), again.parameters(), strict=True):
+    torch.testing.assert_close(found.to_local(), wanted.to_local(), rtol=0, atol=0, msg=name)
+"""
+
+
+def test_two_processes_with_different_media_train_like_one(tmp_path):
+    run_on_two(BEGINNING + GRADIENTS, tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report) == 20 and max(report.values()) < 1e-4, report
+
+
+def test_text_alone_is_resumed_from_a_distributed_checkpoint(tmp_path):
+    """The state of the optimizer is complete: encoders and routers that no token visited have theirs."""
+    run_on_two(BEGINNING + RESUMED, tmp_path / "checkpoint")
