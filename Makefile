@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-oldest lint clean
+.PHONY: setup demo test test-oldest test-common lint clean
 
 setup: $(READY)
 
@@ -30,6 +30,11 @@ test-oldest: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps --target .cache/oldest \
 		transformers==$(OLDEST)
 	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest $(OLDEST_TESTS)
+
+# The library's own tests, from the source archive of the transformers that is imported.
+test-common: $(READY)
+	$(BIN)/python tests/common/fetch.py
+	$(BIN)/python -m pytest tests/common
 
 lint: $(READY)
 	$(BIN)/ruff check .
