@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-programs test-oldest fuzz lint audit clean
+.PHONY: setup demo test test-programs test-oldest test-common fuzz lint audit clean
 
 setup: $(READY)
 
@@ -35,6 +35,11 @@ test-oldest: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps --target .cache/oldest \
 		transformers==$(OLDEST)
 	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest $(OLDEST_TESTS)
+
+# The library's own tests, from the source archive of the transformers that is imported.
+test-common: $(READY)
+	$(BIN)/python tests/common/fetch.py
+	$(BIN)/python -m pytest tests/common
 
 # Odd inputs of every kind; make fuzz INPUTS=500 tries fewer, FROM=1000 others.
 INPUTS ?= 10000
