@@ -138,6 +138,11 @@ def test_a_spoken_batch_asks_for_the_recording(repository, data):
         assert said.tolist() == list(wanted)
         assert replies.voice(index).prompt_text == WORDS[index]
     assert batch["chats"]["input_ids"].shape[0] == 4 and "labels" not in batch["chats"]
+    for seconds, message in ((0.3, "needs at least 0.5 s"), (31.0, "takes at most 30 s")):
+        noise = np.random.default_rng(0).normal(0, 0.1, int(seconds * 16_000)).astype(np.float32)
+        replies = SpokenReplies([{**row, "target": (noise, 16_000)} for row in rows], model, processor, 2, 4, 0)
+        with pytest.raises(ValueError, match=f"chat 1: .*{message}"):
+            replies.voice(0)
 
 
 def test_pictures_of_one_batch_have_one_native_size(repository, data):

@@ -24,6 +24,12 @@ def test_only_the_named_parts_are_loaded():
     assert flags == (True, False, False, False, False)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantization_by_its_short_name(bits):
+    model = load_model(ROOT, device="cpu", parts=[], quantization=f"{bits}bit")
+    assert getattr(model, f"is_loaded_in_{bits}bit") and not model.config.load_vision
+
+
 def test_dtype_and_options_of_from_pretrained():
     model = load_model(ROOT, device="cpu", dtype=torch.bfloat16, load_talker=False)
     assert model.dtype == torch.bfloat16 and model.config.load_vision and not model.config.load_talker

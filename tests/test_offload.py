@@ -1,5 +1,6 @@
 """Weights that wait on the CPU or on a disk give the answers that loaded ones give: text, speech and pictures."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def test_text_is_the_same_with_most_weights_on_disk(inputs, tmp_path):
     whole = load(ROOT).generate(**inputs, max_new_tokens=24)
     for device_map, options in (("auto", {"max_memory": {"cpu": "6MB"}}), (DECODER_ON_DISK, {})):
         model = load_offloaded(ROOT, tmp_path / "offload", device_map, **options)
+        assert not [name for name in model.hf_device_map if re.search(r"layers\.\d+\.", name)]  # whole layers
         assert model.device == torch.device("cpu")  # inputs go where it computes, not where the weights wait
         assert torch.equal(model.generate(**inputs.to(model.device), max_new_tokens=24), whole)
 

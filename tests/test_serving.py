@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import wave
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -42,7 +43,7 @@ from serving_helpers import (
 from ming.cli import serve
 from ming.cli.main import main
 from ming.events import TextDelta
-from ming.serving.engine_jobs import Finished, Sampling, TextJob
+from ming.serving.engine_jobs import Finished, Sampling, StreamJob, TextJob
 from ming.serving.options import build_app
 from ming.serving.server import create_app
 from ming.serving.settings import EngineSettings, Limits
@@ -201,6 +202,23 @@ def test_speech_is_sent_while_it_is_made_and_leaving_ends_it(omni):
     assert ask(omni, QUESTIONS[0]) == "four"  # the engine does one thing after the other
     after = {outcome: omni.metric("ming_jobs_total", kind="speech", outcome=outcome) for outcome in OUTCOMES}
     assert after == {**before, "cancelled": before["cancelled"] + 1}
+
+
+def test_what_is_spoken_and_drawn_is_made_one_at_a_time(omni):
+    working, seen, done = [], [], [threading.Event(), threading.Event()]
+
+    def events(kind: str):
+        working.append(kind)
+        seen.append(tuple(working))
+        time.sleep(0.1)
+        working.remove(kind)
+        yield Finished("stop")
+
+    with omni.held():
+        for kind, end in zip(("speech", "image"), done, strict=True):
+            omni.engine.reserve()
+            omni.engine.submit(StreamJob(kind, lambda event, end=end: end.set(), events(kind)))
+    assert all(end.wait(DEADLINE) for end in done) and seen == [("speech",), ("image",)]
 
 
 def test_a_row_that_is_cancelled_ends_and_its_neighbour_does_not(omni):
