@@ -76,7 +76,10 @@ SKIPS = (
     (r"not an encoder-decoder|No sequence-to-sequence", "The decoder has no encoder."),
     (r"no _keep_in_fp32_modules", "No module is kept in float32 by its name."),
     (r"no `base_model_class`|no sparse experts", "Asked of the decoder, by DecoderTest."),
-    (r"No subconfigs|not (a )?composite|does not support SDPA", "One of two tests, for models with parts and without, applies."),
+    (
+        r"No subconfigs|not (a )?composite|does not support SDPA",
+        "One of two tests, for models with parts and without, applies.",
+    ),
     (r"cannot test composite SDPA dispatch", "The parts have their released names; tests/test_weights.py tests it."),
     (r"does not have position embeddings|partial rope|no axial RoPE", "Rotary positions of all values of a head."),
     (r"does not support sliding window", "The whole model's sizes have no window; DecoderTest runs it."),
