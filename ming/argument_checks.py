@@ -103,6 +103,10 @@ def _are_positions(value: Any) -> bool:
     return isinstance(value, Integral) and 0 <= number < LARGEST_NUMBER
 
 
+def _are_whole(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(each, Integral) for each in value)
+
+
 def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
@@ -130,6 +134,9 @@ OBJECTS = {
         "a WatermarkingConfig, or a dict",
         lambda value: isinstance(value, dict) or callable(getattr(value, "validate", 0)),
     ),
+    "early_stopping": Kind("True, False or 'never'", lambda value: isinstance(value, (bool, np.bool_, str))),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), Kind("a list of token ids", _are_whole)),
+    "prompt_states": Kind("PromptStates", _has("add")),
     "logits_to_keep": Kind("a whole number of at least 0, or a tensor of positions", _are_positions),
     "prompt_text": Kind("the words of prompt_audio, a text", TEXT.fits),
     "talker_kwargs": Kind("a dict of options of speak", _is_mapping),
@@ -159,12 +166,12 @@ WHOLE_SETTINGS: dict[str, int] = {
 NUMBER_SETTINGS: dict[str, float | None] = {
     **dict.fromkeys(("temperature", "top_p", "min_p", "top_h", "typical_p", "repetition_penalty", "max_time"), 0),
     **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "encoder_repetition_penalty"), 0),
-    **dict.fromkeys(("rescale_factor", "length_penalty", "diversity_penalty", "penalty_alpha"), None),
+    **dict.fromkeys(
+        ("guidance_scale", "rescale_factor", "length_penalty", "diversity_penalty", "penalty_alpha"), None
+    ),
 }
-TOKEN_SETTINGS = (
-    *("pad_token_id", "bos_token_id", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id"),
-    *("suppress_tokens", "begin_suppress_tokens"),
-)
+SINGLE_TOKENS = ("pad_token_id", "bos_token_id")
+TOKEN_SETTINGS = (*("pad_token_id", "bos_token_id", "eos_token_id", "forced_bos_token_id", "forced_eos_token_id"),)
 
 
 def shown(value: Any) -> str:
@@ -253,10 +260,12 @@ def raise_if_no_settings(options: Mapping[str, Any]) -> None:
 
 
 def _raise_if_no_tokens(name: str, value: Any) -> None:
-    """Refuse what is neither a token id nor several; negative ids stand for none."""
+    """Refuse what is neither a token id nor, but for padding and beginning, several; negative ids stand for none."""
     if isinstance(value, torch.Tensor):
         raise_if_not_plain(name, value)
         value = value.tolist()
+    if isinstance(value, (list, tuple)) and name in SINGLE_TOKENS:
+        raise ValueError(f"{name}={shown(value)} must be one whole number")
     for token in value if isinstance(value, (list, tuple)) else (value,):
         raise_if_no_number(name, token, whole=True)
 
@@ -339,6 +348,21 @@ def raise_if_unfit(
 def continues(cache: Any) -> bool:
     """Whether tokens stand in a cache already. Asking for their number would make a GPU wait for a static cache."""
     return cache is not None and bool(getattr(cache, "is_initialized", True))
+
+
+def raise_if_other_rows(cache: Any, rows: int) -> None:
+    """Refuse a cache in which another number of rows stands.
+
+    Raises:
+        ValueError: it names both numbers.
+    """
+    layers = getattr(cache, "layers", None)
+    keys = getattr(layers[0], "keys", None) if layers else None
+    if isinstance(keys, torch.Tensor) and keys.ndim == 4 and len(keys) != rows:
+        raise ValueError(
+            f"past_key_values hold {len(keys)} row(s), but the inputs have {rows}; use a cache of these chats, or a "
+            "new one"
+        )
 
 
 def raise_if_lengths_differ(inputs: Mapping[str, Any], step: bool = False) -> None:
@@ -465,6 +489,7 @@ __all__ = [
     "raise_if_no_texts",
     "raise_if_no_token_ids",
     "raise_if_not_plain",
+    "raise_if_other_rows",
     "raise_if_unfit",
     "raise_if_values_outside",
     "shown",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from .argument_checks import Kind, raise_if_no, raise_if_no_settings
+from .argument_checks import Kind, raise_if_no, raise_if_no_settings, shown
 from .finite import naming_layers, raise_if_not_finite
 from .generation_arguments import end_token_ids, raise_if_too_long
 
@@ -25,8 +25,11 @@ SYSTEM = Kind("a text, or a list of content items", lambda value: value is None 
 
 def raise_if_unfit(options: dict[str, Any]) -> None:
     """Refuse options of `generate` that a `Chat` cannot take."""
-    if (mode := options.get("generation_mode")) not in (None, "text"):
-        raise ValueError(f"generation_mode={mode!r}: a chat answers in text; use model.generate for speech and images")
+    mode = options.get("generation_mode")
+    if mode is not None and not (isinstance(mode, str) and mode == "text"):
+        raise ValueError(
+            f"generation_mode={shown(mode)}: a chat answers in text; use model.generate for speech and images"
+        )
     raise_if_no_settings(options)
     own = ("input_ids", "inputs_embeds", "mm_token_type_ids", "past_key_values", "return_dict_in_generate")
     if given := [name for name in own if name in options]:

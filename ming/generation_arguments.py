@@ -28,6 +28,7 @@ RELEASED_IMAGE_ARGUMENTS = {
     "image_gen_cfg": "guidance_scale",
     "image_gen_seed": "seed",
 }
+COUNTS = ("num_beams", "num_return_sequences")
 # Serve speech and images.
 RANDOMNESS = ("seed", "generator")
 
@@ -71,7 +72,8 @@ def sort_arguments(
         ValueError: an unknown mode, arguments of a mode that is not asked for, or a value that cannot be used.
         TypeError: an argument of another kind than its name says.
     """
-    kwargs = dict(kwargs)
+    # The library compares these two with numbers also where they are None.
+    kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in COUNTS}
     raise_if_no_settings({**kwargs, "talker_kwargs": talker_kwargs})
     if not isinstance(generation_mode, str | list | tuple | None):
         raise TypeError(f"generation_mode={shown(generation_mode)} must be one of {', '.join(available)}, or a list")

@@ -35,6 +35,7 @@ from .argument_checks import (
     raise_if_no_tensors,
     raise_if_no_texts,
     raise_if_no_token_ids,
+    raise_if_other_rows,
     raise_if_unfit,
     raise_if_values_outside,
     shown,
@@ -71,6 +72,7 @@ from .modeling_encoders import (
     BailingMMWhisperEncoder,
     audio_projector,
     projected_lengths,
+    raise_if_no_audio_batch,
     split_audio_segments,
     vision_projector,
 )
@@ -333,6 +335,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             int(image_grid_thw.prod(dim=-1).sum()),
             vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         )
+        if pixel_values is None:
+            raise ValueError(f"pixel_values are missing; image_grid_thw says that they have the shape {expected}")
         if pixel_values.shape != expected or not pixel_values.is_floating_point():
             raise ValueError(
                 f"pixel_values must be floats of shape {expected} for image_grid_thw {image_grid_thw.tolist()}, "
@@ -377,6 +381,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         """
         given = {"audio_feats": audio_feats, "audio_feats_lengths": audio_feats_lengths}
         raise_if_no_tensors(given, self._on_meta)
+        raise_if_no_audio_batch(audio_feats, audio_feats_lengths)
         use_whisper = self._choose_audio_encoder(audio_feats.shape[-1], use_whisper_encoder)
         segments, lengths = split_audio_segments(audio_feats, audio_feats_lengths)
         if use_whisper:
@@ -477,6 +482,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             mm_token_type_ids = self.get_token_types(
                 input_ids, pixel_values is not None, pixel_values_videos is not None, audio_placeholder_loc_lens
             )
+        if inputs_embeds is None and input_ids is None:
+            raise ValueError("media need the prompt that they belong to: pass input_ids, or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if mm_token_type_ids is not None and mm_token_type_ids.shape != inputs_embeds.shape[:2]:
@@ -660,6 +667,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         step = continues(inputs.get("past_key_values")) or "cache" in inputs
         # Values are read once, with the prompt: at every step of decoding a GPU would have to be waited for.
         raise_if_unfit(inputs, self.config.llm_config, step, not step, self._on_meta)
+        rows = len(inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"])
+        raise_if_other_rows(inputs.get("past_key_values"), rows)
 
     @torch.no_grad()
     def generate(
@@ -771,7 +780,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             ValueError: as in `generate`, or a batch of several chats.
         """
         call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
-        if (rows := len(call.text.get("input_ids", ()))) != 1:
+        if call.text.get("input_ids") is None:
+            raise ValueError("stream needs input_ids (the processor's output)")
+        if (rows := len(call.text["input_ids"])) != 1:
             raise ValueError(f"stream answers one chat at a time, got a batch of {rows}; use generate for batches")
         drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
         speech = self.speech.resolve(1, **call.speech) if "audio" in call.modes else None

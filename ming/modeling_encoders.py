@@ -333,7 +333,8 @@ def raise_if_no_audio_batch(audio_feats: torch.Tensor, audio_feats_lengths: torc
         raise ValueError(f"audio_feats must be [B, frames, width] and audio_feats_lengths [B, N], got {found}")
     if not audio_feats.is_floating_point():
         raise ValueError(f"audio_feats must be floats, got {audio_feats.dtype}")
-    if audio_feats_lengths.is_floating_point() or (audio_feats_lengths < 0).any():
+    is_count = not audio_feats_lengths.is_floating_point() and audio_feats_lengths.dtype != torch.bool
+    if not is_count or (audio_feats_lengths < 0).any():
         raise ValueError(f"audio_feats_lengths must be counts of frames, got {audio_feats_lengths.tolist()}")
     if not audio_feats_lengths.any():
         raise ValueError("audio_feats was given but every length in audio_feats_lengths is 0")
@@ -348,9 +349,8 @@ def split_audio_segments(
     rows with zeros at the start and none at the end.
 
     Raises:
-        ValueError: other shapes or dtypes, lengths that are all 0, or lengths that exceed the frames.
+        ValueError: lengths that exceed the frames; for the others see `raise_if_no_audio_batch`.
     """
-    raise_if_no_audio_batch(audio_feats, audio_feats_lengths)
     segments = []
     for row, lengths in zip(audio_feats, audio_feats_lengths.tolist(), strict=True):
         padding = row.shape[0] - sum(lengths)

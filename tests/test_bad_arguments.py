@@ -106,6 +106,7 @@ def test_logits_to_keep(tiny, value):
         ("image_grid_thw", torch.tensor([[-1, -4, 4]]), r"multiples of 2 patches, got \[\[-1, -4, 4\]\]"),
         ("image_grid_thw", torch.tensor([[4, 4]]), r"\[N, 3\] .* got \[\[4, 4\]\]"),
         ("audio_feats", "x", r"audio_feats='x' must be a tensor \[B, frames, width\]"),
+        ("audio_feats_lengths", torch.tensor([[True]]), "audio_feats_lengths must be counts of frames, got"),
         ("audio_feats_lengths", [9], "audio_feats_lengths=.* must be a tensor"),
         ("use_whisper_encoder", NO_VALUES, "use_whisper_encoder=.* must be True or False"),
         ("use_whisper_encoder", 3, "use_whisper_encoder=3 must be True or False"),
@@ -116,6 +117,30 @@ def test_media(tiny, call, name, value, message):
     inputs = {**batch([Chat(1).text(3).image(1, 4, 4).text(2).audio(9)]), name: value}
     with pytest.raises(WRONG, match=message):
         tiny(**inputs) if call == "forward" else tiny.generate(**inputs, max_new_tokens=1)
+
+
+def test_features_that_are_missing(tiny):
+    with pytest.raises(ValueError, match=r"pixel_values are missing; image_grid_thw says .* shape \(16, 1176\)"):
+        tiny.get_image_features(None, torch.tensor([[1, 4, 4]]))
+    with pytest.raises(ValueError, match="audio_feats must be .* got None and None"):
+        tiny.get_audio_features(None, None)
+    inputs = batch([Chat(1).text(3).image(1, 4, 4)])
+    del inputs["input_ids"]
+    with pytest.raises(
+        ValueError, match="media need the prompt that they belong to: pass input_ids, or inputs_embeds"
+    ):
+        tiny.generate(**inputs)
+    with pytest.raises(ValueError, match="stream needs input_ids"):
+        tiny.stream(**inputs)
+
+
+def test_a_cache_of_other_chats(tiny):
+    cache = DynamicCache(config=tiny.config.get_text_config())
+    tiny(IDS, past_key_values=cache, use_cache=True)
+    with pytest.raises(
+        ValueError, match=r"past_key_values hold 2 row\(s\), but the inputs have 1; use a cache of these"
+    ):
+        tiny(IDS[:1], past_key_values=cache, use_cache=True)
 
 
 def test_audio_positions_of_another_shape(tiny):
@@ -137,6 +162,8 @@ SETTINGS = [
     ("generation_mode", 3, "generation_mode=3 must be one of text, audio, image"),
     ("generation_mode", [], r"generation_mode=\[\] is empty; it must hold: text, audio, image"),
     ("generation_mode", "", "generation_mode='' is not available; this model answers in: text, audio, image"),
+    ("early_stopping", {}, "early_stopping=<dict of length 0> must be True, False or 'never'"),
+    ("suppress_tokens", 1, "suppress_tokens=1 must be a list of token ids"),
     ("do_sample", NO_VALUES, "do_sample=.* must be True or False"),
     ("max_new_tokens", "many", "max_new_tokens='many' must be a whole number of at least 1"),
     ("max_new_tokens", 10**30, "max_new_tokens=<an integer of 100 bits> must be a whole number"),
@@ -146,6 +173,7 @@ SETTINGS = [
     ("top_p", "x", "top_p='x' must be a finite number of at least 0"),
     ("eos_token_id", "</s>", "eos_token_id='</s>' must be a whole number"),
     ("eos_token_id", [1, "x"], "eos_token_id='x' must be a whole number"),
+    ("pad_token_id", [1, 2], r"pad_token_id=\[1, 2\] must be one whole number"),
     ("pad_token_id", VOCABULARY, "pad_token_id=320 is no token of the model, which has 320"),
     ("seed", 3, "seed: only generation_mode='audio' or 'image' takes it"),
 ]
@@ -202,6 +230,7 @@ def test_usual_kinds_of_arguments_are_taken(tiny):
     embeds = tiny.get_input_embeddings()(IDS)
     assert torch.equal(tiny.generate(inputs_embeds=embeds, **options), expected[:, 8:])
     assert torch.equal(tiny.generate(IDS, inputs_embeds=embeds, **options), expected)
+    assert torch.equal(tiny.generate(IDS, num_beams=None, num_return_sequences=None, **options), expected)
     beams = tiny.generate(IDS, num_beams=2, num_return_sequences=2, early_stopping="never", **options)
     assert beams.shape == (4, 11)
     never = lambda ids, scores, **kwargs: torch.zeros(len(ids), dtype=torch.bool)  # noqa: E731
@@ -262,7 +291,7 @@ DRAWING = [
     ("height", 10**9, "height=1000000000: images have whole sides of 64 to 2048 pixels"),
     ("num_inference_steps", 10**9, "num_inference_steps must be at most 10,000, got 1000000000"),
     ("num_images_per_prompt", 10**9, "num_images_per_prompt must be at most 1,000, got 1000000000"),
-    ("guidance_scale", "x", "guidance_scale must be at least 1 .*, got x"),
+    ("guidance_scale", "x", "guidance_scale='x' must be a finite number"),
     ("callback", 3, r"callback=3 must be a function of \(step, number of steps, latents\)"),
     ("progress", NO_VALUES, "progress=.* must be True or False"),
     ("resize", "x", "resize='x' must be True or False"),
@@ -287,6 +316,8 @@ def test_chat(model, processor, monkeypatch):
         model.chat(processor, system=3)
     with pytest.raises(TypeError, match="streamer=3 must be a streamer"):
         model.chat(processor, streamer=3)
+    with pytest.raises(ValueError, match="generation_mode=<ndarray .*: a chat answers in text"):
+        model.chat(processor, generation_mode=np.zeros(2))
     monkeypatch.setattr(model, "embed", lambda *inputs, **media: pytest.fail("work began"))
     chat = model.chat(processor)
     with pytest.raises(ValueError, match="max_new_tokens='x' must be a whole number"):

@@ -127,7 +127,7 @@ CHANGES = [
     "deeper",
 ]
 CHANGES += ["list", "numpy", "sparse", "meta", "empty", "nan"]
-CALLS = ["forward", "generate", "stream", "embed", "image features", "audio features"]
+CALLS = ["forward", "generate", "stream", "image features", "audio features"]
 
 
 def _named(names: list[str], most: int = 2) -> st.SearchStrategy:
@@ -300,10 +300,6 @@ def try_pass(recipe: dict) -> None:
         expect(logits.dtype == torch.float32 and logits.ndim == 3, "logits [B, L, vocab]", logits.shape)
     elif call in ("generate", "stream"):
         _generate(model, call, {**inputs, **{name: made(value) for name, value in recipe["settings"].items()}})
-    elif call == "embed":
-        model.embed(
-            **{name: inputs[name] for name in ("input_ids", "mm_token_type_ids", *MEDIA_NAMES) if name in inputs}
-        )
     elif call == "image features":
         model.get_image_features(inputs.get("pixel_values"), inputs.get("image_grid_thw"))
     else:

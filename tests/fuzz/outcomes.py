@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 REFUSALS = (ValueError, TypeError, OSError)  # what our documentation lists
 # Python's own words for a misspelt or missing argument name it already.
 CALL_ERRORS = ("unexpected keyword argument", "required positional argument", "multiple values for")
-LIBRARY = "site-packages/transformers/"  # whose `generate` checks its options itself, in words of its own
+# Whose `generate` checks some of its options itself, in words of its own.
+LIBRARIES = ("site-packages/transformers/", "site-packages/huggingface_hub/")
 SECONDS, MEMORY_BYTES = 20.0, 4 << 30  # that an input may take
 
 
@@ -44,7 +45,7 @@ def is_refusal(error: Exception) -> bool:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     own = Path(frame.filename).is_relative_to(ROOT) and ".venv" not in frame.filename
     written = linecache.getline(frame.filename, frame.lineno or 0).lstrip().startswith("raise ")
-    return written and (own or LIBRARY in frame.filename)
+    return written and (own or any(library in frame.filename for library in LIBRARIES))
 
 
 def place(error: Exception) -> str:
