@@ -697,6 +697,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
         Raises:
             ValueError: an output mode this model does not have, or a prompt longer than its context.
+            FloatingPointError: NaN or infinite values; names the layer that they come from, see `finite.py`.
         """
         call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
         speech = self.speech.resolve(call.num_rows, **call.speech) if "audio" in call.modes else None
@@ -748,6 +749,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
         Raises:
             ValueError: no talker, unknown speaker, unusable recording, or an argument that does not fit the others.
+            FloatingPointError: as `generate`.
         """
         raise_if_no_texts("text", text)
         texts = [text] if isinstance(text, str) else list(text)

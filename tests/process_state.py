@@ -117,7 +117,8 @@ def leaves_no_trace():
     """The block must change nothing, and leave no thread behind."""
     before, running = process_state(), set(threading.enumerate())
     yield
-    assert not changes(before, process_state())
+    found = changes(before, process_state())
+    assert not found, found
     # The first progress bar of a process starts a thread of tqdm's.
     left = [each for each in threading.enumerate() if each not in running and type(each).__name__ != "TMonitor"]
     assert not left, left

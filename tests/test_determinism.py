@@ -76,6 +76,7 @@ def digest(waveform: torch.Tensor) -> str:
 def run_fresh(script: str, *arguments: object, cwd: Path) -> dict:
     """Run a script in a process of its own, in another folder and with other hashes -> the JSON it prints last."""
     environment = os.environ | {"PYTHONHASHSEED": "77", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["HF_HOME"] = str(cwd / "hf")
     command = [sys.executable, "-c", script, *map(str, arguments)]
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -113,6 +114,8 @@ sys.path.insert(0, tests)
 from process_state import changes, libraries, process_state
 libraries([Path(root, name) for name in ("ming", "audio_detokenizer", "image_gen")])
 from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers.dynamic_module_utils import init_hf_modules
+init_hf_modules()  # the library puts its folder for remote code on the import path
 found, before = {}, process_state()
 if remote == "no":
     sys.path.insert(0, root)
@@ -187,7 +190,7 @@ class On:
     folder: Path
 
     def __post_init__(self):
-        self.text = prepare(self.processor, [[{"role": "user", "content": "one"}]])
+        self.text = prepare(self.processor, [[{"role": "user", "content": "What comes after three?"}]])
         self.seen = prepare(self.processor, [[{"role": "user", "content": [PICTURE, LOOK]}]])
 
 

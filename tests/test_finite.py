@@ -1,19 +1,24 @@
 """NaN and values that overflow are one error that names the layer, in every call that answers."""
 
 import re
+import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from image_helpers import small_image_gen
+from safetensors.torch import load_file, save_file
 from speech_helpers import build_speaking_repository
 from transformers import LogitsProcessorList
 
+from ming.cli.main import main
 from ming.finite import LogitsCheck, first_not_finite, naming_layers, raise_if_not_finite
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
-PICTURE = {"type": "image", "image": "demo/picture.jpg"}
-RECORDING = {"type": "audio", "audio": "demo/recording.wav"}
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
+RECORDING = {"type": "audio", "audio": str(ROOT / "demo" / "recording.wav")}
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +148,17 @@ def test_values_beyond_float16_are_told_from_weights(repository, processor):
     expected = "model.model.layers.1.mlp.shared_experts.down_proj on: values overflow in torch.float16.*torch.bfloat16"
     with pytest.raises(FloatingPointError, match=expected):
         low.generate(**prepare(processor), max_new_tokens=4)
+
+
+def test_the_command_line_says_it_in_one_line(repository, tmp_path, capsys):
+    checkpoint = shutil.copytree(repository, tmp_path / "checkpoint")
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["linear_proj.0.weight"][:] = float("nan")
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    image = str(ROOT / "demo" / "picture.jpg")
+    assert main(["ask", "Describe the picture.", "--image", image, "--model", str(checkpoint), "--quiet"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("ming: error: the logits are not finite") and "linear_proj.0.weight is" in lines[-1]
 
 
 def test_a_failed_call_leaves_no_hooks_and_the_model_as_it_was(model, processor, damaged):

@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return the exit code; errors that the user cannot put right are raised."""
     try:
         run(sys.argv[1:] if arguments is None else arguments)
-    except UsageError as error:
+    except (UsageError, FloatingPointError) as error:  # the latter names a layer and a remedy, see `ming/finite.py`
         sys.stderr.write(f"ming: error: {error}\n")
         return USAGE_ERROR
     except SavingError as error:

@@ -15,7 +15,7 @@ def user_input(prefix: str = "") -> Iterator[None]:
     """A block that reads the user's values for the first time: errors in them become a `UsageError`."""
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         raise UsageError(prefix + " ".join(str(error).split())) from error
 
 
