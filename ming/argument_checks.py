@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import GenerationConfig
 
@@ -144,6 +145,10 @@ OBJECTS = {
     **dict.fromkeys(("images_kwargs", "videos_kwargs", "audio_kwargs"), Kind("a dict of options", _is_mapping)),
     **dict.fromkeys(("text_kwargs", "common_kwargs", "processor_kwargs"), Kind("a dict of options", _is_mapping)),
     "size": Kind("a dict with shortest_edge and longest_edge, in pixels", _is_mapping),
+    "resample": Kind(
+        "a filter of PIL.Image.Resampling, 0 to 5",
+        lambda value: isinstance(value, int) and value in list(Image.Resampling),
+    ),
     "chat_template": Kind("a template, or the name of one, as text", TEXT.fits),
     "system_template": TEXT,
     "tools": Kind("a list", lambda value: isinstance(value, (list, tuple))),

@@ -8,6 +8,7 @@ each, so that it is no control token in the rendered prompt, and `unmark_literal
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -248,7 +249,7 @@ def add_audio_tracks(messages: list[Message], has_audio_track: Callable[[Any], b
     result = []
     for message in messages:
         content: list[Item] = []
-        for item, after in zip(message.content, [*message.content[1:], None], strict=True):
+        for item, after in zip_longest(message.content, message.content[1:]):
             if not (isinstance(item, MediaItem) and item.modality == "video"):
                 content.append(item)
                 continue

@@ -384,6 +384,7 @@ PROCESSOR = [
     ("images_kwargs", 3, "images_kwargs=3 must be a dict of options"),
     ("size", 3, "size=3 must be a dict with shortest_edge and longest_edge"),
     ("do_rescale", NO_VALUES, "do_rescale=.* must be True or False"),
+    ("resample", 177, "resample=177 must be a filter of PIL.Image.Resampling, 0 to 5"),
     ("image_mean", [1], r"image_mean=\[1\] must be a number, or one for each of three channels"),
     ("rescale_factor", float("nan"), "rescale_factor=nan must be a finite number"),
 ]
@@ -419,6 +420,13 @@ def test_options_of_the_template(processor, name, value, message):
     chat = [{"role": "user", "content": "hi"}]
     with pytest.raises(WRONG, match=message):
         processor.apply_chat_template(**{"conversation": chat, name: value})
+
+
+def test_messages_without_content_among_audio_tracks(processor):
+    """The audio of videos is looked for in every message, those without content among them."""
+    chat = [{"role": "system", "content": []}, {"role": "user", "content": "hi"}]
+    plain, tracked = (processor.apply_chat_template(chat, load_audio_from_video=flag) for flag in (False, True))
+    assert plain == tracked
 
 
 # Continuous batching of the library takes text alone

@@ -23,7 +23,7 @@ import psutil
 
 from .outcomes import MEMORY_BYTES, SECONDS
 
-CHUNK = 250  # inputs of a process
+CHUNK = 1000  # inputs of a process, most of whose time goes into starting when there are few
 HANG_SECONDS = 60.0  # of waiting, without an outcome
 POLL_SECONDS = 0.1
 OUTCOMES = ("answer", "refusal", "fault")
