@@ -71,6 +71,10 @@ class LogitsCheck(LogitsProcessor):
         return named | {"logits_processor": LogitsProcessorList([self, *(named.get("logits_processor") or [])])}
 
 
+class NotFiniteError(FloatingPointError):
+    """NaN or infinite values, with the layer that they come from."""
+
+
 @contextmanager
 def naming_layers(parts: Mapping[str, nn.Module], again: Callable[[], Any]) -> Iterator[None]:
     """Add the name of the layer to a FloatingPointError of the block.
@@ -80,12 +84,14 @@ def naming_layers(parts: Mapping[str, nn.Module], again: Callable[[], Any]) -> I
         again: does the work of the block once more; only called after such an error.
 
     Raises:
-        FloatingPointError: that of the block, with the layer and a remedy.
+        NotFiniteError: that of the block, with the layer and a remedy.
     """
     try:
         yield
+    except NotFiniteError:  # of a block inside, such as that of an assistant model
+        raise
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error}, {first_not_finite(parts, again)}") from error
+        raise NotFiniteError(f"{error}, {first_not_finite(parts, again)}") from error
 
 
 class _Found(Exception):
@@ -159,4 +165,4 @@ def _weights(parts: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     return found
 
 
-__all__ = ["LogitsCheck", "first_not_finite", "naming_layers", "raise_if_not_finite"]
+__all__ = ["LogitsCheck", "NotFiniteError", "first_not_finite", "naming_layers", "raise_if_not_finite"]

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import uvicorn
 from image_helpers import small_image_gen
 from process_state import changes, leaves_no_trace, libraries, process_state
 from speech_helpers import build_speaking_repository
+from starlette.testclient import TestClient
 from transformers import set_seed
 
 from ming.events import AudioChunk
@@ -265,16 +265,13 @@ def test_calls_leave_no_trace(small, processor, tmp_path, name):
 
 def test_a_server_and_the_page_leave_no_trace(small, processor, tmp_path):
     """From their start to their end, with a request that is answered and one that is refused."""
-    serving_helpers, page = (importlib.import_module(name) for name in ("serving_helpers", "ming.serving.page"))
-    uvicorn.Config(None, log_level="warning")  # sets up uvicorn's own loggers
-    with leaves_no_trace():
-        server = serving_helpers.Server(serving_helpers.create_app(small, processor))
-        assert server.http.get("/health").status_code == 200
+    server, page = (importlib.import_module(f"ming.serving.{name}") for name in ("server", "page"))
+    with leaves_no_trace(), TestClient(server.create_app(small, processor)) as client:
+        assert client.get("/health").status_code == 200
         body = {"messages": [{"role": "user", "content": "one"}], "max_tokens": 3}
-        assert server.http.post("/v1/chat/completions", json=body).status_code == 200
-        assert server.http.post("/v1/chat/completions", json=body | {"seed": 1, "temperature": 1}).status_code == 200
-        assert server.http.post("/v1/chat/completions", json={"messages": 3}).status_code == 400
-        server.close()
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+        assert client.post("/v1/chat/completions", json=body | {"seed": 1, "temperature": 1}).status_code == 200
+        assert client.post("/v1/chat/completions", json={"messages": 3}).status_code == 400
     with leaves_no_trace(), page.private_folder() as folder:
         page.build_page(page.Answerer(small, processor, folder, max_new_tokens=3, streams=False))
 

@@ -13,7 +13,7 @@ from speech_helpers import build_speaking_repository
 from transformers import LogitsProcessorList
 
 from ming.cli.main import main
-from ming.finite import LogitsCheck, first_not_finite, naming_layers, raise_if_not_finite
+from ming.finite import LogitsCheck, NotFiniteError, first_not_finite, naming_layers, raise_if_not_finite
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,6 +220,14 @@ def test_a_second_pass_over_sound_parts_finds_nothing(model, processor):
 
     with pytest.raises(FloatingPointError, match="^it, but every layer was finite"), naming_layers(parts, again):
         raise FloatingPointError("it")
+
+
+def test_an_assistant_is_told_from_the_model_it_assists(repository, model, processor, damaged):
+    sound = BailingMMNativeForConditionalGeneration.from_pretrained(repository, dtype=torch.float32).eval()
+    damaged(f"{THINKER}.weight")
+    with pytest.raises(NotFiniteError, match=re.escape(THINKER)) as caught:
+        sound.generate(**prepare(processor), assistant_model=model, max_new_tokens=4)
+    assert str(caught.value).count("from layer") == 1 and "every layer was finite" not in str(caught.value)
 
 
 def test_compiled_layers_and_other_threads():
