@@ -8,9 +8,7 @@ State-dict names are the released ones below `flow.` and `hift.`.
 Shape letters: B batch, L codes, P codes of the prompt, T mel frames, M mel channels, S samples.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,6 @@ from transformers import initialization as init
 from transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer import FastSpeech2ConformerAttention
 
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
-from .files import prepare_reading, saving
 from .inputs import Rows, code_rows, generator_rows, prompt_rows, raise_if_no_steps, speaker_rows, streaming_settings
 from .modeling_flow import Flow
 from .modeling_hift import HiFT
@@ -81,19 +78,11 @@ class AudioDetokenizer(PreTrainedModel):
             ValueError: names missing from the checkpoint, unknown to the model, or of another shape (unless
                 `ignore_mismatched_sizes`).
         """
-        prepare_reading(pretrained_model_name_or_path, kwargs.get("subfolder"), kwargs.get("config"))
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
         raise_if_incomplete(pretrained_model_name_or_path, info, ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs) -> None:
-        """Library `save_pretrained`; all files take their places together, or none does."""
-        if push_to_hub:
-            kwargs.setdefault("repo_id", Path(save_directory).name)
-        with saving(save_directory) as folder:
-            super().save_pretrained(folder, *args, push_to_hub=push_to_hub, **kwargs)
 
     @torch.no_grad()
     def decode(

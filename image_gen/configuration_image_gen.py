@@ -10,8 +10,6 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from .files import PARTIAL, finish_saving, saving
-
 FOLDER = "image_gen"
 AUTO_MAP = {"AutoConfig": "configuration_image_gen.ImageGenConfig", "AutoModel": "modeling_image_gen.ImageGen"}
 
@@ -166,23 +164,17 @@ class ImageGenConfig(PreTrainedConfig):
         """The native size whose entry in the table is nearest to a ratio of height and width."""
         return min(self.native_sizes.items(), key=lambda item: abs(float(item[0]) - ratio))[1]
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """Library `from_pretrained` that finishes an interrupted save first."""
-        finish_saving(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """Save `config.json` and the component's code, so that the directory loads with `trust_remote_code=True`.
 
         The model cannot copy the code itself: its `save_pretrained` saves the configuration and then uploads the files
         that are newer than its start.
         """
-        source = Path(__file__).resolve().parent
-        with saving(save_directory) as folder:
-            super().save_pretrained(folder, **kwargs)
-            for path in source.glob("*.py") if source != Path(save_directory).resolve() else ():
-                shutil.copyfile(path, folder / path.name)
+        super().save_pretrained(save_directory, **kwargs)
+        source, destination = Path(__file__).resolve().parent, Path(save_directory)
+        if source != destination.resolve():
+            for path in source.glob("*.py"):
+                shutil.copyfile(path, destination / path.name)
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
         """Write the file as the library does, with an `auto_map` that names the folder `FOLDER` if the file is in it.
@@ -190,8 +182,7 @@ class ImageGenConfig(PreTrainedConfig):
         With `subfolder=` the library looks up the code of a component from the root of the repository, but it would
         write names without the folder.
         """
-        folders = (path.name for path in Path(json_file_path).resolve().parents)
-        prefix = f"{FOLDER}/" if next(name for name in folders if name != PARTIAL) == FOLDER else ""
+        prefix = f"{FOLDER}/" if Path(json_file_path).resolve().parent.name == FOLDER else ""
         self.auto_map = {auto_class: prefix + reference for auto_class, reference in AUTO_MAP.items()}
         super().to_json_file(json_file_path, use_diff=use_diff)
 

@@ -11,12 +11,10 @@ below the names of the released folders (those of `mlp/` have no prefix).
 Shape letters: B conditions, I images, N query tokens of the finest scale, H width of the language model, C channels.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +30,6 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
 from transformers import initialization as init
 
 from .configuration_image_gen import ImageGenConfig
-from .files import prepare_reading, saving
 
 NAMES_SHOWN = 8
 # More is a mistake: every step of the schedule, and every image, takes memory before the first one is made.
@@ -305,19 +302,11 @@ class ImageGen(PreTrainedModel):
             ValueError: names missing from the checkpoint, unknown to the model, or of another shape (unless
                 `ignore_mismatched_sizes`).
         """
-        prepare_reading(pretrained_model_name_or_path, kwargs.get("subfolder"), kwargs.get("config"))
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
         raise_if_incomplete(pretrained_model_name_or_path, info, ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, push_to_hub: bool = False, **kwargs) -> None:
-        """Library `save_pretrained`; all files take their places together, or none does."""
-        if push_to_hub:
-            kwargs.setdefault("repo_id", Path(save_directory).name)
-        with saving(save_directory) as folder:
-            super().save_pretrained(folder, *args, push_to_hub=push_to_hub, **kwargs)
 
 
 # The other component has a copy: each is a folder that loads alone and imports nothing outside of it.

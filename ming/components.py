@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from .compat import silent_about_kernels
+from .files import prepare_reading
 from .quantization import is_quantized, quantization_of_image_gen
 from .source import PARTS, CheckpointSource
 from .talker_processor import CODEC_FOLDERS, FILES, TOKENIZER_FOLDER, BailingMMTalkerProcessor
@@ -177,6 +178,7 @@ class Components:
         source = self.require_source(name)
         if not source.has_component(name):
             raise ValueError(f"{source.name} has no {name}/ folder; take a repository that {does}")
+        prepare_reading(source.name, source.folder(name))
         options |= {"subfolder": source.folder(name), **source.options()}
         return self._class(name).from_pretrained(source.name, **options)
 

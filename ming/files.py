@@ -10,8 +10,6 @@ and read from its own directory.
 moment on the save counts, and its files are moved to their places. A process that is killed earlier leaves the
 directory as it was. One that is killed while the files are moved leaves the rest of them in the renamed folder; all
 that reads such a directory calls `finish_saving` first, which moves them.
-
-Every component has a copy of this file, since it loads alone.
 """
 
 import errno

@@ -70,13 +70,6 @@ def run(script: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_every_component_has_the_same_copy():
-    texts = {
-        (ROOT / name / "files.py").read_text(encoding="utf-8") for name in ("ming", "audio_detokenizer", "image_gen")
-    }
-    assert len(texts) == 1
-
-
 @pytest.mark.parametrize("kept", [True, False], ids=["over an old one", "a new one"])
 def test_a_save_that_is_killed_at_any_operation_leaves_the_old_or_the_new(kept, tmp_path):
     script = f"""

@@ -22,6 +22,7 @@ from transformers import set_seed
 from image_gen.configuration_image_gen import ImageGenConfig
 from image_gen.modeling_image_gen import ImageGen
 from ming.components import IMAGE_GEN
+from ming.files import saving
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
 from ming.training.loop import fit
@@ -182,7 +183,8 @@ def export(args: argparse.Namespace) -> None:
     thinker = BailingMMNativeForConditionalGeneration.from_pretrained(args.thinker, dtype=torch.bfloat16)
     image_gen = new_image_gen(thinker.config.llm_config.hidden_size)
     restore(image_gen, args.runs, tuple(STAGES))
-    image_gen.to(torch.bfloat16).save_pretrained(args.runs / "model" / IMAGE_GEN)
+    with saving(args.runs / "model") as folder:
+        image_gen.to(torch.bfloat16).save_pretrained(folder / IMAGE_GEN)
 
 
 def unpack(args: argparse.Namespace) -> None:
