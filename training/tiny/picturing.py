@@ -30,7 +30,7 @@ from .world import Picture, Sample, sample_chat
 REQUESTS = (
     *("drawing",) * 2,
     *("editing",) * 2,
-    *("style",) * 2,
+    *("style",) * 4,
     *("scene_editing",) * 6,
     *("redrawing",) * 2,
     "spoken_drawing",
