@@ -28,9 +28,10 @@ PARTIAL, DONE = ".saving", ".saved"  # the folder before and after its renaming
 OUTDATED = ".outdated"  # in this folder: names of the files that the save replaces by others
 WEIGHTS = re.compile(r"(?P<name>.+?)(-\d{5}-of-\d{5})?\.safetensors(\.index(?P<variant>\.[^.]+)?\.json)?")
 # A full disk, a quota, a limit of the process, a directory that may not be written, a broken disk, a file in the way.
-NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO) + (
-    (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY)
-)
+NOT_WRITTEN = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+}
 
 
 class SavingError(OSError):
