@@ -226,6 +226,13 @@ def client_of(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)
 
 
+def endlessly_shuffled(kinds: list[Request], seed: int) -> Iterator[Request]:
+    """All kinds in an order of their own, again and again."""
+    order = random.Random(seed)
+    while True:
+        yield from order.sample(kinds, len(kinds))
+
+
 class Load:
     """Clients that ask until a time is over.
 
@@ -241,16 +248,23 @@ class Load:
 
     def ask(self, seed: int) -> None:
         """One client: all kinds of requests, shuffled anew each time, one after the other."""
-        order, kinds = random.Random(seed), requests()
         with client_of(self.url) as client:
-            while True:
-                order.shuffle(kinds)
-                for request in kinds:
-                    if time.monotonic() >= self.deadline:
-                        return
-                    started = time.monotonic()
-                    outcome = outcome_of(request, client, self.known)
-                    self.answers.append(Answer(request.kind, time.monotonic() - started, outcome))
+            for request in endlessly_shuffled(requests(), seed):
+                if time.monotonic() >= self.deadline:
+                    return
+                self.send(request, client)
+
+    def send(self, request: Request, client: openai.OpenAI) -> None:
+        """Send a request and note what came of it."""
+        started = time.monotonic()
+        outcome = outcome_of(request, client, self.known)
+        self.answers.append(Answer(request.kind, time.monotonic() - started, outcome))
+
+    def send_all(self, kinds: list[Request]) -> None:
+        """Send requests one after the other."""
+        with client_of(self.url) as client:
+            for request in kinds:
+                self.send(request, client)
 
     def watched(self, process: subprocess.Popen, clients: int) -> list[Sample]:
         """Let clients ask, and read the server's memory and files meanwhile."""
@@ -318,11 +332,7 @@ def measure(
         log = Path(folder) / "log"
         with serving(model or str(ROOT), device, log) as (url, process):
             alone = Load(url, known, float("inf"))
-            with client_of(url) as client:
-                for request in requests() * repeats:
-                    started = time.monotonic()
-                    outcome = outcome_of(request, client, known)
-                    alone.answers.append(Answer(request.kind, time.monotonic() - started, outcome))
+            alone.send_all(requests() * repeats)
             load = Load(url, known, time.monotonic() + 60 * minutes)
             samples = load.watched(process, clients)
             left = jobs_left(url)

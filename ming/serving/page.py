@@ -5,6 +5,8 @@ Text, images, recordings and videos in; text, text with speech, or an image out.
 
 import html
 import logging
+import os
+import random
 import shutil
 import signal
 import tempfile
@@ -292,7 +294,8 @@ def build_page(answerer: Answerer) -> gr.Blocks:
     remarks = [f"{reason[0].upper()}{reason[1:]}." for reason in missing.values()]
     if voices and not answerer.streams:
         remarks.append("ffmpeg is not installed, so speech is played when it is complete, not while it is generated.")
-    with gr.Blocks(title="Ming-Lite-Omni", fill_width=True, analytics_enabled=False, delete_cache=(HOUR, DAY)) as page:
+    options = {"fill_width": True, "analytics_enabled": False, "delete_cache": (HOUR, DAY)}
+    with _process_kept(), gr.Blocks(title="Ming-Lite-Omni", **options) as page:
         with gr.Sidebar(width=340):
             gr.Markdown("\n\n".join(["# Ming-Lite-Omni", HINT]))
             mode = gr.Radio(offered, value="text", label="Answer")
@@ -324,6 +327,21 @@ def build_page(answerer: Answerer) -> gr.Blocks:
             api_visibility="private",
         )
     return page
+
+
+@contextmanager
+def _process_kept() -> Iterator[None]:
+    """What belongs to the user is given back: Gradio draws the number of a page from Python's global generator, and
+    says in the environment that there shall be no telemetry."""
+    state, variable = random.getstate(), "HF_HUB_DISABLE_TELEMETRY"
+    before = os.environ.get(variable)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _settings_of(mode: str) -> list[dict[str, Any]]:
