@@ -420,8 +420,8 @@ class BailingMMProcessor(ProcessorMixin):
             tools: must be empty: the library passes the argument, but the model calls no tools.
 
         Raises:
-            ValueError: unknown role or content type, an item without its medium, unreadable media, an option that is
-                given twice, or `return_assistant_tokens_mask` with a template of another format.
+            ValueError: unknown role or content type, an item without its medium, unreadable media, an option given
+                twice, or a mask of replies asked of a template that does not write their headers.
             TypeError: a keyword that is neither an option nor a variable of the template.
         """
         if tools:
@@ -432,9 +432,7 @@ class BailingMMProcessor(ProcessorMixin):
         tensors = {} if return_tensors == "auto" else {"return_tensors": return_tensors}
         call_kwargs = {**(processor_kwargs or {}), **kwargs, **tensors}
         options = self._call_options(call_kwargs)
-        chats = [parse_conversation(chat) for chat in conversations]
-        if load_audio_from_video:
-            chats = [add_audio_tracks(chat, has_audio_track) for chat in chats]
+        chats = self._parse(conversations, load_audio_from_video)
         variables |= {"system_template": system_template, "prefill": continue_final_message}
         prompted = False if continue_final_message else add_generation_prompt
         rendered = [template_messages(chat, self._literals, chat_template is not None) for chat in chats]
@@ -446,6 +444,11 @@ class BailingMMProcessor(ProcessorMixin):
         images, videos, audios = self._load_media(chats, options)
         inputs = self(prompts, images, videos, audios, **call_kwargs)
         return inputs if return_dict else inputs["input_ids"]
+
+    @staticmethod
+    def _parse(conversations: list, load_audio_from_video: bool) -> list[list[Message]]:
+        chats = [parse_conversation(chat) for chat in conversations]
+        return [add_audio_tracks(chat, has_audio_track) for chat in chats] if load_audio_from_video else chats
 
     def _render(self, chat: list[dict], template: str, add_generation_prompt: bool | None, variables: dict) -> str:
         """Messages in the form of `template_messages` -> prompt."""
@@ -480,9 +483,7 @@ class BailingMMProcessor(ProcessorMixin):
         Raises:
             ValueError: unknown role or content type, an item without its medium, unreadable media.
         """
-        chats = [parse_conversation(chat) for chat in split_batch(messages)[0]]
-        if load_audio_from_video:
-            chats = [add_audio_tracks(chat, has_audio_track) for chat in chats]
+        chats = self._parse(split_batch(messages)[0], load_audio_from_video)
         return self._load_media(chats, self._call_options(kwargs))
 
     def _load_media(

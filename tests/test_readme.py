@@ -173,7 +173,7 @@ def test_every_link_and_image_leads_somewhere(path):
 
 
 def test_the_readme_leads_to_every_page():
-    assert len(PAGES) == 10
+    assert len(PAGES) == 11
     for path in PAGES[1:]:
         assert f"](docs/{path.name})" in TEXTS[README]
 
