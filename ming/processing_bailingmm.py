@@ -430,8 +430,8 @@ class BailingMMProcessor(ProcessorMixin):
             tools: must be empty: the library passes the argument, but the model calls no tools.
 
         Raises:
-            ValueError: unknown role or content type, an item without its medium, unreadable media, an option that is
-                given twice, or `return_assistant_tokens_mask` with a template of another format.
+            ValueError: unknown role or content type, an item without its medium, unreadable media, an option given
+                twice, or a mask of replies asked of a template that does not write their headers.
             TypeError: a keyword that is neither an option nor a variable of the template.
         """
         ends = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}

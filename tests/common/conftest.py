@@ -17,19 +17,19 @@ os.environ.setdefault("RUN_SLOW", "1")  # what is slow without an accelerator ta
 import library  # noqa: E402
 from deviations import DEVIATIONS, MISSING, SKIPS  # noqa: E402
 
-try:
-    library.install()
-except FileNotFoundError as error:
-    raise pytest.UsageError(str(error)) from error
-
 FOLDER = Path(__file__).resolve().parent
 KINDS = ("passed", "failed", "deviates", "lacks hardware or a package", "does not apply")
 HOLDING = [each for each in DEVIATIONS if SpecifierSet(each.releases).contains(transformers.__version__)]
 counts: dict[str, Counter] = {}  # class -> kind -> tests
 unexplained: set[str] = set()
+subtests: dict[str, list] = {}  # test -> reports of its parts
 
 
 def pytest_configure(config):
+    try:
+        library.install()
+    except FileNotFoundError as error:
+        raise pytest.UsageError(str(error)) from error
     for name in sorted(library.markers()):
         config.addinivalue_line("markers", f"{name}: of the library's tests")
 
@@ -53,13 +53,16 @@ def is_whole_run(config) -> bool:
 
 
 def pytest_runtest_logreport(report):
-    """Count every test once, and none of its subtests."""
-    is_verdict = report.when == "call" or (report.when == "setup" and report.skipped)
+    """Count every test once; one whose subtests were all skipped counts as skipped."""
     path, *cls, name = report.nodeid.split("::")
-    if not is_verdict or hasattr(report, "context") or Path(path).parent.name != FOLDER.name:
+    if Path(path).parent.name != FOLDER.name:
         return
-    counter = counts.setdefault("::".join([Path(path).stem, *cls]), Counter())
-    counter[kind_of(report, name)] += 1
+    if hasattr(report, "context"):
+        subtests.setdefault(report.nodeid, []).append(report)
+    elif report.when == "call" or (report.when == "setup" and report.skipped):
+        parts = subtests.get(report.nodeid, [])
+        verdict = parts[0] if parts and report.passed and all(part.skipped for part in parts) else report
+        counts.setdefault("::".join([Path(path).stem, *cls]), Counter())[kind_of(verdict, name)] += 1
 
 
 def kind_of(report, name: str) -> str:
@@ -69,8 +72,9 @@ def kind_of(report, name: str) -> str:
     reason = report.longrepr[2].removeprefix("Skipped: ")
     if any(re.search(pattern, reason) for pattern in MISSING):
         return KINDS[3]
-    if not any(re.search(pattern, reason) for pattern, _ in SKIPS):
-        unexplained.add(f"{name}: {reason}")
+    skipped = f"{name}: {reason}"
+    if not any(re.search(pattern, skipped) for pattern, _ in SKIPS):
+        unexplained.add(skipped)
     return KINDS[4]
 
 
