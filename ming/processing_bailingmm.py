@@ -402,10 +402,14 @@ class BailingMMProcessor(ProcessorMixin):
             ValueError: unknown role or content type, an item without its medium, unreadable media.
             TypeError: a keyword that is neither an option nor a variable of the template.
         """
-        flags = {"tokenize": tokenize, "return_dict": return_dict, "add_generation_prompt": add_generation_prompt}
-        flags |= {"continue_final_message": continue_final_message, "load_audio_from_video": load_audio_from_video}
-        texts = {"chat_template": chat_template, "system_template": system_template, "tools": tools}
-        raise_if_no_settings({**flags, **texts, "processor_kwargs": processor_kwargs})
+        given = {
+            "tokenize": tokenize,
+            "return_dict": return_dict,
+            "processor_kwargs": processor_kwargs,
+            "tools": tools,
+        }
+        given |= {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        raise_if_no_settings(given | {"chat_template": chat_template, "system_template": system_template})
         if tools:
             raise ValueError(f"tools: this model calls none, got {len(tools)}; leave them out")
         conversations, batched = split_batch(conversation)
@@ -822,6 +826,7 @@ class BailingMMProcessor(ProcessorMixin):
 
 def _parsed(conversations: list, load_audio_from_video: bool) -> list[list[Message]]:
     """Parsed conversations, with the audio track of each video behind it if that is wanted."""
+    raise_if_no_settings({"load_audio_from_video": load_audio_from_video})
     chats = [parse_conversation(chat) for chat in conversations]
     return [add_audio_tracks(chat, has_audio_track) for chat in chats] if load_audio_from_video else chats
 
