@@ -620,6 +620,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 "use_cache": use_cache,
                 "output_router_logits": output_router_logits,
                 "logits_to_keep": logits_to_keep,
+                "prompt_states": prompt_states,
                 **kwargs,
             }
             self._raise_if_unfit({name: value for name, value in given.items() if value is not None})

@@ -272,6 +272,7 @@ def _raise_if_given_twice(kwargs: Mapping) -> None:
 
 
 def _parse(conversation: Any, load_audio_from_video: bool) -> list[Message]:
+    raise_if_no_settings({"load_audio_from_video": load_audio_from_video})
     chat = parse_conversation(conversation)
     return add_audio_tracks(chat, has_audio_track) if load_audio_from_video else chat
 

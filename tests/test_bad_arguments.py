@@ -45,6 +45,7 @@ TENSORS = [  # argument, value, what the message says
     ("mm_token_type_ids", MASK * 4, "mm_token_type_ids holds values from 4 to 4; only 0 to 3 are types"),
     ("past_key_values", 3, "past_key_values=3 must be a cache of transformers, such as DynamicCache"),
     ("past_key_values", ((1, 2),), "past_key_values=.* must be a cache of transformers"),
+    ("prompt_states", 3, "prompt_states=3 must be PromptStates"),
     ("use_cache", NO_VALUES, r"use_cache=<Tensor of shape \(0,\) .* must be True or False"),
     ("use_cache", "no", "use_cache='no' must be True or False"),
 ]
