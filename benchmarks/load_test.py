@@ -250,9 +250,9 @@ class Load:
         """One client: all kinds of requests, shuffled anew each time, one after the other."""
         with client_of(self.url) as client:
             for request in endlessly_shuffled(requests(), seed):
+                self.send(request, client)
                 if time.monotonic() >= self.deadline:
                     return
-                self.send(request, client)
 
     def send(self, request: Request, client: openai.OpenAI) -> None:
         """Send a request and note what came of it."""
@@ -342,7 +342,7 @@ def measure(
     return [*kinds(alone.answers, load.answers), *judged, *samples]
 
 
-def jobs_left(url: str, seconds: float = 30.0) -> float:
+def jobs_left(url: str, seconds: float = 120.0) -> float:
     """Jobs that the server still has when everybody has left, some seconds later at most."""
     deadline = time.monotonic() + seconds
     while True:
