@@ -2,8 +2,12 @@
 them, and a run is resumed from a distributed checkpoint."""
 
 import json
+from pathlib import Path
 
+import yaml
 from parallel_helpers import run_on_two
+
+ROOT = Path(__file__).resolve().parents[1]
 
 BEGINNING = """
 import torch.distributed.checkpoint as dcp
@@ -106,6 +110,13 @@ def test_two_processes_with_different_media_train_like_one(tmp_path):
     run_on_two(BEGINNING + GRADIENTS, tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report) == 20 and max(report.values()) < 1e-4, report
+
+
+def test_the_shipped_configuration_splits_every_layer(tiny):
+    config = yaml.safe_load((ROOT / "training" / "fsdp2.yaml").read_text(encoding="utf-8"))["fsdp_config"]
+    wrapped = config["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    assert config["fsdp_version"] == 2 and set(wrapped) == set(tiny._no_split_modules)
+    assert set(wrapped) <= {type(module).__name__ for module in tiny.modules()}
 
 
 def test_text_alone_is_resumed_from_a_distributed_checkpoint(tmp_path):

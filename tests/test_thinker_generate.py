@@ -77,7 +77,7 @@ def test_streamer_gets_the_prompt_then_each_token(tiny, one):
 
 def test_beams_find_an_answer_at_least_as_likely_as_greedy(tiny, one):
     greedy = answer(tiny, one, eos_token_id=-1)
-    beams = answer(tiny, one, num_beams=4, eos_token_id=-1)
+    beams = answer(tiny, one, num_beams=16, eos_token_id=-1)
     assert log_likelihood(tiny, one, beams) >= log_likelihood(tiny, one, greedy) - 1e-4
     assert not torch.equal(beams, greedy)
 
@@ -244,7 +244,7 @@ def test_media_are_encoded_once(tiny, one):
         hook = tiny.vision.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         answer(tiny, one, **options)
         hook.remove()
-        assert len(calls) == 2  # one call for images, one for videos
+        assert len(calls) == 1  # images and videos together
 
 
 def test_generate_leaves_no_gradients_and_does_not_change_its_inputs(tiny, one):
