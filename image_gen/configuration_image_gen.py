@@ -79,6 +79,8 @@ class ImageGenConfig(PreTrainedConfig):
         scheduler: arguments of `FlowMatchEulerDiscreteScheduler`.
         native_side: side in pixels of the square images that the transformer was trained on; other shapes have about
             the same area.
+        source_ratios: lowest and highest ratio of height and width at which an image that keeps the proportions of
+            another one is made; beyond them it is stretched. None: that of the nearest native size.
         num_inference_steps, guidance_scale: defaults of `ImageGen.draw`.
 
     A setting that is left out of a dictionary keeps its released value.
@@ -97,6 +99,7 @@ class ImageGenConfig(PreTrainedConfig):
     vae: dict = field(default_factory=dict)
     scheduler: dict = field(default_factory=dict)
     native_side: int = 512
+    source_ratios: list[float] | None = None
     num_inference_steps: int = 30
     guidance_scale: float = 3.5
 
@@ -159,6 +162,11 @@ class ImageGenConfig(PreTrainedConfig):
             return native
         scale = max(self.native_side / math.sqrt(height * width), MIN_SIDE / min(height, width))
         return min(round(height * scale), MAX_SIDE), min(round(width * scale), MAX_SIDE)
+
+    def native_like(self, height: int, width: int) -> tuple[int, int]:
+        """The native (height, width) at which an image of given proportions is made, within `source_ratios`."""
+        low, high = self.source_ratios or (0.0, math.inf)
+        return self._nearest(min(max(height / width, low), high))
 
     def _nearest(self, ratio: float) -> tuple[int, int]:
         """The native size whose entry in the table is nearest to a ratio of height and width."""

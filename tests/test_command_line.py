@@ -204,8 +204,8 @@ def test_chat_draws_and_changes_what_it_drew(ming, monkeypatch, tmp_path):
         "prompt": "Make the circle blue.",
         "image": [PICTURE],
         "file": "drawing-4.png",  # no file is written over
-        "width": 96,
-        "height": 96,
+        "width": 106,  # the proportions of the image that is changed, 220 x 180
+        "height": 87,
         "seed": 0,
     }
 

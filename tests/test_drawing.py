@@ -115,6 +115,13 @@ def test_changed_pictures_of_other_proportions_share_a_batch(model, processor):
             assert np.abs(pixels(one) - pixels(other)).max() <= 1
 
 
+def test_a_checkpoint_that_draws_squares_stretches_them(model, processor, monkeypatch):
+    monkeypatch.setattr(model.image_gen.config, "source_ratios", [1.0, 1.0])
+    drawing = draw(model, processor, [changed((640, 480))], seed=1, num_inference_steps=1)
+    assert drawing.native_size == (64, 64)
+    assert drawing.images[0].width / drawing.images[0].height == pytest.approx(640 / 480, rel=0.02)
+
+
 def test_a_size_that_was_asked_for_wins(model, processor):
     options = {"seed": 1, "num_inference_steps": 1}
     for asked in ({"height": 100, "width": 70}, {"height": 64}, {"width": 64}):
