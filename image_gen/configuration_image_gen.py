@@ -163,10 +163,13 @@ class ImageGenConfig(PreTrainedConfig):
         scale = max(self.native_side / math.sqrt(height * width), MIN_SIDE / min(height, width))
         return min(round(height * scale), MAX_SIDE), min(round(width * scale), MAX_SIDE)
 
-    def native_like(self, height: int, width: int) -> tuple[int, int]:
-        """The native (height, width) at which an image of given proportions is made, within `source_ratios`."""
+    def drawn_like(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) of the same area within `source_ratios`, at which an image of that size is made."""
         low, high = self.source_ratios or (0.0, math.inf)
-        return self._nearest(min(max(height / width, low), high))
+        if low <= height / width <= high:
+            return height, width
+        ratio = min(max(height / width, low), high)
+        return round(math.sqrt(height * width * ratio)), round(math.sqrt(height * width / ratio))
 
     def _nearest(self, ratio: float) -> tuple[int, int]:
         """The native size whose entry in the table is nearest to a ratio of height and width."""

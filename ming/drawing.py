@@ -193,8 +193,8 @@ class Painter:
         for size in dict.fromkeys(sizes):
             rows = [row for row, wanted in enumerate(sizes) if wanted == size]
             places = [row * count + number for row in rows for number in range(count)]
-            native = None if size is None else image_gen.config.native_like(*size)
-            asked = {} if native is None else {"height": native[0], "width": native[1]}
+            drawn_at = (None, None) if size is None else image_gen.config.drawn_like(*size)
+            asked = dict(zip(("height", "width"), drawn_at, strict=True))
             generators = [options["generator"][place] for place in places]
             drawn = image_gen.draw(condition[rows], **{**options, **asked, "generator": generators, "resize": False})
             drawings.append(drawn)
