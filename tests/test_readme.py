@@ -285,7 +285,7 @@ def test_optional_dependencies_of_the_pages_exist():
 
 def test_make_demo_hands_on_the_files_of_the_user():
     told = subprocess.run(
-        ["make", "--dry-run", "demo", "IMAGE=my.jpg", "AUDIO=my.wav", "VIDEO=my.mp4"],
+        ["make", "--no-print-directory", "--dry-run", "demo", "IMAGE=my.jpg", "AUDIO=my.wav", "VIDEO=my.mp4"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -158,7 +158,7 @@ def test_the_root_holds_entry_points_only():
 
 def test_requirements_have_both_bounds():
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
-    assert lines and all(re.fullmatch(r"[a-z_]+>=[\d.]+,<[\d.]+", line) for line in lines)
+    assert lines and all(re.fullmatch(r"[a-z0-9_]+>=[\d.]+,<[\d.]+", line) for line in lines)
 
 
 def test_readme_is_a_valid_model_card():
