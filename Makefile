@@ -21,9 +21,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# Tests that need a browser and ffmpeg; as root on Debian they are installed.
+# Tests that need a browser, ffmpeg and curl; as root on Debian they are installed.
 test-programs: $(READY)
-	@command -v chromium ffmpeg >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium ffmpeg; }
+	@{ command -v chromium && command -v ffmpeg && command -v curl; } >/dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq chromium ffmpeg curl; }
 	CI=true $(BIN)/python -m pytest -m programs
 
 # The oldest release of transformers that requirements.txt admits, beside the installed one.

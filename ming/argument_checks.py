@@ -275,10 +275,20 @@ def _raise_if_no_tokens(name: str, value: Any) -> None:
         raise_if_no_number(name, token, whole=True)
 
 
+def _raise_if_no_layers(name: str, value: Any) -> None:
+    """Refuse what is neither a flag nor a layer's number or several: states of these layers alone are given."""
+    if isinstance(value, (list, tuple)):
+        for layer in value:
+            raise_if_no_number(name, layer, whole=True)
+    elif not isinstance(value, int):
+        raise_if_no_flag(name, value)
+
+
 # The check of every setting.
 SETTINGS: dict[str, Callable[[str, Any], None]] = {
     **{name: partial(raise_if_no, kind=kind) for name, kind in OBJECTS.items()},
     **dict.fromkeys(FLAGS, raise_if_no_flag),
+    "output_hidden_states": _raise_if_no_layers,
     **{name: partial(raise_if_no_number, whole=True, at_least=least) for name, least in WHOLE_SETTINGS.items()},
     **{name: partial(raise_if_no_number, at_least=least) for name, least in NUMBER_SETTINGS.items()},
     **dict.fromkeys(TOKEN_SETTINGS, _raise_if_no_tokens),

@@ -23,14 +23,14 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor  # noqa: E402
 
 torch.set_num_threads(1)
 EXCUSED = r"\bGPU\b|\bCUDA\b"
-HIDDEN_PROGRAMS = r"there is no (Chromium|ffmpeg)"
+HIDDEN_PROGRAMS = r"there is no (Chromium|ffmpeg|curl)"
 skipped: list[str] = []
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Tests in a browser need programs that no package brings; `-m programs` runs these alone."""
+    """Tests in a browser or with curl need programs that no package brings; `-m programs` runs these alone."""
     for item in items:
-        if "browser" in item.fixturenames:
+        if {"browser", "curl"} & set(item.fixturenames):
             item.add_marker("programs")
 
 

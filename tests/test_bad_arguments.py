@@ -48,6 +48,8 @@ TENSORS = [  # argument, value, what the message says
     ("prompt_states", 3, "prompt_states=3 must be PromptStates"),
     ("use_cache", NO_VALUES, r"use_cache=<Tensor of shape \(0,\) .* must be True or False"),
     ("use_cache", "no", "use_cache='no' must be True or False"),
+    ("output_hidden_states", "all", "output_hidden_states='all' must be True or False"),
+    ("output_hidden_states", [0, 1.5], "output_hidden_states=1.5 must be a whole number"),
 ]
 
 
@@ -475,3 +477,16 @@ def test_paged_generation_refuses_media(tiny):
 def test_streamers_are_called(tiny, processor, capsys):
     tiny.generate(IDS[:1], max_new_tokens=2, streamer=TextStreamer(processor.tokenizer))
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layers", [True, 1, [0, 1], (0, -1)])
+def test_hidden_states_of_chosen_layers(tiny, layers):
+    """True is all, as in the library; numbers choose: 0 is the embeddings, -1 the last."""
+    everything = tiny(IDS, output_hidden_states=True).hidden_states
+    chosen = tiny(IDS, output_hidden_states=layers).hidden_states
+    wanted = (
+        everything if layers is True else [everything[n] for n in ([layers] if isinstance(layers, int) else layers)]
+    )
+    present = [state for state in chosen if state is not None]
+    assert len(present) == len(wanted)
+    assert all(torch.equal(one, other) for one, other in zip(present, wanted, strict=True))

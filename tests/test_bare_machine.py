@@ -54,6 +54,12 @@ def test_a_removed_requirement_is_noticed():
     assert failed.returncode and "espeakng" in failed.stderr
 
 
+def test_a_virtual_environment_made_there_works_afterwards(tmp_path):
+    target = tmp_path / "environment"
+    subprocess.run([*BARE, "python3", "-m", "venv", "--without-pip", str(target)], cwd=ROOT, check=True)
+    subprocess.run([str(target / "bin" / "python"), "-c", "import json"], check=True)
+
+
 def test_what_is_installed_is_seen():
     code = """
 import shutil, soundfile, sys

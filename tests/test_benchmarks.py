@@ -10,7 +10,7 @@ import torch
 from image_helpers import small_image_gen
 from PIL import Image
 
-from benchmarks import audio, image, layers, load, load_test, moe, released, report, speech, thinker, vision
+from benchmarks import audio, image, layers, load, load_test, moe, processor, released, report, speech, thinker, vision
 from benchmarks.__main__ import LONG, NAMES, run
 from benchmarks.growth import Cost, plot, table
 from benchmarks.timing import OUTSIDE, profiled, share_table
@@ -73,6 +73,13 @@ def test_towers_agree():
         library, ours, quadratic = (tower(pixels, grid_thw=grid).pooler_output for tower in towers.values())
     torch.testing.assert_close(ours, library)
     assert not torch.allclose(ours, quadratic)
+
+
+def test_the_processor_is_measured(monkeypatch):
+    for name, value in (("REPEATS", 1), ("CHATS", 2), ("RECORDINGS", 1)):
+        monkeypatch.setattr(processor, name, value)
+    costs = processor.measure()
+    assert [cost.implementation for cost in costs] == ["library", "one batch", "library", "SANM", "Whisper"]
 
 
 def test_audio_is_measured(monkeypatch):

@@ -177,6 +177,15 @@ def test_progress_is_a_bar_for_who_asks(model, processor, capsys):
     assert "2/2" in capsys.readouterr().err
 
 
+def test_an_image_of_native_proportions_is_changed_at_a_native_size():
+    """An image of 1024 x 1024 is changed at 512 x 512, as the image head was trained."""
+    config = ImageGenConfig()
+    assert len(set(config.native_sizes.values())) > 30
+    for height, width in config.native_sizes.values():
+        if max(height, width) <= 1024:
+            assert config.size_like(height, width) == config.size_like(2 * height, 2 * width) == (height, width)
+
+
 def test_every_size_has_a_native_size_near_its_shape():
     config = ImageGenConfig()
     for height in range(64, 2049, 31):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 
 import numpy as np
 import pytest
@@ -185,12 +184,3 @@ def test_fetching_for_pipelines(extractor):
 def test_output_types(extractor):
     assert isinstance(extractor(torch.zeros(1, 500), return_tensors="np")["audio_feats"], np.ndarray)
     assert extractor(torch.zeros(1, 500)).audio_feats_lengths.dtype == torch.int64
-
-
-def test_speed(extractor):
-    waves = [0.1 * torch.randn(1, 48000) for _ in range(16)]
-    for use_whisper in (False, True):
-        extractor(waves, use_whisper_encoder=use_whisper)
-        start = time.perf_counter()
-        extractor(waves, use_whisper_encoder=use_whisper)
-        assert time.perf_counter() - start < 0.5

@@ -10,6 +10,7 @@ and `LIBRARIES` are the minimal system.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -80,8 +81,9 @@ def prepare(folder: Path) -> dict[str, str]:
     if missing := [name for name in ("sh", "make", "git") if not (programs / name).exists()]:
         raise FileNotFoundError(f"this machine has no {', '.join(missing)}, which `make` needs: install it")
     base = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
-    for name in ("python3", base.name):
-        (programs / name).symlink_to(base)
+    for name in ("python3", base.name):  # no links: a virtual environment would link to them, and outlives the folder
+        (programs / name).write_text(f'#!/bin/sh\nexec {shlex.quote(str(base))} "$@"\n', encoding="utf-8")
+        (programs / name).chmod(0o755)
     (guard / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
     python = [sysconfig.get_paths()["stdlib"], sysconfig.get_config_var("LIBDIR") + "/libpython", str(base)]

@@ -97,8 +97,8 @@ BREAKAGES = (
     Breakage(
         "consent",
         "ming/source.py",
-        '"trust_remote_code": bool(given.get("trust_remote_code"))})',
-        '"trust_remote_code": True})',
+        "return replace(self, **fields, trust_remote_code=False)",
+        "return replace(self, **fields)",
         ("tests/test_loading_routes.py",),
     ),
     Breakage(
@@ -118,8 +118,8 @@ BREAKAGES = (
     Breakage(
         "padding of a batch",
         "ming/drawing.py",
-        "position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),",
-        "position_ids=torch.arange(attention_mask.shape[1], device=attention_mask.device)[None],",
+        "            attention_mask=attention_mask,\n            position_ids",
+        "            attention_mask=torch.ones_like(attention_mask),\n            position_ids",
         ("tests/test_drawing.py",),
     ),
 )

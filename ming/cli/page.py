@@ -1,7 +1,9 @@
 """Show a page to try a model in the browser: chat with text, images, recordings and videos."""
 
+import io
 import logging
 import os
+import sys
 
 from ming.cli.arguments import add_device_options, add_without_option, count
 from ming.cli.session import Session
@@ -37,6 +39,8 @@ def build_parser() -> Parser:
 def main(arguments: list[str]) -> None:
     """Run `ming page` until it is interrupted."""
     args = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # Gradio prints the address, which a log file would get at the end
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     source = args.model
