@@ -484,9 +484,8 @@ def test_hidden_states_of_chosen_layers(tiny, layers):
     """True is all, as in the library; numbers choose: 0 is the embeddings, -1 the last."""
     everything = tiny(IDS, output_hidden_states=True).hidden_states
     chosen = tiny(IDS, output_hidden_states=layers).hidden_states
-    wanted = (
-        everything if layers is True else [everything[n] for n in ([layers] if isinstance(layers, int) else layers)]
-    )
+    numbers = range(len(everything)) if layers is True else np.atleast_1d(layers)
+    wanted = [everything[number] for number in numbers]
     present = [state for state in chosen if state is not None]
     assert len(present) == len(wanted)
     assert all(torch.equal(one, other) for one, other in zip(present, wanted, strict=True))
