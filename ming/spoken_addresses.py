@@ -71,6 +71,23 @@ URLS = (
         ),
     ),
 )
+_NAMES = ("phone", "tel", "tel.", "call", "fax", "zip", "code", "invoice", "sku", "id", "isbn", "no.", "number")
+_NAMED = "|".join(f"(?<={re.escape(name + end)})" for name in _NAMES for end in (" ", ": "))
+IDENTIFIERS = (
+    Kind(
+        "identifier",
+        rf"""(?=\d)(?:(?:(?i:{_NAMED})(?=(?:[-/ ]?\d){{5}})
+        (?!\d{{4}}-\d\d-\d\d(?!\d)|(?i:(?<=call[ ]))\d{{3}}-(?:\d{{3}}-)?\d{{4}}(?!\d))\d+
+        (?:[-/]\d+|[ ]\d+(?=[ ]\d|\b)){{1,5}}
+        |(?<=CVE-)\d{{4}}-\d{{4,7}})(?![\w-]|[.,/]\d))""",
+        lambda token: read_digits(token[0], token.lang),
+        (
+            ("the zip code 90210-1234 is", "the zip code nine zero two one zero, one two three four is"),
+            ("the bug CVE-2024-3094 is", "the bug CVE two zero two four, three zero nine four is"),
+            ("see part no. 4711-0815 there", "see part number four seven one one, zero eight one five there"),
+        ),
+    ),
+)
 PHONES = (
     Kind(
         "phone",
@@ -79,7 +96,8 @@ PHONES = (
         |0\d{2,3}-\d{7,8}(?:-\d{1,5})?(?!\d)|(?=(?:[ -]?\d){7,15}(?!\d))0\d{1,4}(?:[ -]\d{2,8}){1,4}(?![\d-]|[ ]\d)
         |1[3-9]\d(?:\d{8}|[- ]\d{4}[- ]\d{4})(?!\d)
         |(?:\+?\d{1,3}[- ])?(?:[(（]\d{2,4}[)）][ ]?|\d{3}-)\d{3,4}-\d{4}(?!\d)
-        |[(（]0\d{2,3}[)）][ ]?\d{7,8}(?!\d)|\d{3}(?P<gap>[ .])\d{3}(?P=gap)\d{4}(?![\d.]\d|\d)
+        |[(（]0\d{2,3}[)）][ ]?\d{7,8}(?!\d)
+        |[(（]0\d[)）][ ]?\d{4}[ ]\d{4}(?!\d)|\d{3}(?P<gap>[ .])\d{3}(?P=gap)\d{4}(?![\d.]\d|\d)
         |\d{4}(?:[ ]\d{4}){3}(?!\d)|1-8\d\d(?=-[A-Z]{3}))""",
         _phone,
         (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .spoken_kinds import HAN, Token
-from .spoken_language import choose_language
+from .spoken_language import OF_NUMBER, choose_language
 
 WINDOW = 64  # characters of context on either side of a block
 PAUSES = {"，": 1, ",": 1, "。": 2, ".": 2, "！": 3, "!": 3, "？": 3, "?": 3}  # spoken pauses by their strength
@@ -111,10 +111,10 @@ class Block:
             IncompleteError: it depends on text to come.
         """
         left = (self.before + self.text[: match.start()])[-WINDOW:]
-        if match.lastgroup == "url" or re.search("[A-Za-z]{4,}", match[0]):
+        if match.lastgroup in ("url", "decade") or re.search("[A-Za-z]{4,}", OF_NUMBER.sub("", match[0])):
             left += " www"  # a token that holds a word, like an address, counts as an English word itself
         right = (self.text[match.end() :] + self.after)[:WINDOW]
-        return choose_language(left, right, self.complete or len(right) == WINDOW)
+        return choose_language(left, right, self.complete or len(right) == WINDOW, match[0])
 
     def token(self, match: re.Match[str]) -> Token:
         """What the readers of numbers take."""

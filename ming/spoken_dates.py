@@ -122,7 +122,7 @@ def _english_clock(hours: str, minutes: str, seconds: str, half: str) -> str:
 
 
 def _decade(token: Token) -> str:
-    digits = token[0][:-1]
+    digits = token[0][:-1].rstrip("'’")
     if token.lang == "zh":
         return read_integer(digits, token.lang) + "年代"
     return re.sub(r"y$", "ies", re.sub(r"(?<=[^y])$", "s", read_year(digits, "en")))
@@ -214,7 +214,7 @@ TIMES = (
 DECADES = (
     Kind(
         "decade",
-        rf"(?<![\d.,])(?:1[1-9]|20)\d0s\b|{DECADE_CONTEXT}\d0s\b",
+        rf"(?<![\d.,])(?:1[1-9]|20)\d0['’]?s\b|{DECADE_CONTEXT}\d0s\b",
         _decade,
         (("in the 1990s or the 80s", "in the nineteen nineties or the eighties"),),
     ),

@@ -5,7 +5,7 @@ import re
 from .spoken_kinds import HAN
 from .spoken_measures import PER, UNIT
 
-_OF_NUMBER = re.compile(
+OF_NUMBER = re.compile(
     rf"\d\s?(?:{UNIT})(?:/(?:{PER}))?(?![A-Za-z])|\d[A-Za-z]+|(?<![A-Za-z])[xX](?=\s?\d)"
 )  # letters that are not a word
 _STOP = re.compile(rf"[，。！？；、：…\n{HAN}]|[.!?;,:](?=\s)")
@@ -19,8 +19,8 @@ class IncompleteError(Exception):
     """The reading depends on text that is not there yet."""
 
 
-def choose_language(left: str, right: str, complete: bool) -> str:
-    """zh or en for a number or symbol between `left` and `right`, the text around it.
+def choose_language(left: str, right: str, complete: bool, token: str = "0") -> str:
+    """zh or en for a number or symbol `token` between `left` and `right`, the text around it.
 
     Chinese characters next to it decide, then two English words in small letters in the same run of Latin script,
     then Chinese at either end of that run, so that a product name inside Chinese (iPhone 15 Pro) is read in Chinese.
@@ -46,17 +46,19 @@ def choose_language(left: str, right: str, complete: bool) -> str:
     edges = [match[0] for match in (*starts[-1:], stop) if match]
     if _HAN.search("".join(edges)):
         return "zh"
-    return _by_sentence(left, right, run, complete)
+    # The token's own letters count, so that all parts of "$3.50/kg" see the same run.
+    return _by_sentence(left, right, token, f"{tail}{token}{head}", complete)
 
 
-def _by_sentence(left: str, right: str, run: str, complete: bool) -> str:
+def _by_sentence(left: str, right: str, token: str, run: str, complete: bool) -> str:
     """The language where nothing beside the number decides: that of its sentence, or of the letters closest to it."""
     sentence = re.split(r"[。！？\n]|[.!?]\s", left)[-1]
     latin_sentence = not _HAN.search(sentence)
-    if latin_sentence and re.search("[A-Za-z]", _OF_NUMBER.sub("", run)):
+    if latin_sentence and re.search("[A-Za-z]", OF_NUMBER.sub("", run)):
         return "en"
     ahead = right if complete else re.sub(r"[\w/°²³ .]+\Z", "", right)
-    letters = _LETTER.findall(_OF_NUMBER.sub("", left))[-1:] or _LETTER.findall(_OF_NUMBER.sub("", ahead))[:1]
+    before = _LETTER.findall(OF_NUMBER.sub("", left + token))[-1:]
+    letters = before or _LETTER.findall(OF_NUMBER.sub("", left + token + ahead))[:1]
     if not letters and not complete:
         raise IncompleteError
     return "en" if letters and letters[0].isascii() and latin_sentence else "zh"

@@ -4,7 +4,7 @@ import re
 
 from .spoken_kinds import Kind, Token
 from .spoken_money import is_adjective, read_amount
-from .spoken_numbers import NUMBER, read_integer, read_number
+from .spoken_numbers import EXPONENT, NUMBER, read_integer, read_number, read_scientific
 
 UNITS = {  # Chinese, English for many
     "kg": ("公斤", "kilograms"), "mg": ("毫克", "milligrams"), "g": ("克", "grams"), "μg": ("微克", "micrograms"),
@@ -60,6 +60,9 @@ DOTTED = {  # with a full stop behind them, as in "5 in. long"
 }  # fmt: skip
 UNIT = "|".join(re.escape(unit) for unit in sorted(UNITS, key=len, reverse=True))
 PER = "|".join([*sorted(TIMES_OF, key=len, reverse=True), UNIT])
+SCIENTIFIC_UNITS = {  # letters that are units only behind a number with an exponent
+    "N": ("牛顿", "newtons"), "J": ("焦耳", "joules"), "K": ("开尔文", "kelvins"), "eV": ("电子伏特", "electronvolts"),
+}  # fmt: skip
 _SCREEN = "video|tv|TV|screen|monitor|display|resolution|gaming|视频|电视|屏|分辨率|显示器|高清"
 
 
@@ -102,6 +105,12 @@ def _measure(token: Token) -> str:
     return f"{read_number(number, 'en') if '.' in number else read_integer(number, 'en')} {unit}"
 
 
+def _scientific_measure(token: Token) -> str:
+    name = token["sci_unit"].strip()
+    unit = token.choose(*SCIENTIFIC_UNITS[name]) if name in SCIENTIFIC_UNITS else read_unit(name, token.lang)
+    return read_scientific(token["sci"], token.lang) + token.choose("", " ") + unit
+
+
 def _singular(unit: str) -> str:
     """The English name of one: "square meter", "foot"."""
     if unit in ("hertz", "kilohertz", "megahertz", "gigahertz"):
@@ -128,6 +137,21 @@ def _feet(token: Token) -> str:
     return token.choose("", " ").join(words)
 
 
+SCIENTIFIC_MEASURES = (
+    Kind(
+        "scientific_measure",
+        rf"""(?P<sci>(?<![A-Za-z])(?:{NUMBER}){EXPONENT})
+        (?P<sci_unit>{"|".join(SCIENTIFIC_UNITS)}
+        |(?:{UNIT})(?:/(?:{PER}))?|[ ](?:{UNIT})/(?:{PER}))
+        (?![A-Za-z0-9²³^]|/[A-Za-z])""",
+        _scientific_measure,
+        (
+            ("a force of 1e-5N here", "a force of one times ten to the power of minus five newtons here"),
+            ("速度是3e8m/s", "速度是三乘以十的八次方米每秒"),
+            ("it is 3×10^8m/s there", "it is three times ten to the power of eight meters per second there"),
+        ),
+    ),
+)
 MEASURES = (
     Kind(
         "duration",
@@ -139,7 +163,8 @@ MEASURES = (
         "feet",
         r"""(?<![\w.,'"])(?:(?P<f1>\d{1,3})(?:['′’]|[ ]?ft\.?)[ ]?(?P<i1>\d{1,2})(?:["″”]|''|[ ]?in\b(?!\.))
         |(?P<f2>\d{1,3})['′’](?=[ ](?:tall|long|wide|high|deep)\b)
-        |(?P<i2>\d{1,3})["″”](?=[ ](?:tall|long|wide|high|deep|screen|monitor|display|laptop|tablet|TV)\b))""",
+        |(?P<i2>\d{1,3})["″”](?=[ ](?:tall|long|wide|high|deep|screen|monitor|display|laptop|tablet|TV|
+        pizza|pipe|ruler|wheel|wheels|vinyl|record)\b))""",
         _feet,
         (("he is 6'2\" tall there", "he is six feet two inches tall there"),),
     ),

@@ -4,7 +4,7 @@ import re
 from decimal import Decimal
 
 from .spoken_kinds import Kind, Token
-from .spoken_numbers import NUMBER, read_integer, read_number
+from .spoken_numbers import EXPONENT, NUMBER, read_integer, read_number, read_scientific
 
 CURRENCIES = {  # how it is written -> Chinese, English for one, English for many
     "$": ("美元", "dollar", "dollars"),
@@ -44,35 +44,46 @@ CURRENCIES = {  # how it is written -> Chinese, English for one, English for man
 SAME = {  # another way to write a currency -> its row in `CURRENCIES`
     "USD": "US$", "EUR": "€", "GBP": "£", "CNY": "RMB", "CN¥": "RMB", "JP¥": "JPY", "KRW": "₩", "INR": "₹", "RUB": "₽",
     "AUD": "A$", "AU$": "A$", "CAD": "C$", "CA$": "C$", "NZD": "NZ$", "SGD": "S$", "HKD": "HK$", "TWD": "NT$",
-    "THB": "฿", "BRL": "R$", "BTC": "₿",
+    "THB": "฿", "BRL": "R$", "BTC": "₿", "Rs": "₹", "Rs.": "₹", "R": "ZAR",
 }  # fmt: skip
 CENTS = {"$": ("cent", "cents"), "€": ("cent", "cents"), "£": ("penny", "pence")}
 POWERS = {  # how a large amount is written, in small letters -> its power of ten
     **dict.fromkeys(("k", "thousand"), 3),
     "w": 4,
     "lakh": 5,
-    "crore": 7,
-    **dict.fromkeys(("m", "mm", "mn", "mln", "mio", "million"), 6),
-    **dict.fromkeys(("b", "bn", "bln", "billion"), 9),
+    **dict.fromkeys(("cr", "crore"), 7),
+    **dict.fromkeys(("m", "mm", "mn", "mln", "mio", "mil", "million"), 6),
+    **dict.fromkeys(("b", "bn", "bln", "bil", "billion"), 9),
     **dict.fromkeys(("t", "tn", "trn", "trillion"), 12),
 }
 ZH_POWERS = {3: "千", 4: "万", 5: "十万", 6: "百万", 7: "千万", 9: "十亿", 12: "万亿"}
 EN_POWERS = {3: "thousand", 4: "ten thousand", 5: "lakh", 7: "crore", 6: "million", 9: "billion", 12: "trillion"}
-ZH_AMOUNTS = {"万": "ten thousand", "亿": "hundred million", "万亿": "trillion"}
+ZH_AMOUNTS = {
+    "万": "ten thousand", "百万": "million", "千万": "ten million", "亿": "hundred million", "十亿": "billion",
+    "百亿": "ten billion", "千亿": "hundred billion", "万亿": "trillion",
+}  # fmt: skip
 SYMBOLS = "".join(name for name in CURRENCIES if len(name) == 1 and name != "¢")
-_CODES = "|".join(re.escape(name) for name in (*CURRENCIES, *SAME) if len(name) > 1)
-CURRENCY = rf"(?:(?<![A-Za-z])(?:{_CODES})|[{SYMBOLS}])"
-_LONG = r"(?i:thousand|million|billion|trillion|lakh|crore)"
+_CODES = "|".join(re.escape(name) for name in sorted((*CURRENCIES, *SAME), key=len, reverse=True) if len(name) > 1)
+_CODES += "|usd|eur|gbp|cny|rmb|jpy|chf|aud|hkd"  # codes in small letters that are no words
+_RAND = r"R(?=[\d.,]+[ ]?(?:m|mn|bn|million|billion)\b)"  # R2 alone is a name
+CURRENCY = rf"(?:(?<![A-Za-z])(?:{_CODES}|{_RAND})|[{SYMBOLS}])"
+_LONG = r"(?i:thousand|million|billion|trillion|lakh|crore|mil|bil|cr)"
 _SHORT = "mln|mio|mn|bln|bn|trn|tn|Mn|Bn|BN|TN"  # those that mean nothing else
-_AMOUNT = rf"(?:[ -]?{_LONG}|[ ]?(?:{_SHORT}|MM|[kKmMbBT])|[ ]?(?:万亿|[万亿]))(?![A-Za-z])"
+_AMOUNT = rf"(?:[ -]?{_LONG}|[ ]?(?:{_SHORT}|MM|mm|[kKmMbBT])|[ ]?(?:万亿|[百千]万|[十百千]亿|[万亿]))(?![A-Za-z])"
 _COUNTED = (  # what is counted in millions, "2m people", where a letter could mean meters
     "people|users|customers|views|followers|subscribers|downloads|copies|homes|households|jobs|visitors|visits|workers|"
     "children|voters|barrels|tonnes|tons|parameters|tokens|pounds|dollars|euros|yuan|yen|rupees"
 )
+_COIN = "pounds?|dollars?|[Ee]uros?|yen|yuan|rupees?|francs?|pesos?|kron[ae]r?|rand|quid|bucks"  # "a 2m-pound deal"
 _ZH_COUNTED = "用户|人|粉丝|美元|英镑|欧元|元|日元|下载|播放|参数"
 _ADJECTIVE = re.compile(
     r"[ -](?!(?:and|or|for|per|each|from|to|than|but|more|less|a|is|in|on|at|if|as|by|was)\b)[a-z]"
 )
+
+
+# A comma before one or two digits is a decimal comma beside the euro sign; an exponent belongs to the number.
+_SUM = rf"(?:(?<=€)|(?<=€[ ]))\d+,\d{{1,2}}(?![\d,])|(?:{NUMBER}){EXPONENT}|{NUMBER}"
+_EURO_BEHIND = r"(?<![\d.,])\d+,\d{1,2}(?=[ ]?€)"
 
 
 def _power(amount: str | None) -> int | None:
@@ -88,6 +99,8 @@ def read_amount(number: str, amount: str | None, lang: str) -> str:
         lang: `"zh"` or `"en"`. Chinese counts in 万 and 亿, so that "1.5bn" is 十五亿.
     """
     power = _power(amount)
+    if re.search("[eE×x·]", number):
+        return read_scientific(number, lang)
     if lang == "en":
         words = read_number(number, "en") if "." in number else read_integer(number, "en")
         if not amount:
@@ -111,8 +124,11 @@ def _money(token: Token) -> str:
 
 
 def _sum_words(token: Token, cur: str, total: str, amount: str | None) -> str:
+    cur = cur if cur in CURRENCIES or cur in SAME else cur.upper()
     currency = SAME.get(cur, cur)
     zh, one, many = CURRENCIES[currency]
+    if currency == "€":
+        total = re.sub(r",(?=\d{1,2}\Z)", ".", total)
     more, more_amount = token["more"], token["more_amount"]
     if more:
         first = read_amount(total, amount or (more_amount if token.lang == "zh" else None), token.lang)
@@ -146,9 +162,10 @@ def _dollars_and_cents(total: str, currency: str) -> str:
 MONEY = (
     Kind(
         "money",
-        rf"""(?P<cur>{CURRENCY})[ ]?(?P<minus>[-−](?=\.?\d))?(?P<sum>{NUMBER})(?P<amount>{_AMOUNT})?
+        rf"""(?P<cur>{CURRENCY})[ ]?(?P<minus>[-−](?=\.?\d))?(?P<sum>{_SUM})(?P<amount>{_AMOUNT})?
         (?:[-–—~](?P<more>{NUMBER})(?P<more_amount>{_AMOUNT})?(?![A-Za-z]|[ ]?[%‰°]|[-:/]\d))?
-        |(?P<sum_before>{NUMBER})(?P<amount_before>{_AMOUNT})?[ ]?(?P<cur_behind>(?:{_CODES})(?![A-Za-z])|[{SYMBOLS}¢])
+        |(?P<sum_before>{_EURO_BEHIND}|(?<![A-Za-z])(?:{NUMBER}){EXPONENT}|{NUMBER})(?P<amount_before>{_AMOUNT})?
+        [ ]?(?P<cur_behind>(?:{_CODES})(?![A-Za-z])|[{SYMBOLS}¢])
         (?!\w|[ ]?\.?\d)""",
         _money,
         (
@@ -162,7 +179,8 @@ MONEY = (
     Kind(
         "magnitude",
         rf"""(?P<an>{NUMBER})(?:[ ]?(?P<aw>{_SHORT})(?![A-Za-z])
-        |(?P<al>[kKmMbB](?=[ ](?:{_COUNTED})\b)|[kKmMbBwW](?=(?:{_ZH_COUNTED}))))""",
+        |(?P<al>[kKmMbB](?=[ ](?:{_COUNTED})\b|[ -](?:{_COIN})\b
+        |\+[ ](?:{_COIN}|{_CODES})\b)|[kKmMbBwW](?=(?:{_ZH_COUNTED}))))""",
         lambda token: read_amount(token["an"], token["aw"] or token["al"], token.lang),
         (
             ("about 1.5bn people or 2m users", "about one point five billion people or two million users"),

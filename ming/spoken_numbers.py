@@ -26,13 +26,18 @@ NUMBER = (  # with commas or, where it ends in zeros, with spaces between groups
     r"(?:(?<![\d.])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?:[ ]\d{3}){0,4}[ ]000(?!\d|[ ,]\d))|\d+)"
     r"(?:\.\d+)?(?!\.?\d)|(?<![\w.])\.\d+"
 )
+EXPONENT = (  # of scientific notation: "e-5", " × 10^8", "×10⁸"
+    r"(?:[eE][-+−]?\d{1,3}|[ ]?[x×·][ ]?10(?:\^[-−]?\d{1,3}|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))(?!\d|\.\d)"
+)
 NUMBER_NAME = re.compile(  # what stands before a telephone number and the like
-    r"""(?:(?:电话|热线|客服|传真|手机|单号|号码|拨打?|[编学卡账书]号|邮编|邮政编码|验证码|密码|\d转)[是为：:\s]*
+    r"""(?:(?:电话|热线|客服|传真|手机|单号|号码|拨打?|[编学卡账书]号|QQ号|微信号|邮编|邮政编码|验证码|密码|\d转)[是为：:\s]*
     |\b(?:[Cc]all|[Dd]ial)[ ](?:(?:me|us|him|her|them)[ ])?(?:(?:at|on)[ ])?
     |\b(?:[Cc]all|[Dd]ial)[:\s]*
     |(?i:\b(?:tel|phone|fax)\b\.?:[ ]?|\bext(?:\.|ension)?[ ]
     |\b(?:(?:zip|area|postal|access|verification|security)[ ]code|zip|postcode|pin|passcode|phone[ ]number|isbn|issn)
-    \b[:\s]*(?:(?:is|was)[ ])?))\Z""",
+    \b[:\s]*(?:(?:is|was)[ ])?
+    |\b(?:account|order|serial|tracking|reference|invoice|case|ticket|policy|member|customer|passport|part|job)
+    [ ](?:number|no\.|id|code)[:\s]*(?:(?:is|was)[ ])?))\Z""",
     re.X,
 )
 SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
@@ -215,10 +220,16 @@ def _to_the_power(base: str, exponent: str, lang: str) -> str:
     return choose(lang, f"{base}的{words}次方", f"{base} to the power of {words}")
 
 
+def read_scientific(text: str, lang: str) -> str:
+    """A number with an `EXPONENT`: "3e8" and "3×10^8"."""
+    parts = re.fullmatch(r"([\d., ]*\d)(?:[eE]|[ ]?[x×·][ ]?10\^?)(.+)", text.translate(_PLAIN_SCRIPT))
+    assert parts is not None, f"{text!r} matched the pattern of scientific numbers"
+    power = _to_the_power(choose(lang, "十", "ten"), parts[2], lang)
+    return read_number(parts[1], lang) + choose(lang, "乘以", " times ") + power
+
+
 def _scientific(token: Token) -> str:
-    number = read_number(token["mantissa"], token.lang)
-    power = _to_the_power(token.choose("十", "ten"), token["e"].translate(_PLAIN_SCRIPT), token.lang)
-    return number + token.choose("乘以", " times ") + power
+    return read_scientific(token[0], token.lang)
 
 
 def _is_generation(token: Token, number: str) -> bool:
@@ -229,6 +240,8 @@ def _is_generation(token: Token, number: str) -> bool:
 
 def _plain(token: Token) -> str:
     number = token[0].translate(_PLAIN_SCRIPT)
+    if token[0] in ("²", "³") and re.search(r"[A-Za-z]\Z", token.left):  # mc²
+        return token.choose("平方", "squared") if token[0] == "²" else token.choose("立方", "cubed")
     if _is_generation(token, number):
         return read_digits(number, "zh")
     of_size = re.match(r"\s?[xX×]\s?\d", token.right) or re.search(r"\d\s?[xX×]\s?\Z", token.left)  # 1920x1080
@@ -242,6 +255,8 @@ def _plain(token: Token) -> str:
 def _is_identifier(token: Token) -> bool:
     """Whether a number names something: a flight or model (CA1234), a room, a telephone or card number."""
     before = token.left[-1:]
+    if token.right.startswith(("报警", "急救", "火警")):
+        return True
     model = before.isascii() and before.isalpha() and len(token[0]) >= 4
     plate = re.search("[A-Z]·\\Z", token.left)  # 京A·12345
     return bool(model or plate or token.right.startswith("室") or NUMBER_NAME.search(token.left))
@@ -262,8 +277,8 @@ VERSIONS = (
 RELATIONS = (
     Kind(
         "ordinal",
-        r"(?<![\w.])\d{1,9}(?:st|nd|rd|th)\b",
-        lambda token: read_ordinal(token[0][:-2]),
+        r"(?<![\w.,])(?:\d{1,3}(?:,\d{3}){1,2}|\d{1,9})(?:st|nd|rd|th)\b",
+        lambda token: read_ordinal(token[0][:-2].replace(",", "")),
         (("the 1st, 2nd and 23rd", "the first, second and twenty third"),),
     ),
     Kind(

@@ -26,6 +26,7 @@ ALWAYS_SPOKEN = {
     "√": ("根号", "square root of"), "∞": ("无穷大", "infinity"),
     "№": ("第", "number"), "§": ("第", "section"), "¢": ("美分", "cents"),
 }  # fmt: skip
+_SMALL = "(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\\b"
 _SIZED = re.compile(  # what is measured by two numbers, "a 3x4 grid"
     r"\s?[\d.]+(?:\s?[a-z]{1,2}\b)?[ -](?:grid|matrix|matrices|inch(?:es)?|pixels?|table|array|board|photo|room|"
     r"lumber|images?|tiles?|kernel|filter|window|screen|display|resolution|crop|convolution|drive|truck|vehicle|car|SUV|"
@@ -33,7 +34,12 @@ _SIZED = re.compile(  # what is measured by two numbers, "a 3x4 grid"
 )
 SILENT = "\"'“”‘’*`「」『』《》"  # quotation marks and Markdown, which do not even part words
 _NEGATIVE = re.compile(r"[$€£¥]?\.?\d")
-_SUM = re.compile(r"\s*[\d.]+(?:\s*[-+*/×÷]\s*[\d.]+)*\s*=")
+_OPERAND = r"[$€£¥]?\d[\d.,]*"
+_SUM = re.compile(rf"\s*{_OPERAND}(?:\s*[-−+*/×÷]\s*{_OPERAND})*\s*(?:=|equals\b|等于)")
+_RESULT = re.compile(rf"\s{_OPERAND}\s*(?:(?:is|makes|gives|leaves)\s(?:\d|{_SMALL})|[是得]\d)")
+_TERM_BEFORE = re.compile(rf"\d\s*[+×÷*]\s*{_OPERAND}\s*\Z|=\s{_OPERAND}\s\Z")
+_ALONE = re.compile(rf"\s*{_OPERAND}\s\Z"), re.compile(rf"\s{_OPERAND}\s*\Z")
+_YEAR = re.compile(r"(?:1\d|20)\d\d\s\Z")
 _NUMBER_BEFORE = re.compile(rf"\d(?:[%‰°℃℉²³A-Za-z/]{{1,5}}|\s?[AaPp]\.?[Mm]\.?|[{HAN}]{{1,2}})?\s?\Z")
 _NUMBER_BEHIND = re.compile(r"\s?-?[$€£¥]?\.?\d")
 
@@ -113,6 +119,10 @@ def _dash(block: Block, match: re.Match[str], writer: Writer) -> None:
     left, right = block.around(match)
     if mark[0] != "—" and _NUMBER_BEFORE.search(left) and _NUMBER_BEHIND.match(right):
         _dash_between_numbers(block, match, writer)
+    elif mark in "-−" and re.search(r"\b(?:UTC|GMT)\Z", left) and right[:1].isdigit():
+        _say(block, match, writer, "减", "minus")
+    elif mark in "-−" and re.search(r"=\s*\Z", left) and re.match(r"[A-Za-z](?![A-Za-z])", right):  # x = -b
+        _say(block, match, writer, "负", "minus")
     elif mark == "~" and re.match(r"\s?[$€£¥]?\d", right):
         _say(block, match, writer, "约", "about")
     elif mark in "-−" and _NEGATIVE.match(right) and not re.search(r"[A-Za-z0-9_)]\Z", left):
@@ -127,7 +137,9 @@ def _dash(block: Block, match: re.Match[str], writer: Writer) -> None:
 
 def _dash_between_numbers(block: Block, match: re.Match[str], writer: Writer) -> None:
     left, right = block.around(match)
-    if match[0][0] in "-−" and _SUM.match(right):
+    if re.search(r"[A-Za-z]-?\d[\d.]*\Z", left) and right[:1].isdigit():  # a name: A320-200, Llama-3.1-8B
+        writer.space = True
+    elif match[0] in "-−–" and _is_minus(match[0], left, right):
         _say(block, match, writer, *SYMBOLS["-"])
     elif re.search(r"比分[是为：:\s]*\d+\Z", left):
         writer.word("比", apart=True)
@@ -135,6 +147,14 @@ def _dash_between_numbers(block: Block, match: re.Match[str], writer: Writer) ->
         _say(block, match, writer, "到", "to")
     if match[0] in ("--", "−−"):
         _say(block, match, writer, "负", "minus")
+
+
+def _is_minus(mark: str, left: str, right: str) -> bool:
+    """Whether a dash between two numbers subtracts: it is the minus sign, in a sum with a result ("= 2", "is six") or
+    another sign, or with spaces and two numbers that are no years as the whole text."""
+    if mark == "−" or _SUM.match(right) or _RESULT.match(right) or _TERM_BEFORE.search(left):
+        return True
+    return bool(_ALONE[0].fullmatch(left) and _ALONE[1].fullmatch(right) and not _YEAR.search(left))
 
 
 def _hyphen(before: str, after: str, writer: Writer) -> None:
@@ -194,7 +214,7 @@ def _hash(block: Block, match: re.Match[str], writer: Writer) -> None:
     left, right = block.around(match)
     if re.match(r"\d", right):
         _say(block, match, writer, "第", "number")
-    elif re.search(r"(?<![A-Za-z])[CFJ]\Z", left) and not re.match(r"\w", right):  # C#
+    elif re.search(r"(?<![A-Za-z])[CFJ]\Z", left) and not re.match(r"[A-Za-z0-9_]", right):  # C#
         writer.word("sharp", apart=True)
     else:
         writer.space = True

@@ -12,12 +12,12 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from .spoken_addresses import PHONES, URLS
+from .spoken_addresses import IDENTIFIERS, PHONES, URLS
 from .spoken_blocks import PAUSE_OF, WIDE_PAUSES, WINDOW, Block, Mark, Writer, is_wide
 from .spoken_dates import DATES, DECADES, MONTHS, TIMES
 from .spoken_kinds import HAN, LATIN, OPENER
 from .spoken_language import IncompleteError
-from .spoken_measures import DOTTED, MEASURES
+from .spoken_measures import DOTTED, MEASURES, SCIENTIFIC_MEASURES
 from .spoken_money import MONEY
 from .spoken_numbers import IDIOM, NUMBERS, RELATIONS, SUPERSCRIPTS, VERSIONS, read_integer
 from .spoken_symbols import LETTERS, PUNCTUATION
@@ -34,6 +34,7 @@ ABBREVIATIONS = {  # without their full stop
     "Inc": "Incorporated", "Ltd": "Limited", "Corp": "Corporation", "Co": "Company", "Bros": "Brothers",
     "Jr": "Junior",
     "Sr": "Senior", "Dept": "Department", "Univ": "University", "Ave": "Avenue", "Blvd": "Boulevard", "Rd": "Road",
+    "dept": "department", "Hwy": "Highway", "Ln": "Lane",
 }  # fmt: skip
 TITLES = {  # before a name
     "Dr": "Doctor", "Mr": "Mister", "Mrs": "Missus", "Ms": "Miz", "Prof": "Professor", "St": "Saint", "Mt": "Mount",
@@ -48,6 +49,7 @@ STREETS = {"St": "Street", "Dr": "Drive"}  # what a title means behind a name
 NUMBERED = {  # before a number
     "no": "number", "nos": "numbers", "fig": "figure", "figs": "figures", "vol": "volume", "vols": "volumes",
     "ch": "chapter", "sec": "section", "eq": "equation", "eqs": "equations", "art": "article", "p": "page",
+    "nr": "number",
     "pp": "pages", "tab": "table", "ext": "extension",
 }  # fmt: skip
 DEGREES = {"Ph": "P H D", "M": "M S C", "B": "B S C"}
@@ -185,11 +187,13 @@ MARKUP = (
 SPOKEN_NUMBERS = (
     *URLS,
     *IDIOM,
+    *IDENTIFIERS,
     *DATES,
     *TIMES,
     *PHONES,
     *VERSIONS,
     *MONEY,
+    *SCIENTIFIC_MEASURES,
     *DECADES,
     *RELATIONS,
     *MEASURES,
@@ -245,7 +249,7 @@ SHORT_FORMS = (
     ),
     Mark(
         "with",
-        r"\b(?:w/o|b/c|c/o)\b|\bw/(?=[ ])",
+        r"(?<!/)\b(?:w/o|b/c|c/o)\b(?!/)|\bw/(?=[ ])",
         _with,
         (("tea w/o milk or w/ sugar", "tea without milk or with sugar"),),
     ),
