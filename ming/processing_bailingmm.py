@@ -87,7 +87,6 @@ NEUTRAL_OPTIONS: dict[str, tuple] = {
     "add_special_tokens": (None, True, False),  # prompts hold all of them
     "sanitize_control_tokens": (None, True, False),  # messages cannot write any
     "verbose": (None, True, False),
-    "return_attention_mask": (None, True),
     "return_token_type_ids": (None, False),
     "return_special_tokens_mask": (None, False),
     "return_overflowing_tokens": (None, False),
@@ -130,7 +129,7 @@ class CallOptions:
         sampling_rate: Hz, of audio arrays that come without a rate.
         min_pixels, max_pixels: limits of an image instead of the image processor's.
         return_assistant_tokens_mask: adds `assistant_masks` [B, L], 1 on the tokens of replies.
-        return_mm_token_type_ids: False leaves out `mm_token_type_ids`.
+        return_mm_token_type_ids, return_attention_mask: False leaves out `mm_token_type_ids`, `attention_mask`.
         videos_kwargs: default `VideoOptions` of videos.
         fps, num_frames: the library's names of `videos_kwargs["fps"]` and `["max_frames"]`, which take precedence.
         do_sample_frames: False takes every frame of a video.
@@ -150,6 +149,7 @@ class CallOptions:
     max_pixels: int | None = None
     return_assistant_tokens_mask: bool = False
     return_mm_token_type_ids: bool | None = None
+    return_attention_mask: bool | None = None
     videos_kwargs: dict = field(default_factory=dict)
     fps: float | None = None
     num_frames: int | None = None
@@ -199,6 +199,7 @@ class CallOptions:
             "use_whisper_encoder": (True, False),
             "return_assistant_tokens_mask": (True, False),
             "return_mm_token_type_ids": (None, True, False),
+            "return_attention_mask": (None, True, False),
             "do_sample_frames": (None, True, False),
         }
         for name, accepted in choices.items():
@@ -766,10 +767,9 @@ class BailingMMProcessor(ProcessorMixin):
             fillers = [[filler] * gap for gap in gaps]
             return [fill + row if left else row + fill for fill, row in zip(fillers, values, strict=True)]
 
-        columns = {
-            "input_ids": pad([row.ids for row in rows], self.tokenizer.pad_token_id),
-            "attention_mask": pad([[1] * len(row.ids) for row in rows], 0),
-        }
+        columns = {"input_ids": pad([row.ids for row in rows], self.tokenizer.pad_token_id)}
+        if options.return_attention_mask is not False:
+            columns["attention_mask"] = pad([[1] * len(row.ids) for row in rows], 0)
         if options.return_mm_token_type_ids is not False:
             columns["mm_token_type_ids"] = pad([row.types for row in rows], TEXT_TYPE)
         if options.return_assistant_tokens_mask:
