@@ -13,7 +13,6 @@ mutant. The exit status is 1 if a mutant survived that the list does not explain
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from collections import Counter
 from contextlib import chdir
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from hashlib import sha256
 from pathlib import Path
 
 from mutmut.mutation.file_mutation import mutate_file_contents
@@ -103,10 +103,13 @@ def all_mutants(area: Area, copy: Path) -> list[str]:
 
 
 def draw(names: list[str], count: int, seed: int, only: list[str]) -> list[str]:
-    """So many mutants by a seed, or those that fit one of the patterns `only`."""
+    """So many mutants by a seed, or those that fit one of the patterns `only`.
+
+    Whether a mutant is drawn depends on its name, so that a change of one function leaves the others' as they are.
+    """
     if only:
         return [name for name in names if any(fnmatch(name, pattern) for pattern in only)]
-    return sorted(random.Random(seed).sample(names, min(count, len(names))))  # noqa: S311
+    return sorted(sorted(names, key=lambda name: sha256(f"{seed} {name}".encode()).digest())[:count])
 
 
 def mutmut(copy: Path, *words: str) -> str:
