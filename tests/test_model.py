@@ -480,7 +480,7 @@ def test_a_single_token_off_the_cpu_gathers_its_experts():
 @torch.no_grad()
 @pytest.mark.parametrize("normed", [True, False])
 def test_a_block_is_the_weighted_sum_of_its_chosen_experts(normed):
-    """By plain arithmetic: probabilities over all experts, those of the chosen ones divided by their sum if `normed`."""
+    """By plain arithmetic: the probabilities of the chosen experts, over their sum if `normed`."""
     block = tiny_model(llm_config={"norm_topk_prob": normed}).model.model.layers[0].mlp
     x = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(0))
     output, logits = block(x)

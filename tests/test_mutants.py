@@ -1,4 +1,4 @@
-"""`tools/mutants.py`: its settings fit the code, and mutants that tests notice are told from those that they do not."""
+"""`tools/mutants.py`: its settings fit the code, and mutants that tests notice are told from the others."""
 
 import ast
 from pathlib import Path

@@ -37,6 +37,7 @@ SOURCES = ("ming", "audio_detokenizer", "image_gen")
 NOTICED = {"killed", "timeout", "segfault"}
 SURVIVED = {"survived", "no tests"}
 WORDS = (r"raise \w+Error\(", r"logger\.\w+\(")
+PLUGIN = "tools.mutants_fixtures"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def write_settings(area: Area, copy: Path) -> None:
         "only_mutate": area.functions,
         "also_copy": others,
         "pytest_add_cli_args_test_selection": area.tests,
-        "pytest_add_cli_args": [f"--deselect={test}" for test in area.skip] + ["-p", "no:cacheprovider"],
+        "pytest_add_cli_args": [f"--deselect={test}" for test in area.skip] + ["-p", PLUGIN],
         "do_not_mutate_patterns": WORDS,
     }
     lines = ["[mutmut]", "use_git_change_detection = false", "timeout_multiplier = 4", "timeout_constant = 10"]
