@@ -204,6 +204,8 @@ def test_join_holds_then_fades():
     assert join(before[:1], after, 2, 2).tolist() == [0, 1, 1, 1, 1, 1, 1]
     assert join(before[:0], after, 2, 2).equal(after)
     assert join(before, after[:3], 1, 9).tolist() == pytest.approx([0, 1 / 3, 2 / 3])
+    elsewhere = join(before.to("meta"), after.to("meta"), 2, 2)
+    assert elsewhere.device.type == "meta" and elsewhere.shape == after.shape
 
 
 def test_a_stream_ends_once(model):
