@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-programs test-oldest test-common fuzz lint audit clean
+.PHONY: setup demo test test-programs test-oldest test-common fuzz mutants lint audit clean
 
 setup: $(READY)
 
@@ -48,6 +48,10 @@ FROM ?= 0
 
 fuzz: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python -m fuzz --inputs $(INPUTS) --from $(FROM)
+
+# Small changes of the code that a test must notice; make mutants AREAS=cutting MUTANTS=5 tries fewer.
+mutants: $(READY)
+	$(BIN)/python -m tools.mutants $(AREAS) $(if $(MUTANTS),--mutants $(MUTANTS))
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -60,6 +60,7 @@ ELSEWHERE = {
     "torchrun --standalone --nproc_per_node 2 -m ming finetune": ("test_finetuning.py", '"-m", "ming", "finetune"'),
     "make audit": ("test_audit.py", '"-m", "tools.audit"'),
     "make fuzz": ("test_fuzz.py", "fuzz"),
+    "make mutants": ("test_mutants.py", "run(area"),
     "python -m tools.faults": ("test_faults.py", "kill_often("),
     "python -m benchmarks load_test": ("test_benchmarks.py", "load_test."),
     "python -m training.tiny all": ("test_tiny_recipe.py", '"-m", "training.tiny", "all", "--quick"'),
