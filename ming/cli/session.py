@@ -174,16 +174,16 @@ class Session:
         """A bar that counts the talker's steps during the block; their number is not known in advance."""
         bars: list[tqdm] = []
 
-        def after_step(module, args, output) -> None:  # the result of a hook would replace the output
+        def after_step() -> None:
             if not bars:  # the bar appears with the first step, since the text of a reply is written before
                 bars.append(self.bar("speaking", None))
             bars[0].update()
 
-        handle = model.talker.register_forward_hook(after_step)
+        model.talker.step_callbacks.append(after_step)
         try:
             yield
         finally:
-            handle.remove()
+            model.talker.step_callbacks.remove(after_step)
             for bar in bars:
                 bar.close()
 
