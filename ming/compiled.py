@@ -28,10 +28,14 @@ from .argument_checks import raise_if_no_settings, shown
 from .compat import compiles_on_all_devices
 from .quantization import is_quantized
 
-SMALLEST_CACHE = 256  # tokens; shorter ones are not faster
+SMALLEST_CACHE = 256  # tokens of the shortest cache of a model; still shorter ones would not be faster
 KEPT_CACHES = 4  # of a model, the last used ones; each holds keys and values of all its rows and tokens
 GRAPHS = 128  # of a model; PyTorch would give up after 8
 DEFAULT_REPLY = 20  # tokens that the library writes where nothing limits a reply
+QUANTIZED = (
+    "compile: a quantised model calls the experts that are hit one by one, which is no graph; load it without "
+    "quantization, or leave compile out"
+)
 # What `generate` can do with a model, but not with its compiled step: name -> whether a value asks for it.
 UNCOMPILED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("assistant_model", "custom_generate", "prompt_lookup_num_tokens"), lambda value: True),
@@ -44,7 +48,7 @@ UNCOMPILED: dict[str, Callable[[Any], bool]] = {
 ROWS = ("input_ids", "inputs_embeds", "attention_mask", "mm_token_type_ids", "position_ids")
 UNPADDED = ("prefix_allowed_tokens_fn", "negative_prompt_ids", "past_key_values", "output_scores", "output_logits")
 
-_one_step = threading.Lock()
+_one_step, _taking = threading.Lock(), threading.Lock()
 
 
 @dataclass
@@ -60,12 +64,6 @@ class StepCompileConfig(CompileConfig):
 def padded_rows(rows: int) -> int:
     """The power of two that so many rows are padded to."""
     return 1 << (rows - 1).bit_length()
-
-
-def padded_length(length: int, context: int) -> int:
-    """The length of the cache for so many tokens of a model with this context: a power of two, or the context."""
-    rounded = max(SMALLEST_CACHE, padded_rows(length))
-    return rounded if length > context else min(rounded, context)
 
 
 def step_config(device: torch.device, compile: bool | CompileConfig | None = True) -> CompileConfig | None:
@@ -93,10 +91,7 @@ def raise_if_not_compilable(model: Any) -> None:
         ValueError: it names the reason and the remedy.
     """
     if is_quantized(model.config):
-        raise ValueError(
-            "compile: a quantised model calls the experts that are hit one by one, which is no graph; load it without "
-            "quantization, or leave compile out"
-        )
+        raise ValueError(QUANTIZED)
     devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
     if len(devices) > 1:
         raise ValueError(
@@ -114,7 +109,7 @@ def raise_if_uncompiled(arguments: Mapping[str, Any]) -> None:
         value = arguments.get(name)
         if value is not None and asks(value):
             raise ValueError(
-                f"{name}={shown(value)} does not go with compile=True, which decodes one token at a time over a static "
+                f"{name}={shown(value)} does not go with compile=True, which decodes token by token over a static "
                 "cache; leave it out, or pass compile=False"
             )
 
@@ -124,39 +119,45 @@ class CompiledDecoding:
 
     Args:
         config: of the language model whose keys and values the caches hold.
+        smallest_cache: tokens of the shortest cache. Longer ones make steps slower, and their number smaller.
     """
 
-    def __init__(self, config: Any):
-        self.config = config
+    def __init__(self, config: Any, smallest_cache: int = SMALLEST_CACHE):
+        self.config, self.smallest_cache = config, smallest_cache
         self._compiled: tuple[CompileConfig, Callable[..., ModelOutput]] | None = None
         self._idle: list[tuple[tuple, StaticCache]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of a model starts with nothing: what was compiled computes with the original's weights."""
-        return {"config": self.config, "_compiled": None, "_idle": []}
+        return {**vars(self), "_compiled": None, "_idle": []}
+
+    def padded_length(self, length: int) -> int:
+        """The length of the cache for so many tokens: a power of two, or the model's context."""
+        context, rounded = self.config.max_position_embeddings, max(self.smallest_cache, padded_rows(length))
+        return rounded if length > context else min(rounded, context)
 
     @contextmanager
     def cache(self, model: nn.Module, rows: int, length: int, kept: bool = True) -> Iterator[StaticCache]:
         """An empty cache for these many rows and tokens while the block runs.
 
         Args:
-            length: is rounded up, see `padded_length`.
+            length: is rounded up.
             kept: whether the cache is used again after the block.
         """
-        length = padded_length(length, self.config.max_position_embeddings)
+        length = self.padded_length(length)
         # Tensors of inference mode cannot be written to outside of it, and autocast decides the dtype of the keys.
         modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled(model.device.type)
         key = (rows, length, model.device, model.dtype, modes)
-        found = next((entry for entry in reversed(self._idle) if kept and entry[0] == key), None)
-        cache = StaticCache(self.config, max_cache_len=length) if found is None else found[1]
-        if found is not None:
-            self._idle.remove(found)
+        with _taking:
+            places = [place for place, entry in enumerate(self._idle) if kept and entry[0] == key]
+            cache = self._idle.pop(places[-1])[1] if places else StaticCache(self.config, max_cache_len=length)
+        if places:
             cache.reset()
         try:
             yield cache
         finally:
-            if kept:
-                self._idle = [*self._idle, (key, cache)][-KEPT_CACHES:]
+            with _taking:
+                self._idle = [*self._idle, *([(key, cache)] if kept else [])][-KEPT_CACHES:]
 
     def call(self, model: nn.Module, config: CompileConfig) -> Callable[..., ModelOutput]:
         """The compiled call of a model, for use from several threads."""
@@ -313,7 +314,6 @@ __all__ = [
     "generate_compiled",
     "longest",
     "moved",
-    "padded_length",
     "padded_rows",
     "raise_if_not_compilable",
     "settings_of",

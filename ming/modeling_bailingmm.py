@@ -42,7 +42,6 @@ from .argument_checks import (
 )
 from .background import BackgroundWork, StopWhenSet
 from .chat import Chat
-from .compiled import CompiledDecoding, generate_compiled, raise_if_not_compilable, step_config
 from .compat import (
     checks_requests,
     execution_device,
@@ -52,6 +51,7 @@ from .compat import (
     sequential_loading,
     takes_experts_implementation,
 )
+from .compiled import CompiledDecoding, generate_compiled, raise_if_not_compilable, step_config
 from .components import Components, is_trainer_checkpoint
 from .configuration_bailingmm import BailingMMConfig
 from .drawing import Painter
@@ -754,7 +754,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             prompt_audio, prompt_text: clone the voice of a recording of at most 30 s, and what is said in it.
             seed, generator: see `row_generators`; the same seed gives the same waveform, alone or in a batch.
             thinker_states: [n, D] per text, what the thinker made of the chat that is answered.
-            talker_options: `top_k`, `temperature`, `rules`, `attempts`, `cache_implementation` of
+            talker_options: `top_k`, `temperature`, `rules`, `attempts`, `cache_implementation`, `compile` of
                 `BailingMMTalker.generate`.
 
         Raises:

@@ -38,6 +38,7 @@ RELEASED_MAX_STEPS = 1000
 # More ids than these for a piece of text mean that it does not stop: an id stands for 20 ms or more, and a text token
 # takes 80 to 400 ms.
 LIMIT_BASE, LIMIT_PER_TEXT_TOKEN = 60, 40
+SMALLEST_CACHE = 2048  # tokens; room for most pieces, so that a compiled step knows one length
 
 # Probabilities [A, V] of the rows (indices) that go on -> ids [A].
 Draw = Callable[[torch.Tensor, list[int]], torch.Tensor]
@@ -212,7 +213,7 @@ class BailingMMTalker(PreTrainedModel):
         self.model = Qwen2ForCausalLM(config.llm_config)
         self.thinker_to_talker_proj = nn.Linear(config.qa_model_hidden_size, hidden_size)
         self.vp_head = nn.Conv1d(config.vp_feature_size, hidden_size, kernel_size, padding=kernel_size // 2)
-        self.decoding = CompiledDecoding(config.llm_config)
+        self.decoding = CompiledDecoding(config.llm_config, SMALLEST_CACHE)
         self.step_callbacks: list[Callable[[], None]] = []
         self.post_init()
 
