@@ -14,7 +14,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 
 from .argument_checks import Kind, raise_if_no, raise_if_no_settings, shown
-from .compiled import longest, moved, settings_of
+from .compiled import longest, max_length, moved, settings_of
 from .finite import naming_layers, raise_if_not_finite
 from .generation_arguments import end_token_ids, raise_if_too_long
 
@@ -147,8 +147,9 @@ class Chat:
         if not (self.model.compile_decoding if asked is None else asked):
             self.cache = moved(self.cache, DynamicCache(config=config), seen) if is_static else self.cache
             return
-        length = self.model.decoding.padded_length(longest(settings_of(self.model, options), num_tokens))
-        if not is_static or self.cache.layers[0].max_cache_len < length:
+        room = longest(settings_of(self.model, options), num_tokens)
+        length = self.model.decoding.padded_length(room, self.model.device)
+        if not is_static or max_length(self.cache) < length:
             self.cache = moved(self.cache, StaticCache(config, max_cache_len=length), seen)
 
 

@@ -11,7 +11,7 @@ Shape letters: B rows, L tokens, V vocabulary.
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,7 +28,7 @@ from .argument_checks import raise_if_no_settings, shown
 from .compat import compiles_on_all_devices
 from .quantization import is_quantized
 
-SMALLEST_CACHE = 256  # tokens of the shortest cache of a model; still shorter ones would not be faster
+SMALLEST_CACHE = 256  # tokens of the shortest cache of a model, where it says nothing else
 KEPT_CACHES = 4  # of a model, the last used ones; each holds keys and values of all its rows and tokens
 GRAPHS = 128  # of a model; PyTorch would give up after 8
 DEFAULT_REPLY = 20  # tokens that the library writes where nothing limits a reply
@@ -119,11 +119,12 @@ class CompiledDecoding:
 
     Args:
         config: of the language model whose keys and values the caches hold.
-        smallest_cache: tokens of the shortest cache. Longer ones make steps slower, and their number smaller.
+        smallest_cache: tokens of the shortest cache, by type of device. Longer ones make steps slower, on a CPU by
+            much, and graphs fewer.
     """
 
-    def __init__(self, config: Any, smallest_cache: int = SMALLEST_CACHE):
-        self.config, self.smallest_cache = config, smallest_cache
+    def __init__(self, config: Any, smallest_cache: Mapping[str, int] | None = None):
+        self.config, self.smallest_cache = config, smallest_cache or {}
         self._compiled: tuple[CompileConfig, Callable[..., ModelOutput]] | None = None
         self._idle: list[tuple[tuple, StaticCache]] = []
 
@@ -131,9 +132,10 @@ class CompiledDecoding:
         """A copy of a model starts with nothing: what was compiled computes with the original's weights."""
         return {**vars(self), "_compiled": None, "_idle": []}
 
-    def padded_length(self, length: int) -> int:
+    def padded_length(self, length: int, device: torch.device) -> int:
         """The length of the cache for so many tokens: a power of two, or the model's context."""
-        context, rounded = self.config.max_position_embeddings, max(self.smallest_cache, padded_rows(length))
+        context, smallest = self.config.max_position_embeddings, self.smallest_cache.get(device.type, SMALLEST_CACHE)
+        rounded = max(smallest, padded_rows(length))
         return rounded if length > context else min(rounded, context)
 
     @contextmanager
@@ -144,7 +146,7 @@ class CompiledDecoding:
             length: is rounded up.
             kept: whether the cache is used again after the block.
         """
-        length = self.padded_length(length)
+        length = self.padded_length(length, model.device)
         # Tensors of inference mode cannot be written to outside of it, and autocast decides the dtype of the keys.
         modes = torch.is_inference_mode_enabled(), torch.is_autocast_enabled(model.device.type)
         key = (rows, length, model.device, model.dtype, modes)
@@ -158,6 +160,24 @@ class CompiledDecoding:
         finally:
             with _taking:
                 self._idle = [*self._idle, *([(key, cache)] if kept else [])][-KEPT_CACHES:]
+
+    @contextmanager
+    def growing_cache(self, model: nn.Module, rows: int) -> Iterator[Callable[[int, int], StaticCache]]:
+        """A cache that grows while the block runs.
+
+        Gives a function of the number of tokens in the cache and of those that must find room; it returns the cache, a
+        longer one with the same tokens where they would not.
+        """
+        with ExitStack() as leases:
+            caches: list[StaticCache] = []
+
+            def with_room(seen: int, length: int) -> StaticCache:
+                if not caches or max_length(caches[-1]) < length:
+                    longer = leases.enter_context(self.cache(model, rows, length))
+                    caches.append(moved(caches[-1], longer, seen) if caches else longer)
+                return caches[-1]
+
+            yield with_room
 
     def call(self, model: nn.Module, config: CompileConfig) -> Callable[..., ModelOutput]:
         """The compiled call of a model, for use from several threads."""
@@ -196,6 +216,11 @@ def settings_of(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def longest(settings: Mapping[str, Any], num_tokens: int) -> int:
     """Tokens of a prompt of `num_tokens` with the longest reply that the settings of `generate` allow, or more."""
     return num_tokens + settings.get("max_new_tokens", max(settings.get("max_length", 0), DEFAULT_REPLY))
+
+
+def max_length(cache: StaticCache) -> int:
+    """How many tokens fit into a cache."""
+    return cache.layers[0].max_cache_len
 
 
 def moved(cache: Cache, wanted: Cache, seen: int) -> Cache:
@@ -313,6 +338,7 @@ __all__ = [
     "CompiledDecoding",
     "generate_compiled",
     "longest",
+    "max_length",
     "moved",
     "padded_rows",
     "raise_if_not_compilable",

@@ -188,26 +188,31 @@ class BailingMoeFusedExperts(nn.Module):
 class BailingMoeExperts(BailingMoeFusedExperts):
     """The same experts, with a shortcut for a single token, which is what decoding sends through them.
 
-    On a CPU the shortcut multiplies by the chosen experts in place. On a GPU it gathers them for one batched product,
-    which takes half as long as the grouped product (`python -m benchmarks moe --device cuda`).
+    On a CPU the shortcut multiplies by the chosen experts in place; in compiled code, which cannot ask which they are,
+    by loops that read them where they lie. On a GPU it gathers them for one batched product, which takes half as long
+    as the grouped product (`python -m benchmarks moe --device cuda`).
     """
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """As `BailingMoeFusedExperts`."""
-        # Experts that are split over processes, and compiled code on a CPU, keep to the library's implementation.
-        on_cpu = hidden_states.device.type == "cpu"
-        keeps_to_library = is_split(self, self.gate_up_proj) or (on_cpu and torch.compiler.is_compiling())
-        if hidden_states.shape[0] != 1 or keeps_to_library:
+        # Experts that are split over processes keep to the library's implementation.
+        if hidden_states.shape[0] != 1 or is_split(self, self.gate_up_proj):
             return super().forward(hidden_states, top_k_index, top_k_weights)
-        if not on_cpu:
+        if hidden_states.device.type != "cpu":
             return ALL_EXPERTS_FUNCTIONS["batched_mm"](self, hidden_states, top_k_index, top_k_weights)
-        outputs = []
-        for expert in top_k_index[0].tolist():
-            gate, up = F.linear(hidden_states, self.gate_up_proj[expert]).chunk(2, dim=-1)
-            outputs.append(F.linear(self.act_fn(gate) * up, self.down_proj[expert]))
-        return (top_k_weights @ torch.cat(outputs).to(top_k_weights.dtype)).to(hidden_states.dtype)
+        if torch.compiler.is_compiling():  # products and sums become one loop, which copies no expert
+            gate, up = (self.gate_up_proj[top_k_index[0]] * hidden_states).sum(dim=-1).chunk(2, dim=-1)
+            outputs = (self.down_proj[top_k_index[0]] * (self.act_fn(gate) * up)[:, None]).sum(dim=-1)
+        else:
+            outputs = torch.cat([self._of_expert(expert, hidden_states) for expert in top_k_index[0].tolist()])
+        return (top_k_weights @ outputs.to(top_k_weights.dtype)).to(hidden_states.dtype)
+
+    def _of_expert(self, expert: int, hidden_states: torch.Tensor) -> torch.Tensor:
+        """hidden_states [T, H] -> [T, H], unweighted."""
+        gate, up = F.linear(hidden_states, self.gate_up_proj[expert]).chunk(2, dim=-1)
+        return F.linear(self.act_fn(gate) * up, self.down_proj[expert])
 
 
 class BailingMoeSeparateExperts(nn.ModuleList):

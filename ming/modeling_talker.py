@@ -17,6 +17,7 @@ Shape letters: B batch, L tokens, V whole vocabulary, H talker width, D thinker 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .argument_checks import Kind, raise_if_no, raise_if_no_number, raise_if_no_settings, shown
 from .compat import execution_device
-from .compiled import CompiledDecoding, padded_rows, step_config
+from .compiled import CompiledDecoding, max_length, padded_rows, step_config
 from .configuration_bailingmm import BailingMMTalkerConfig
 from .finite import naming_layers, raise_if_not_finite
 
@@ -38,7 +39,9 @@ RELEASED_MAX_STEPS = 1000
 # More ids than these for a piece of text mean that it does not stop: an id stands for 20 ms or more, and a text token
 # takes 80 to 400 ms.
 LIMIT_BASE, LIMIT_PER_TEXT_TOKEN = 60, 40
-SMALLEST_CACHE = 2048  # tokens; room for most pieces, so that a compiled step knows one length
+# Tokens of the caches of compiled steps: room for most pieces, so that there is one graph for a number of rows. On a
+# CPU a step takes longer with every token that there is room for.
+SMALLEST_CACHE = {"cpu": 512, "cuda": 2048}
 
 # Probabilities [A, V] of the rows (indices) that go on -> ids [A].
 Draw = Callable[[torch.Tensor, list[int]], torch.Tensor]
@@ -398,20 +401,21 @@ class BailingMMTalker(PreTrainedModel):
         config: CompileConfig | None,
     ) -> Iterator[TalkerStep]:
         inputs = self._prefill_inputs(rows, start_position)
-        length = inputs["audio_ids"].shape[1] + max(row.limit for row in rows)
         if config is None:
-            is_static, text_config = cache_implementation == "static", self.model.config
-            cache = StaticCache(text_config, max_cache_len=length) if is_static else DynamicCache(config=text_config)
-            yield from self._decode_over(cache, self, inputs, rows, sampler)
+            cache: Cache = DynamicCache(config=self.model.config)
+            if cache_implementation == "static":
+                length = inputs["audio_ids"].shape[1] + max(row.limit for row in rows)
+                cache = StaticCache(self.model.config, max_cache_len=length)
+            yield from self._decode_over(lambda seen, length: cache, self, inputs, rows, sampler)
             return
         more = padded_rows(len(rows)) - len(rows)  # copies of the last row, which nobody hears
         inputs = {name: torch.cat([value, *[value[-1:]] * more]) for name, value in inputs.items()}
-        with self.decoding.cache(self, len(rows) + more, length) as cache:
-            yield from self._decode_over(cache, self.decoding.call(self, config), inputs, rows, sampler)
+        with self.decoding.growing_cache(self, len(rows) + more) as cache_with_room:
+            yield from self._decode_over(cache_with_room, self.decoding.call(self, config), inputs, rows, sampler)
 
     def _decode_over(
         self,
-        cache: Cache,
+        cache_with_room: Callable[[int, int], Cache],
         step: Callable[..., CausalLMOutputWithPast],
         inputs: dict[str, torch.Tensor],
         rows: list[_Row],
@@ -420,15 +424,14 @@ class BailingMMTalker(PreTrainedModel):
         """Say pieces over a cache.
 
         Args:
-            cache: empty. step: what computes all but the first ids, such as this model.
+            cache_with_room: tokens in the cache, tokens that must find room -> the cache; empty at first.
+            step: what computes all but the first ids, such as this model.
             inputs: see `_prefill_inputs`, of these rows, perhaps with more behind them.
         """
-        keep = max(len(row.prompt.prompt_ids) for row in rows) + 1
+        keep, width = max(len(row.prompt.prompt_ids) for row in rows) + 1, inputs["audio_ids"].shape[1]
+        cache = cache_with_room(0, width + 1)
         logits = self(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[: len(rows)]
         position, attention_mask = inputs["position_ids"][:, -1], inputs["attention_mask"]
-        if is_static := isinstance(cache, StaticCache):  # the mask of all steps: what lies ahead is masked anyway
-            ahead = cache.layers[0].max_cache_len - attention_mask.shape[1]
-            attention_mask = F.pad(attention_mask, (0, ahead), value=1)
         last_pass = inputs
 
         def read_again() -> None:
@@ -437,7 +440,7 @@ class BailingMMTalker(PreTrainedModel):
         if sampler.rules.released:
             with naming_layers({"talker": self}, read_again):
                 sampler.draw_while_reading(logits, rows, position[: len(rows)])
-        while True:
+        for seen in count(width):
             with naming_layers({"talker": self}, read_again):
                 ids = sampler(logits[:, -1], rows, position[: len(rows)])
             for row in rows:
@@ -447,7 +450,11 @@ class BailingMMTalker(PreTrainedModel):
             if all(row.finish_reason is not None for row in rows):
                 return
             position = position + 1
-            attention_mask = attention_mask if is_static else F.pad(attention_mask, (0, 1), value=1)
+            cache = cache_with_room(seen, seen + 1)
+            # A static cache has one mask for all steps: what lies ahead is masked anyway.
+            masked = max_length(cache) if isinstance(cache, StaticCache) else seen + 1
+            if attention_mask.shape[1] < masked:
+                attention_mask = F.pad(attention_mask, (0, masked - attention_mask.shape[1]), value=1)
             last_pass = {
                 **self._step_inputs(rows, ids, len(position)),
                 "attention_mask": attention_mask,

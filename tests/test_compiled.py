@@ -144,6 +144,12 @@ def test_the_talker_says_the_same_with_the_same_seeds(talker, rows, graphs):  # 
     assert graphs() <= 2  # 4 rows, and those that are drawn again
 
 
+def test_a_long_piece_moves_to_a_longer_cache(talker):  # noqa: F811
+    rules = StopRules(min_new_ids=560, max_new_ids=560)  # beyond 512
+    expected = talker.generate(PROMPTS[:1], generators(3), rules, 1)
+    assert ids_of(talker.generate(PROMPTS[:1], generators(3), rules, 1, compile=CAPTURED)) == ids_of(expected)
+
+
 def test_generated_code_of_the_talker_says_the_same(talker):  # noqa: F811
     rules = StopRules(max_new_ids=30)
     expected = talker.generate(PROMPTS[:1], generators(3), rules, attempts=1)
