@@ -33,8 +33,7 @@ KEPT_CACHES = 4  # of a model, the last used ones; each holds keys and values of
 GRAPHS = 128  # of a model; PyTorch would give up after 8
 DEFAULT_REPLY = 20  # tokens that the library writes where nothing limits a reply
 QUANTIZED = (
-    "compile: a quantised model calls the experts that are hit one by one, which is no graph; load it without "
-    "quantization, or leave compile out"
+    "compile: a quantised model is not compiled by the library; load it without quantization, or leave compile out"
 )
 # What `generate` can do with a model, but not with its compiled step: name -> whether a value asks for it.
 UNCOMPILED: dict[str, Callable[[Any], bool]] = {
@@ -66,7 +65,7 @@ def padded_rows(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
-def step_config(device: torch.device, compile: bool | CompileConfig | None = True) -> CompileConfig | None:
+def step_config(device: torch.device, compiled: bool | CompileConfig | None = True) -> CompileConfig | None:
     """What `compile=` asks for, for the library; None: nothing is compiled.
 
     On CUDA the graph is recorded as a CUDA graph, too (`mode="reduce-overhead"`).
@@ -74,13 +73,13 @@ def step_config(device: torch.device, compile: bool | CompileConfig | None = Tru
     Raises:
         TypeError: neither a flag nor a `CompileConfig`.
     """
-    raise_if_no_settings({"compile": compile})
-    if not compile:
+    raise_if_no_settings({"compile": compiled})
+    if not compiled:
         return None
-    if compile is True:
+    if compiled is True:
         config = StepCompileConfig(mode="reduce-overhead" if device.type == "cuda" else "default")
     else:
-        config = StepCompileConfig(**{field.name: getattr(compile, field.name) for field in fields(CompileConfig)})
+        config = StepCompileConfig(**{field.name: getattr(compiled, field.name) for field in fields(CompileConfig)})
     return compiles_on_all_devices(config)
 
 

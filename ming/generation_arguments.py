@@ -43,7 +43,7 @@ class GenerationArguments:
         text: for the library's `generate`.
         speech, image: for `Speaker.speak` and for the image mode.
         released: asked for in the released way (`image_gen=True`), which returns the bare image.
-        compile: whether the steps of text and speech are compiled, and how.
+        compiled: whether the steps of text and speech are compiled, and how.
     """
 
     modes: tuple[str, ...]
@@ -51,7 +51,7 @@ class GenerationArguments:
     speech: dict[str, Any] = field(default_factory=dict)
     image: dict[str, Any] = field(default_factory=dict)
     released: bool = False
-    compile: bool | CompileConfig = False
+    compiled: bool | CompileConfig = False
 
     @property
     def num_rows(self) -> int:

@@ -37,13 +37,13 @@ class LoadOptions:
         device: its name; None chooses by the machine.
         dtype: a key of `DTYPES`; None chooses by the device.
         load_in_4bit: whether weights are quantised.
-        compile: whether the steps of text and speech are compiled.
+        compiled: whether the steps of text and speech are compiled.
     """
 
     device: str | None = None
     dtype: str | None = None
     load_in_4bit: bool = False
-    compile: bool = False
+    compiled: bool = False
 
     def load(self, source: str | os.PathLike, **options: Any) -> BailingMMNativeForConditionalGeneration:
         """The model of a checkpoint; options and errors of `load_model`."""
@@ -52,7 +52,7 @@ class LoadOptions:
             device=self.device,
             dtype=DTYPES[self.dtype] if self.dtype else None,
             quantization="4bit" if self.load_in_4bit else None,
-            compile=self.compile,
+            compile=self.compiled,
             **options,
         )
 
@@ -65,7 +65,6 @@ def load_model(
     parts: Iterable[str] | None = None,
     quantization: Any = None,
     trust_remote_code: bool = False,
-    compile: bool = False,
     **options: Any,
 ) -> BailingMMNativeForConditionalGeneration:
     """A model in eval mode, with all weights on one device.
@@ -77,17 +76,18 @@ def load_model(
         parts: those of `PARTS` to load; None loads all that the checkpoint has.
         quantization: "4bit", "8bit", or a configuration as `from_pretrained` takes it.
         trust_remote_code: whether code in the checkpoint may run; without it, only the code of this package runs.
-        compile: whether text and speech are decoded by compiled steps, see `generate`. The first call of a size waits
-            for the compiler.
-        options: further options of `from_pretrained`, such as `revision`, `token` or `cache_dir`.
+        options: further options of `from_pretrained`, such as `revision`, `token` or `cache_dir`. Beside these,
+            `compile`: whether text and speech are decoded by compiled steps, see `generate`. The first call of a size
+            waits for the compiler.
 
     Raises:
         OSError: there is no such checkpoint.
         ValueError: an unknown part or quantisation, or the weights do not fit the configuration; or `compile` with a
             quantised model.
     """
-    raise_if_no_settings({"compile": compile})
-    if compile and quantization is not None:
+    compiled = options.pop("compile", False)
+    raise_if_no_settings({"compile": compiled})
+    if compiled and quantization is not None:
         raise ValueError(QUANTIZED)
     device = torch.device(device) if device is not None else default_device()
     dtype = dtype or default_dtype(device)
@@ -101,9 +101,9 @@ def load_model(
         **_part_options(parts),
         **options,
     )
-    if compile:
+    if compiled:
         raise_if_not_compilable(model)
-    model.compile_decoding = compile
+    model.compile_decoding = compiled
     return model.eval()
 
 

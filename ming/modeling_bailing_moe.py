@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -39,6 +40,7 @@ from .compat import is_split, slice_logits_to_keep
 from .configuration_bailingmm import BailingMoeConfig
 from .idle_parts import must_be_called, must_have_gradients
 from .quantization import is_quantized
+from .stacked_experts import StackedExperts, can_be_stacked
 from .token_types import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
 
 # Order of the entries in every per-router tensor.
@@ -216,21 +218,50 @@ class BailingMoeExperts(BailingMoeFusedExperts):
 
 
 class BailingMoeSeparateExperts(nn.ModuleList):
-    """The same experts as modules of linear layers, which quantisers know; slower than stacks in full precision."""
+    """The same experts as modules of linear layers, which quantisers know; slower than stacks in full precision.
+
+    Attributes:
+        stacked: whether experts in 4 bit are dequantised together (`stacked_experts.py`); None: on all devices but a
+            CPU, where bitsandbytes multiplies without dequantising, which is many times faster.
+    """
+
+    stacked: bool | None = None
 
     def __init__(self, config: BailingMoeConfig):
         super().__init__(BailingMoeMLP(config, config.moe_intermediate_size) for _ in range(config.num_experts))
+        with torch.device("meta"):  # in a tuple, since its parameters are none of this module
+            self._fused = (BailingMoeFusedExperts(config),)
+        self._stacks: StackedExperts | None = None
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """As `BailingMoeExperts`; an expert that no token visits is not dequantised."""
+        """As `BailingMoeExperts`; an expert that no token visits is not dequantised, unless there are many tokens."""
+        stacks = self._current_stacks(hidden_states)
+        if stacks is not None and top_k_index.numel() <= len(self):
+            return stacks.of_few(hidden_states, top_k_index, top_k_weights)
+        if stacks is not None:
+            states = stacks.computed(hidden_states)
+            arguments = (states, top_k_index, top_k_weights)
+            return functional_call(self._fused[0], stacks.weights(states.dtype), arguments).to(hidden_states.dtype)
         output = torch.zeros_like(hidden_states, dtype=top_k_weights.dtype)
         visited = range(len(self)) if must_be_called(self, self.training) else top_k_index.unique().tolist()
         for expert in visited:
             token, slot = torch.where(top_k_index == expert)
             output.index_add_(0, token, self[expert](hidden_states[token]) * top_k_weights[token, slot, None])
         return output.to(hidden_states.dtype)
+
+    def _current_stacks(self, hidden_states: torch.Tensor) -> StackedExperts | None:
+        """The stacks of experts in 4 bit where they serve; they are made at the first call.
+
+        Gradients would keep all dequantised weights: the modules dequantise theirs once more.
+        """
+        wanted = hidden_states.device.type != "cpu" if self.stacked is None else self.stacked
+        if not wanted or (torch.is_grad_enabled() and hidden_states.requires_grad):
+            return None
+        if self._stacks is None or not self._stacks.is_current(self):
+            self._stacks = StackedExperts(self) if can_be_stacked(self) else None
+        return self._stacks
 
 
 class BailingMoeSparseMoeBlock(nn.Module):

@@ -716,7 +716,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             return drawn.images[0] if call.released else drawn
         states = self._prompt_states(call) if speech is not None else None
         told = {"prompt_states": states} if speech is not None else {}
-        reply = self._generate_text(*args, compile=call.compile, **call.text, **told)
+        reply = self._generate_text(*args, compiled=call.compiled, **call.text, **told)
         sequences = reply if isinstance(reply, torch.Tensor) else reply.sequences
         said = {"sequences": sequences}
         if speech is not None and states is not None:
@@ -820,7 +820,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             criteria = [*(call.text.get("stopping_criteria") or []), StopWhenSet(own.cancelled)]
             kwargs = {**call.text, "streamer": streamer, "stopping_criteria": StoppingCriteriaList(criteria)}
             told = {"prompt_states": states} if speech is not None else {}
-            self._generate_text(compile=call.compile, **kwargs, **told)
+            self._generate_text(compiled=call.compiled, **kwargs, **told)
 
         background = BackgroundWork(work)
         try:
@@ -846,7 +846,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         """
         modes, compiled = type(self).output_modalities, self.compile_decoding
         call = sort_arguments(modes, inputs, generation_mode, talker_kwargs, kwargs, compiled)
-        if call.compile and call.modes != ("image",):
+        if call.compiled and call.modes != ("image",):
             raise_if_not_compilable(self)
         input_ids = call.text.get("input_ids")
         step = continues(call.text.get("past_key_values"))
@@ -889,7 +889,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
     @torch.no_grad()
     def _generate_text(
-        self, *args, input_ids: torch.Tensor | None = None, compile: bool | CompileConfig = False, **kwargs
+        self, *args, input_ids: torch.Tensor | None = None, compiled: bool | CompileConfig = False, **kwargs
     ):
         """The library's `generate` with the media put into the prompt's embeddings."""
         if input_ids is not None:
@@ -908,7 +908,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
         with naming_layers({"": self}, read_again):
             try:
-                arguments, config = check.added_to(args, kwargs), step_config(self.device, compile)
+                arguments, config = check.added_to(args, kwargs), step_config(self.device, compiled)
                 if config is None:
                     reply = super().generate(None, **arguments)
                 else:

@@ -335,7 +335,7 @@ class BailingMMTalker(PreTrainedModel):
             prompts: one per piece.
             generators: one per piece; None takes the likeliest id at every step (there is then no second attempt).
             attempts: draws per piece at most. The last one is returned whatever it is; see its `finish_reason`.
-            options: `top_k`, `temperature`, `cache_implementation`, `compile` and `draw` of `stream`.
+            options: `top_k`, `temperature`, `cache_implementation`, `compiled` and `draw` of `stream`.
         """
         self.resolve_options(attempts=attempts)
         rules = rules or StopRules()
@@ -364,7 +364,7 @@ class BailingMMTalker(PreTrainedModel):
         cache_implementation: str = "dynamic",
         draw: Draw | None = None,
         start_position: int = 0,
-        compile: bool | CompileConfig | None = None,
+        compiled: bool | CompileConfig | None = None,
     ) -> Iterator[TalkerStep]:
         """Say pieces step by step. All rows have a finish reason in the last step, and in no step before it.
 
@@ -376,7 +376,7 @@ class BailingMMTalker(PreTrainedModel):
             cache_implementation: "dynamic" or "static" (one allocation).
             draw: takes the place of `generators`, see `Draw`.
             start_position: added to all positions; the released rules run on from piece to piece.
-            compile: whether the step is compiled, over a static cache, see `compiled.py`; a `CompileConfig` says how.
+            compiled: whether the step is compiled, over a static cache, see `compiled.py`; a `CompileConfig` says how.
 
         Raises:
             ValueError: naming the argument or the field of a prompt that cannot be used.
@@ -388,7 +388,7 @@ class BailingMMTalker(PreTrainedModel):
         if rules.released and len(prompts) > 1:
             raise ValueError(f"released stop rules say one piece at a time, got {len(prompts)}")
         rows = [self._row(prompt, rules) for prompt in prompts]
-        config = step_config(self.device, compile)
+        config = step_config(self.device, compiled)
         return self._decode(rows, sampler, cache_implementation, start_position, config)
 
     @torch.no_grad()
@@ -473,15 +473,15 @@ class BailingMMTalker(PreTrainedModel):
         cache_implementation: str = "dynamic",
         rules: StopRules | None = None,
         attempts: int = ATTEMPTS,
-        compile: bool | CompileConfig | None = None,
+        compiled: bool | CompileConfig | None = None,
     ) -> tuple[int, float]:
         """Options of `generate` -> `top_k` and `temperature` as given or as configured.
 
         Raises:
             ValueError: one that cannot be used.
-            TypeError: `rules` are no `StopRules`, or `compile` is neither a flag nor a `CompileConfig`.
+            TypeError: `rules` are no `StopRules`, or `compiled` is neither a flag nor a `CompileConfig`.
         """
-        raise_if_no_settings({"compile": compile})
+        raise_if_no_settings({"compile": compiled})
         for name, value, whole in (("top_k", top_k, True), ("temperature", temperature, False)):
             if value is not None:
                 raise_if_no_number(name, value, whole)

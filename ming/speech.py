@@ -109,7 +109,7 @@ class SpeechSettings:
     Args:
         voice: to speak with.
         generators: one per reply.
-        options: of `BailingMMTalker.generate`: `top_k`, `temperature`, `cache_implementation`, `compile`, `rules`,
+        options: of `BailingMMTalker.generate`: `top_k`, `temperature`, `cache_implementation`, `compiled`, `rules`,
             `attempts`.
     """
 
@@ -181,9 +181,10 @@ class Speaker:
         """
         raise_if_no_settings(arguments)
         voice_arguments = {name: arguments.pop(name) for name in VOICE_ARGUMENTS if name in arguments}
-        arguments = {"compile": self.model.compile_decoding} | arguments
+        compiled = arguments.pop("compile", None)
+        arguments["compiled"] = self.model.compile_decoding if compiled is None else compiled
         self.require_talker().resolve_options(**arguments)
-        if arguments["compile"]:
+        if arguments["compiled"]:
             raise_if_not_compilable(self.model)
         generators = row_generators(seed, generator, rows)
         self.model.components.audio_detokenizer.load()

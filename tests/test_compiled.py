@@ -130,7 +130,7 @@ def test_steps_wait_for_nothing(small, talker):  # noqa: F811
     small.generate(**batch(mixed_chats()[:3]), **{**GREEDY, "eos_token_id": 319}, compile=watched(found))
     assert set(found) == {"step"} and len(found) == GREEDY["max_new_tokens"] - 1
     found.clear()
-    talker.generate(PROMPTS, generators(1, 2, 3, 4), StopRules(max_new_ids=5), compile=watched(found))
+    talker.generate(PROMPTS, generators(1, 2, 3, 4), StopRules(max_new_ids=5), compiled=watched(found))
     assert set(found) == {"step"}
 
 
@@ -138,7 +138,7 @@ def test_steps_wait_for_nothing(small, talker):  # noqa: F811
 def test_the_talker_says_the_same_with_the_same_seeds(talker, rows, graphs):  # noqa: F811
     prompts, seeds = [PROMPTS[row] for row in rows], [5 + row for row in rows]
     expected = talker.generate(prompts, generators(*seeds))
-    compiled = talker.generate(prompts, generators(*seeds), compile=CAPTURED)
+    compiled = talker.generate(prompts, generators(*seeds), compiled=CAPTURED)
     assert ids_of(compiled) == ids_of(expected)
     assert [piece.finish_reason for piece in compiled] == [piece.finish_reason for piece in expected]
     assert graphs() <= 2  # 4 rows, and those that are drawn again
@@ -147,13 +147,13 @@ def test_the_talker_says_the_same_with_the_same_seeds(talker, rows, graphs):  # 
 def test_a_long_piece_moves_to_a_longer_cache(talker):  # noqa: F811
     rules = StopRules(min_new_ids=560, max_new_ids=560)  # beyond 512
     expected = talker.generate(PROMPTS[:1], generators(3), rules, 1)
-    assert ids_of(talker.generate(PROMPTS[:1], generators(3), rules, 1, compile=CAPTURED)) == ids_of(expected)
+    assert ids_of(talker.generate(PROMPTS[:1], generators(3), rules, 1, compiled=CAPTURED)) == ids_of(expected)
 
 
 def test_generated_code_of_the_talker_says_the_same(talker):  # noqa: F811
     rules = StopRules(max_new_ids=30)
     expected = talker.generate(PROMPTS[:1], generators(3), rules, attempts=1)
-    assert ids_of(talker.generate(PROMPTS[:1], generators(3), rules, 1, compile=GENERATED)) == ids_of(expected)
+    assert ids_of(talker.generate(PROMPTS[:1], generators(3), rules, 1, compiled=GENERATED)) == ids_of(expected)
 
 
 class Collect(BaseStreamer):
@@ -271,8 +271,8 @@ def test_quantised_models_are_refused_before_they_are_read():
 def test_the_option_of_the_command_line():
     parser = Parser("test", "")
     add_device_options(parser)
-    assert load_options(parser.parse_args(["--compile"])).compile
-    assert not load_options(parser.parse_args([])).compile
+    assert load_options(parser.parse_args(["--compile"])).compiled
+    assert not load_options(parser.parse_args([])).compiled
 
 
 def test_a_server_compiles_before_it_starts(graphs, caplog):
@@ -288,7 +288,7 @@ def test_a_server_compiles_before_it_starts(graphs, caplog):
         served.generate(**batch(chats), **{**GREEDY, "max_new_tokens": 100})
     voice = torch.zeros(served.talker.config.vp_feature_size)
     prompts = [replace(PROMPTS[1], speaker_embedding=voice)] * 3
-    served.talker.generate(prompts, generators(1, 2, 3), attempts=1, compile=CAPTURED)
+    served.talker.generate(prompts, generators(1, 2, 3), attempts=1, compiled=CAPTURED)
     assert graphs() == compiled
 
 

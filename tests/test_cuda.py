@@ -106,6 +106,22 @@ def test_a_static_cache_and_a_compiled_step_answer_alike(card, processor, asked)
     assert torch.equal(static, expected)
 
 
+def test_compiled_steps_answer_and_speak_alike(card, processor, asked):
+    """Captured as CUDA graphs, used again by other prompts, by padded batches and from the thread of a stream."""
+    prompts = [prompt for prompt, _ in asked[::8]]
+    for chosen in (prompts[:3], prompts[1:4], prompts[:1], prompts[:3]):
+        inputs = prepare(processor, chosen, card)
+        expected = card.generate(**inputs, max_new_tokens=24, do_sample=False)
+        assert torch.equal(card.generate(**inputs, max_new_tokens=24, do_sample=False, compile=True), expected)
+    inputs = prepare(processor, prompts[:1], card)
+    plain, compiled = (list(card.stream(**inputs, max_new_tokens=24, compile=asks)) for asks in (False, True))
+    assert compiled[-1].text == plain[-1].text
+    for texts in ([SENTENCE], [SENTENCE, "two", "three"], ["two"]):
+        plain, compiled = (card.speak(texts, speaker="iris", seed=0, compile=asks) for asks in (False, True))
+        for ours, other in zip(compiled.waveforms, plain.waveforms, strict=True):
+            torch.testing.assert_close(ours, other, atol=1e-2, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_speech_repeats_and_is_understood(card, half, processor, dtype):
     speaker = card if dtype == torch.float32 else half

@@ -72,7 +72,7 @@ def _speak(model, rows: int) -> None:
     """Draw the first codec ids of pieces of text."""
     nothing = torch.zeros(0, dtype=torch.long)
     prompt = TalkerPrompt(torch.zeros(1, dtype=torch.long), nothing, torch.zeros(model.talker.config.vp_feature_size))
-    steps = model.talker.stream([prompt] * rows, compile=model.compile_decoding)
+    steps = model.talker.stream([prompt] * rows, compiled=model.compile_decoding)
     for _ in islice(steps, STEPS):
         pass
     steps.close()

@@ -66,7 +66,7 @@ def build_app(options: ServerOptions) -> FastAPI:
     model = options.loading.load(options.model, **without)
     processor = BailingMMProcessor.from_pretrained(options.model)
     limits = options.limits
-    if options.loading.compile:
+    if options.loading.compiled:
         compile_steps(model, options.settings.batch, limits.new_tokens)
     fetcher = Fetcher(options.allow_remote, limits.remote_bytes, limits.remote_seconds)
     return create_app(model, processor, limits, options.settings, options.site, fetcher)
