@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_stacked_experts as stacked_experts
 import torch
 from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig
 
@@ -162,6 +163,16 @@ def test_quantised_weights_answer_and_draw(processor, asked, bits):
     replies = answer(model, processor, [prompt for prompt, _ in asked], whisper=False)
     assert np.mean([reply == expected for reply, (_, expected) in zip(replies, asked, strict=True)]) >= 0.85
     assert np.mean([item.right for item in draw_row("drawing", model, processor, None, 8, 93, 8)]) >= 0.75
+
+
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_experts_in_4_bit_are_dequantised_together(tmp_path, length):
+    stacked_experts.decoder().save_pretrained(tmp_path)
+    for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.15)):
+        together, apart = (stacked_experts.load(tmp_path, stacked, dtype, device="cuda") for stacked in (None, False))
+        ours, wanted = (stacked_experts.logits_of(model, length) for model in (together, apart))
+        torch.testing.assert_close(ours, wanted, atol=tolerance, rtol=0)
+        assert all(experts._stacks is not None for experts in stacked_experts.layers_of(together))
 
 
 def test_layers_beyond_the_card_wait_in_main_memory(card, processor, asked):

@@ -15,8 +15,7 @@ from ming.stacked_experts import can_be_stacked
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def decoder() -> BailingMoeForCausalLM:
     """A decoder whose matrices have 960 blocks of 64: not all groups of 256 of their scales are full."""
     config = BailingMoeConfig(
         vocab_size=160,
@@ -38,12 +37,19 @@ def folder(tmp_path_factory):
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("decoder")
-    model.save_pretrained(path)
+    decoder().save_pretrained(path)
     return path
 
 
-def load(folder, stacked: bool, dtype=torch.float32, double: bool = True, kind: str = "nf4") -> BailingMoeForCausalLM:
+def load(
+    folder, stacked: bool | None, dtype=torch.float32, double: bool = True, kind: str = "nf4", device: str = "cpu"
+) -> BailingMoeForCausalLM:
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=kind,
@@ -52,7 +58,7 @@ def load(folder, stacked: bool, dtype=torch.float32, double: bool = True, kind: 
         llm_int8_skip_modules=["lm_head"],
     )
     model = BailingMoeForCausalLM.from_pretrained(
-        folder, dtype=dtype, quantization_config=quantization, device_map="cpu"
+        folder, dtype=dtype, quantization_config=quantization, device_map=device
     )
     for experts in layers_of(model):
         experts.stacked = stacked
@@ -65,7 +71,7 @@ def layers_of(model) -> list[BailingMoeSeparateExperts]:
 
 @torch.no_grad()
 def logits_of(model, length: int) -> torch.Tensor:
-    return model(torch.arange(length)[None] + 3).logits
+    return model(torch.arange(length, device=model.device)[None] + 3).logits
 
 
 def dequantised(layer) -> torch.Tensor:
@@ -154,8 +160,6 @@ def test_adapters_and_gradients_go_through_the_modules(folder):
 
 
 def test_on_a_cpu_modules_are_called(folder):
-    model = load(folder, True)
-    for experts in layers_of(model):
-        experts.stacked = None
+    model = load(folder, None)
     logits_of(model, 3)
     assert all(experts._stacks is None for experts in layers_of(model))
