@@ -16,6 +16,7 @@ Shape letters: B batch, L tokens, V whole vocabulary, H talker width, D thinker 
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
@@ -391,6 +392,24 @@ class BailingMMTalker(PreTrainedModel):
         config = step_config(self.device, compiled)
         return self._decode(rows, sampler, cache_implementation, start_position, config)
 
+    @contextmanager
+    def _caches(
+        self, rows: int, length: int, cache_implementation: str, config: CompileConfig | None
+    ) -> Iterator[Callable[[int, int], Cache]]:
+        """A function: tokens in the cache, tokens that must find room -> the cache; empty at first.
+
+        Args:
+            length: tokens that are read at most.
+        """
+        if config is not None:
+            with self.decoding.growing_cache(self, rows) as cache_with_room:
+                yield cache_with_room
+            return
+        cache: Cache = DynamicCache(config=self.model.config)
+        if cache_implementation == "static":
+            cache = StaticCache(self.model.config, max_cache_len=length)
+        yield lambda seen, length: cache
+
     @torch.no_grad()
     def _decode(
         self,
@@ -401,70 +420,47 @@ class BailingMMTalker(PreTrainedModel):
         config: CompileConfig | None,
     ) -> Iterator[TalkerStep]:
         inputs = self._prefill_inputs(rows, start_position)
-        if config is None:
-            cache: Cache = DynamicCache(config=self.model.config)
-            if cache_implementation == "static":
-                length = inputs["audio_ids"].shape[1] + max(row.limit for row in rows)
-                cache = StaticCache(self.model.config, max_cache_len=length)
-            yield from self._decode_over(lambda seen, length: cache, self, inputs, rows, sampler)
-            return
-        more = padded_rows(len(rows)) - len(rows)  # copies of the last row, which nobody hears
-        inputs = {name: torch.cat([value, *[value[-1:]] * more]) for name, value in inputs.items()}
-        with self.decoding.growing_cache(self, len(rows) + more) as cache_with_room:
-            yield from self._decode_over(cache_with_room, self.decoding.call(self, config), inputs, rows, sampler)
-
-    def _decode_over(
-        self,
-        cache_with_room: Callable[[int, int], Cache],
-        step: Callable[..., CausalLMOutputWithPast],
-        inputs: dict[str, torch.Tensor],
-        rows: list[_Row],
-        sampler: "_Sampler",
-    ) -> Iterator[TalkerStep]:
-        """Say pieces over a cache.
-
-        Args:
-            cache_with_room: tokens in the cache, tokens that must find room -> the cache; empty at first.
-            step: what computes all but the first ids, such as this model.
-            inputs: see `_prefill_inputs`, of these rows, perhaps with more behind them.
-        """
+        step = self if config is None else self.decoding.call(self, config)
+        size = len(rows) if config is None else padded_rows(len(rows))
+        if size > len(rows):  # copies of the last row, which nobody hears
+            more = size - len(rows)
+            inputs = {name: torch.cat([value, *[value[-1:]] * more]) for name, value in inputs.items()}
         keep, width = max(len(row.prompt.prompt_ids) for row in rows) + 1, inputs["audio_ids"].shape[1]
-        cache = cache_with_room(0, width + 1)
-        logits = self(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[: len(rows)]
         position, attention_mask = inputs["position_ids"][:, -1], inputs["attention_mask"]
         last_pass = inputs
 
         def read_again() -> None:
             self(**last_pass)
 
-        if sampler.rules.released:
-            with naming_layers({"talker": self}, read_again):
-                sampler.draw_while_reading(logits, rows, position[: len(rows)])
-        for seen in count(width):
-            with naming_layers({"talker": self}, read_again):
-                ids = sampler(logits[:, -1], rows, position[: len(rows)])
-            for row in rows:
-                if row.finish_reason is None and row.num_new >= row.limit:
-                    row.finish_reason = "length"
-            yield TalkerStep(ids, [row.reason for row in rows])
-            if all(row.finish_reason is not None for row in rows):
-                return
-            position = position + 1
-            cache = cache_with_room(seen, seen + 1)
-            # A static cache has one mask for all steps: what lies ahead is masked anyway.
-            masked = max_length(cache) if isinstance(cache, StaticCache) else seen + 1
-            if attention_mask.shape[1] < masked:
-                attention_mask = F.pad(attention_mask, (0, masked - attention_mask.shape[1]), value=1)
-            last_pass = {
-                **self._step_inputs(rows, ids, len(position)),
-                "attention_mask": attention_mask,
-                "position_ids": position[:, None],
-                "past_key_values": cache,
-                "use_cache": True,
-            }
-            logits = step(**last_pass).logits[: len(rows)]
-            for callback in self.step_callbacks:
-                callback()
+        length = width + max(row.limit for row in rows)
+        with self._caches(size, length, cache_implementation, config) as cache_with_room:
+            cache = cache_with_room(0, width)
+            logits = self(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[: len(rows)]
+            if sampler.rules.released:
+                with naming_layers({"talker": self}, read_again):
+                    sampler.draw_while_reading(logits, rows, position[: len(rows)])
+            for seen in count(width):
+                with naming_layers({"talker": self}, read_again):
+                    ids = sampler(logits[:, -1], rows, position[: len(rows)])
+                yield TalkerStep(ids, [row.reason for row in rows])
+                if all(row.finish_reason is not None for row in rows):
+                    return
+                position = position + 1
+                cache = cache_with_room(seen, seen + 1)
+                # A static cache has one mask for all steps: what lies ahead is masked anyway.
+                masked = max_length(cache) if isinstance(cache, StaticCache) else seen + 1
+                if attention_mask.shape[1] < masked:
+                    attention_mask = F.pad(attention_mask, (0, masked - attention_mask.shape[1]), value=1)
+                last_pass = {
+                    **self._step_inputs(rows, ids, size),
+                    "attention_mask": attention_mask,
+                    "position_ids": position[:, None],
+                    "past_key_values": cache,
+                    "use_cache": True,
+                }
+                logits = step(**last_pass).logits[: len(rows)]
+                for callback in self.step_callbacks:
+                    callback()
 
     def resolve_options(
         self,
@@ -617,6 +613,9 @@ class _Sampler:
             else:
                 rows[index].num_new += 1
                 ids[index] = audio_id - self.text_vocab_size
+        for row in rows:
+            if row.finish_reason is None and row.num_new >= row.limit:
+                row.finish_reason = "length"
         return torch.tensor(ids, device=logits.device)
 
     def draw_while_reading(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> None:
