@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -39,6 +40,7 @@ from .compat import is_split, slice_logits_to_keep
 from .configuration_bailingmm import BailingMoeConfig
 from .idle_parts import must_be_called, must_have_gradients
 from .quantization import is_quantized
+from .stacked_experts import StackedExperts, can_be_stacked
 from .token_types import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
 
 # Order of the entries in every per-router tensor.
@@ -188,44 +190,78 @@ class BailingMoeFusedExperts(nn.Module):
 class BailingMoeExperts(BailingMoeFusedExperts):
     """The same experts, with a shortcut for a single token, which is what decoding sends through them.
 
-    On a CPU the shortcut multiplies by the chosen experts in place. On a GPU it gathers them for one batched product,
-    which takes half as long as the grouped product (`python -m benchmarks moe --device cuda`).
+    On a CPU the shortcut multiplies by the chosen experts in place; in compiled code, which cannot ask which they are,
+    by loops that read them where they lie. On a GPU it gathers them for one batched product, which takes half as long
+    as the grouped product (`python -m benchmarks moe --device cuda`).
     """
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """As `BailingMoeFusedExperts`."""
-        # Experts that are split over processes, and compiled code on a CPU, keep to the library's implementation.
-        on_cpu = hidden_states.device.type == "cpu"
-        keeps_to_library = is_split(self, self.gate_up_proj) or (on_cpu and torch.compiler.is_compiling())
-        if hidden_states.shape[0] != 1 or keeps_to_library:
+        # Experts that are split over processes keep to the library's implementation.
+        if hidden_states.shape[0] != 1 or is_split(self, self.gate_up_proj):
             return super().forward(hidden_states, top_k_index, top_k_weights)
-        if not on_cpu:
+        if hidden_states.device.type != "cpu":
             return ALL_EXPERTS_FUNCTIONS["batched_mm"](self, hidden_states, top_k_index, top_k_weights)
-        outputs = []
-        for expert in top_k_index[0].tolist():
-            gate, up = F.linear(hidden_states, self.gate_up_proj[expert]).chunk(2, dim=-1)
-            outputs.append(F.linear(self.act_fn(gate) * up, self.down_proj[expert]))
-        return (top_k_weights @ torch.cat(outputs).to(top_k_weights.dtype)).to(hidden_states.dtype)
+        if torch.compiler.is_compiling():  # products and sums become one loop, which copies no expert
+            gate, up = (self.gate_up_proj[top_k_index[0]] * hidden_states).sum(dim=-1).chunk(2, dim=-1)
+            outputs = (self.down_proj[top_k_index[0]] * (self.act_fn(gate) * up)[:, None]).sum(dim=-1)
+        else:
+            outputs = torch.cat([self._of_expert(expert, hidden_states) for expert in top_k_index[0].tolist()])
+        return (top_k_weights @ outputs.to(top_k_weights.dtype)).to(hidden_states.dtype)
+
+    def _of_expert(self, expert: int, hidden_states: torch.Tensor) -> torch.Tensor:
+        """hidden_states [T, H] -> [T, H], unweighted."""
+        gate, up = F.linear(hidden_states, self.gate_up_proj[expert]).chunk(2, dim=-1)
+        return F.linear(self.act_fn(gate) * up, self.down_proj[expert])
 
 
 class BailingMoeSeparateExperts(nn.ModuleList):
-    """The same experts as modules of linear layers, which quantisers know; slower than stacks in full precision."""
+    """The same experts as modules of linear layers, which quantisers know; slower than stacks in full precision.
+
+    Attributes:
+        stacked: whether experts in 4 bit are dequantised together (`stacked_experts.py`); None: on all devices but a
+            CPU, where bitsandbytes multiplies without dequantising, which is many times faster.
+    """
+
+    stacked: bool | None = None
 
     def __init__(self, config: BailingMoeConfig):
         super().__init__(BailingMoeMLP(config, config.moe_intermediate_size) for _ in range(config.num_experts))
+        with torch.device("meta"):  # in a tuple, since its parameters are none of this module
+            self._fused = (BailingMoeFusedExperts(config),)
+        self._stacks: StackedExperts | None = None
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """As `BailingMoeExperts`; an expert that no token visits is not dequantised."""
+        """As `BailingMoeExperts`; an expert that no token visits is not dequantised, unless there are many tokens."""
+        stacks = self._current_stacks(hidden_states)
+        if stacks is not None and top_k_index.numel() <= len(self):
+            return stacks.of_few(hidden_states, top_k_index, top_k_weights)
+        if stacks is not None:
+            states = stacks.computed(hidden_states)
+            arguments = (states, top_k_index, top_k_weights)
+            return functional_call(self._fused[0], stacks.weights(states.dtype), arguments).to(hidden_states.dtype)
         output = torch.zeros_like(hidden_states, dtype=top_k_weights.dtype)
         visited = range(len(self)) if must_be_called(self, self.training) else top_k_index.unique().tolist()
         for expert in visited:
             token, slot = torch.where(top_k_index == expert)
             output.index_add_(0, token, self[expert](hidden_states[token]) * top_k_weights[token, slot, None])
         return output.to(hidden_states.dtype)
+
+    def _current_stacks(self, hidden_states: torch.Tensor) -> StackedExperts | None:
+        """The stacks of experts in 4 bit where they serve; they are made at the first call.
+
+        Gradients would keep all dequantised weights: the modules dequantise theirs once more.
+        """
+        wanted = hidden_states.device.type != "cpu" if self.stacked is None else self.stacked
+        if not wanted or (torch.is_grad_enabled() and hidden_states.requires_grad):
+            return None
+        if self._stacks is None or not self._stacks.is_current(self):
+            self._stacks = StackedExperts(self) if can_be_stacked(self) else None
+        return self._stacks
 
 
 class BailingMoeSparseMoeBlock(nn.Module):

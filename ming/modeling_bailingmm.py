@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import StoppingCriteriaList, TextIteratorStreamer
+from transformers import CompileConfig, StoppingCriteriaList, TextIteratorStreamer
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -51,6 +51,7 @@ from .compat import (
     sequential_loading,
     takes_experts_implementation,
 )
+from .compiled import CompiledDecoding, generate_compiled, raise_if_not_compilable, step_config
 from .components import Components, is_trainer_checkpoint
 from .configuration_bailingmm import BailingMMConfig
 from .drawing import Painter
@@ -152,6 +153,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         components: what lives beside the main weights, and how the model was loaded.
         audio_detokenizer, image_gen: handles of two of them, which are read when they are first used.
         speech, drawing: the `Speaker` and the `Painter` of this model.
+        compile_decoding: whether calls compile the step from token to token that do not say so, see `generate`.
+        decoding: what is kept for compiled steps.
     """
 
     media_inputs = MEDIA_INPUTS
@@ -189,6 +192,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         self.components = Components(self)
         self.audio_detokenizer, self.image_gen = self.components.audio_detokenizer, self.components.image_gen
         self.speech, self.drawing = Speaker(self), Painter(self)
+        self.compile_decoding: bool | CompileConfig = False
+        self.decoding = CompiledDecoding(config.llm_config)
         if config.talker_config is None:  # a part that was left out on request is named by the error of its use
             self.output_modalities = tuple(mode for mode in type(self).output_modalities if mode != "audio")
         self.post_init()
@@ -695,9 +700,12 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 chat, the numbers after it its further ones. `image_gen=True` with `image_gen_seed` and so on, as
                 released, returns the image itself.
             talker_kwargs: further options of `speak`; `top_k`, `temperature` and so on outside are the thinker's.
+            compile: whether text and speech are decoded by compiled steps over static caches, see `compiled.py`; a
+                `CompileConfig` says how. The first call of a size waits for the compiler. None: `compile_decoding`.
 
         Raises:
-            ValueError: an output mode this model does not have, or a prompt longer than its context.
+            ValueError: an output mode this model does not have, or a prompt longer than its context; or `compile` with
+                a model or an option that does not compile.
             FloatingPointError: NaN or infinite values; names the layer that they come from, see `finite.py`.
         """
         call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
@@ -707,7 +715,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             drawn = self.drawing.draw(call.text, drawing)
             return drawn.images[0] if call.released else drawn
         states = self._prompt_states(call) if speech is not None else None
-        reply = self._generate_text(*args, **call.text, **({"prompt_states": states} if speech is not None else {}))
+        told = {"prompt_states": states} if speech is not None else {}
+        reply = self._generate_text(*args, compiled=call.compiled, **call.text, **told)
         sequences = reply if isinstance(reply, torch.Tensor) else reply.sequences
         said = {"sequences": sequences}
         if speech is not None and states is not None:
@@ -745,7 +754,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             prompt_audio, prompt_text: clone the voice of a recording of at most 30 s, and what is said in it.
             seed, generator: see `row_generators`; the same seed gives the same waveform, alone or in a batch.
             thinker_states: [n, D] per text, what the thinker made of the chat that is answered.
-            talker_options: `top_k`, `temperature`, `rules`, `attempts`, `cache_implementation` of
+            talker_options: `top_k`, `temperature`, `rules`, `attempts`, `cache_implementation`, `compile` of
                 `BailingMMTalker.generate`.
 
         Raises:
@@ -810,7 +819,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             streamer.text_queue, streamer.stop_signal = own.items, ""  # `BackgroundWork` tells the end itself
             criteria = [*(call.text.get("stopping_criteria") or []), StopWhenSet(own.cancelled)]
             kwargs = {**call.text, "streamer": streamer, "stopping_criteria": StoppingCriteriaList(criteria)}
-            self._generate_text(**kwargs, **({"prompt_states": states} if speech is not None else {}))
+            told = {"prompt_states": states} if speech is not None else {}
+            self._generate_text(compiled=call.compiled, **kwargs, **told)
 
         background = BackgroundWork(work)
         try:
@@ -834,7 +844,10 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         Raises:
             ValueError: see `generate`.
         """
-        call = sort_arguments(type(self).output_modalities, inputs, generation_mode, talker_kwargs, kwargs)
+        modes, compiled = type(self).output_modalities, self.compile_decoding
+        call = sort_arguments(modes, inputs, generation_mode, talker_kwargs, kwargs, compiled)
+        if call.compiled and call.modes != ("image",):
+            raise_if_not_compilable(self)
         input_ids = call.text.get("input_ids")
         step = continues(call.text.get("past_key_values"))
         text_config = self.config.llm_config
@@ -875,7 +888,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             raise_if_media_missing(prompt["inputs"], audio_token_id, ENGINE_REMEDY, "audio")
 
     @torch.no_grad()
-    def _generate_text(self, *args, input_ids: torch.Tensor | None = None, **kwargs):
+    def _generate_text(
+        self, *args, input_ids: torch.Tensor | None = None, compiled: bool | CompileConfig = False, **kwargs
+    ):
         """The library's `generate` with the media put into the prompt's embeddings."""
         if input_ids is not None:
             kwargs["input_ids"] = input_ids
@@ -893,7 +908,11 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
         with naming_layers({"": self}, read_again):
             try:
-                reply = super().generate(None, **check.added_to(args, kwargs))
+                arguments, config = check.added_to(args, kwargs), step_config(self.device, compiled)
+                if config is None:
+                    reply = super().generate(None, **arguments)
+                else:
+                    reply = generate_compiled(self, super().generate, config, arguments)
             except RuntimeError:  # PyTorch's words when it shall draw from probabilities that are NaN
                 check.raise_if_not_finite()
                 raise
@@ -922,6 +941,10 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             if token_types is not None:
                 token_types = F.pad(token_types.repeat_interleave(repeats, dim=0), (0, num_new))
         self(inputs_embeds=embeds, attention_mask=mask, mm_token_type_ids=token_types, use_cache=False)
+
+    def get_compiled_call(self, compile_config: CompileConfig | None):
+        """What the library's `generate` calls for each token but the first where it compiles."""
+        return self.decoding.call(self, compile_config or step_config(self.device))
 
     def prepare_inputs_for_generation(
         self,

@@ -11,7 +11,7 @@ import torch
 from accelerate import cpu_offload
 from thinker_helpers import tiny_config, tiny_model
 from torch import nn
-from transformers import PreTrainedModel, Qwen2Config, trainer_utils
+from transformers import CompileConfig, GenerationConfig, PreTrainedModel, Qwen2Config, StaticCache, trainer_utils
 from transformers.models.auto import modeling_auto
 
 from ming import compat
@@ -84,6 +84,16 @@ def test_experts_of_the_talkers_configuration():
     config._experts_implementation = "grouped_mm"
     assert config._experts_implementation is None
     assert isinstance(config.llm_config, Qwen2Config)
+
+
+def test_switch_of_compilation_on_all_devices():
+    """Without it `compile=True` would do nothing on a CPU."""
+    model, config = tiny_model(), compat.compiles_on_all_devices(CompileConfig())
+    cache = StaticCache(model.config.llm_config, max_cache_len=8)
+    settings = GenerationConfig(compile_config=config)
+    assert model._valid_auto_compile_criteria({"past_key_values": cache}, settings)
+    settings.compile_config = CompileConfig()
+    assert not model._valid_auto_compile_criteria({"past_key_values": cache}, settings)
 
 
 def test_mark_of_expert_parallelism():
