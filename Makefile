@@ -26,14 +26,16 @@ test-programs: $(READY)
 	@command -v chromium ffmpeg >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium ffmpeg; }
 	CI=true $(BIN)/python -m pytest -m programs
 
-# The oldest release of transformers that requirements.txt admits, beside the installed one.
-OLDEST := 5.19.0
+# The oldest releases of transformers and PyAV that requirements.txt admits, beside the installed ones. Serving engines
+# pin the first, evaluation frameworks the second. That transformers refuses huggingface_hub 2.
+OLDEST := transformers==5.16.1 'huggingface_hub<2' av==15.1.0
 OLDEST_TESTS := tests/test_compat.py tests/test_model.py tests/test_thinker_goldens.py tests/test_processor_chat.py \
-	tests/test_speech.py tests/test_drawing.py tests/test_ming_tiny_outputs.py
+	tests/test_feature_extraction.py tests/test_processor_media.py tests/test_media_files.py tests/test_speech.py \
+	tests/test_drawing.py tests/test_ming_tiny_outputs.py
 
 test-oldest: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps --target .cache/oldest \
-		transformers==$(OLDEST)
+		$(OLDEST)
 	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest $(OLDEST_TESTS)
 
 # The library's own tests, from the source archive of the transformers that is imported.

@@ -128,7 +128,7 @@ class BailingMMPreTrainedModel(PreTrainedModel):
     _no_split_modules = [
         "BailingMoeDecoderLayer",
         "Qwen2_5_VLVisionBlock",
-        "FunAsrNanoEncoderLayer",
+        "BailingMMSanmLayer",
         "WhisperEncoderLayer",
         "Qwen2DecoderLayer",
     ]
