@@ -58,7 +58,7 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         ValueError: `cmvn_shift` and `cmvn_scale` of another length, or one without the other.
     """
 
-    model_input_names = ["audio_feats", "audio_feats_lengths"]
+    model_input_names = ["audio_feats", "audio_feats_lengths", "input_features"]  # the last one is vLLM's
 
     def __init__(
         self,

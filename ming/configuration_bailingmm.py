@@ -142,6 +142,7 @@ class BailingMMAudioConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     layer_norm_eps = 1e-12
+    max_source_positions = 500  # frames of 60 ms: vLLM sizes its buffers for a recording of 30 s
 
     def __post_init__(self, **kwargs):
         sanm = {

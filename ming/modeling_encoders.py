@@ -339,7 +339,7 @@ class Transpose(nn.Module):
     """Swap the last two dimensions; keeps the released positions inside the audio projectors."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states.transpose(-1, -2)
+        return hidden_states.transpose(-1, -2).contiguous()  # what vLLM's linear layers on a CPU want
 
 
 def vision_projector(in_features: int, hidden_size: int, depth: int) -> nn.Sequential:
