@@ -5,6 +5,7 @@ too. Questions are those of Ming-Tiny's test split; what recordings say is a ton
 """
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,4 +122,5 @@ def test_answers_and_probabilities_are_those_of_generate(engine, asked, processo
             different.append((text, reply.text))
     assert not different
     assert np.median(differences) <= 1e-4
-    print(f"{engine}: {len(outputs)} questions, median {np.median(differences):.1e}, most {max(differences):.1e}")
+    figures = f"median {np.median(differences):.1e}, most {max(differences):.1e}"
+    sys.stdout.write(f"\n{engine}: {len(outputs)} questions, {figures}\n")
