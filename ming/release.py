@@ -216,18 +216,22 @@ def raise_if_words_are_long(shards: list[Path]) -> None:
         ValueError: a row of the embeddings is `MAX_UNMARKED` long or longer.
     """
     for path in shards:
-        with safe_open(path, "pt") as file:
-            if WORD_EMBEDDINGS not in list(file.keys()):
-                continue
-            rows = file.get_slice(WORD_EMBEDDINGS)
-            for start in range(0, rows.get_shape()[0], ROWS_AT_ONCE):
-                longest = rows[start : start + ROWS_AT_ONCE].float().norm(dim=-1).max().item()
-                if not longest < MAX_UNMARKED:
-                    raise ValueError(
-                        f"{path}: a word embedding of rows {start} to {start + ROWS_AT_ONCE} is {longest:.1f} long; "
-                        f"vLLM would take those of {MAX_UNMARKED:g} or more for images: raise the marks in "
-                        "ming/token_types.py"
-                    )
+        longest = longest_word(path)
+        if not longest < MAX_UNMARKED:
+            raise ValueError(
+                f"{path}: a word embedding is {longest:.1f} long; vLLM would take those of {MAX_UNMARKED:g} or more for "
+                "images: raise the marks in ming/token_types.py"
+            )
+
+
+def longest_word(path: Path) -> float:
+    """Length of the longest word embedding in a file of weights; 0 where it holds none."""
+    with safe_open(path, "pt") as file:
+        if WORD_EMBEDDINGS not in list(file.keys()):
+            return 0.0
+        rows = file.get_slice(WORD_EMBEDDINGS)
+        starts = range(0, rows.get_shape()[0], ROWS_AT_ONCE)
+        return max(rows[start : start + ROWS_AT_ONCE].float().norm(dim=-1).max().item() for start in starts)
 
 
 def read_released_tokenizer(directory: str | os.PathLike) -> PreTrainedTokenizerFast:
