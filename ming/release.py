@@ -219,8 +219,8 @@ def raise_if_words_are_long(shards: list[Path]) -> None:
         longest = longest_word(path)
         if not longest < MAX_UNMARKED:
             raise ValueError(
-                f"{path}: a word embedding is {longest:.1f} long; vLLM would take those of {MAX_UNMARKED:g} or more for "
-                "images: raise the marks in ming/token_types.py"
+                f"{path}: a word embedding is {longest:.1f} long; vLLM would take those of {MAX_UNMARKED:g} or more "
+                "for images: raise the marks in ming/token_types.py"
             )
 
 
