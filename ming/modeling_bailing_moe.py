@@ -28,8 +28,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
     eager_attention_forward,
-    rotate_half,
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -41,7 +41,7 @@ from .configuration_bailingmm import BailingMoeConfig
 from .idle_parts import must_be_called, must_have_gradients
 from .quantization import is_quantized
 from .stacked_experts import StackedExperts, can_be_stacked
-from .token_types import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
+from .token_types import AUDIO_MARK, AUDIO_TYPE, IMAGE_MARK, IMAGE_TYPE, TEXT_TYPE, VIDEO_TYPE
 
 # Order of the entries in every per-router tensor.
 ROUTERS = ("text", "image", "audio")
@@ -89,10 +89,10 @@ class BailingMoeAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-        self.heads = [config.num_attention_heads, config.num_key_value_heads]
-        projected = (config.num_attention_heads + 2 * config.num_key_value_heads) * self.head_dim
-        self.query_key_value = nn.Linear(config.hidden_size, projected, bias=False)
-        self.dense = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_size = config.num_attention_heads * self.head_dim
+        self.kv_size = config.num_key_value_heads * self.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, self.q_size + 2 * self.kv_size, bias=False)
+        self.dense = nn.Linear(self.q_size, config.hidden_size, bias=False)
 
     def forward(
         self,
@@ -104,12 +104,16 @@ class BailingMoeAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """hidden_states [B, L, H] -> ([B, L, H], attention weights if the implementation returns them)."""
         input_shape = hidden_states.shape[:-1]
-        states = self.query_key_value(hidden_states).view(*input_shape, -1, self.head_dim).transpose(1, 2)
-        rotated, value_states = states.split([sum(self.heads), self.heads[1]], dim=1)
-        # Heads of queries and keys lie side by side and turn alike: one rotation does both.
-        cos, sin = (embedding[:, None] for embedding in position_embeddings)
-        rotated = rotated * cos + rotate_half(rotated) * sin
-        query_states, key_states = rotated.split(self.heads, dim=1)
+        hidden_shape = (*input_shape, -1, self.head_dim)
+        # vLLM splits the projection over processes where it finds this form, of three sizes and whole heads.
+        query, key, value = self.query_key_value(hidden_states).split(
+            (self.q_size, self.kv_size, self.kv_size), dim=-1
+        )
+        query_states = query.view(hidden_shape).transpose(1, 2)
+        key_states = key.view(hidden_shape).transpose(1, 2)
+        value_states = value.view(hidden_shape).transpose(1, 2)
+        cos, sin = position_embeddings
+        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
         if past_key_values is not None:
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
 
@@ -442,6 +446,43 @@ class BailingMoeModel(BailingMoePreTrainedModel):
                 **kwargs,
             )
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+
+class BailingMoeMarkedModel(BailingMoeModel):
+    """The decoder for engines that hand over embeddings without the tokens' types.
+
+    Features of media come multiplied by the mark of their modality (see `token_types.py`), so that the length of a row
+    tells its type: features are unit vectors, and word embeddings are shorter than `IMAGE_MARK / 16`.
+    """
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MoeModelOutputWithPast:
+        """As `BailingMoeModel`; inputs_embeds [B, L, H] are marked."""
+        types = None
+        if inputs_embeds is not None:
+            length = inputs_embeds.float().norm(dim=-1)
+            is_audio, is_visual = length > AUDIO_MARK / 4, length > IMAGE_MARK / 4
+            types = torch.where(is_audio, AUDIO_TYPE, torch.where(is_visual, IMAGE_TYPE, TEXT_TYPE))
+            scale = torch.where(is_audio, 1 / AUDIO_MARK, torch.where(is_visual, 1 / IMAGE_MARK, 1.0))
+            inputs_embeds = inputs_embeds * scale[..., None].to(inputs_embeds.dtype)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_token_type_ids=types,
+            use_cache=use_cache,
+            **kwargs,
+        )
 
 
 class BailingMoeSeparateModel(BailingMoeModel):

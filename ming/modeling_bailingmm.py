@@ -9,6 +9,7 @@ tokens are text.
 Shape letters: B batch, L tokens, N images, videos or audio segments, P patches, T frames, H decoder hidden size.
 """
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -66,7 +67,7 @@ from .generation_arguments import (
     sort_arguments,
 )
 from .idle_parts import add_nothing_of, must_be_called, must_have_gradients
-from .modeling_bailing_moe import BailingMoeForCausalLM, BailingMoeOutputWithPast
+from .modeling_bailing_moe import BailingMoeForCausalLM, BailingMoeMarkedModel, BailingMoeOutputWithPast
 from .modeling_encoders import (
     BailingMMSanmEncoder,
     BailingMMVisionTransformer,
@@ -81,7 +82,7 @@ from .modeling_talker import BailingMMTalker
 from .quantization import is_quantized, quantization_of_call
 from .source import CheckpointSource, pushed_to_hub
 from .speech import PromptStates, Speaker, SpeechOutput, SpeechSettings
-from .token_types import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
+from .token_types import AUDIO_MARK, AUDIO_TYPE, IMAGE_MARK, IMAGE_TYPE, VIDEO_TYPE
 from .weights import raise_if_incomplete
 
 # What the processor hands over beside token ids; consumed once, before the first decoding step.
@@ -129,7 +130,7 @@ class BailingMMPreTrainedModel(PreTrainedModel):
     _no_split_modules = [
         "BailingMoeDecoderLayer",
         "Qwen2_5_VLVisionBlock",
-        "FunAsrNanoEncoderLayer",
+        "BailingMMSanmLayer",
         "WhisperEncoderLayer",
         "Qwen2DecoderLayer",
     ]
@@ -197,6 +198,14 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         if config.talker_config is None:  # a part that was left out on request is named by the error of its use
             self.output_modalities = tuple(mode for mode in type(self).output_modalities if mode != "audio")
         self.post_init()
+
+    @classmethod
+    def _from_config(cls, config: BailingMMConfig, **kwargs):
+        """Library method; vLLM, which chooses its attention first, gets the model without its head."""
+        is_for_vllm = config.llm_config._attn_implementation == "vllm"
+        if cls is BailingMMNativeForConditionalGeneration and is_for_vllm:
+            return BailingMMModel._from_config(config, **kwargs)
+        return super()._from_config(config, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -980,6 +989,51 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             model_inputs.pop("mm_token_type_ids", None)
             model_inputs.pop("prompt_states", None)
         return model_inputs
+
+
+class BailingMMModel(BailingMMNativeForConditionalGeneration):
+    """The thinker up to its last hidden states, as vLLM's Transformers backend builds it.
+
+    That backend encodes every medium on its own, puts the features among the word embeddings, and hands the decoder
+    the result alone. Features therefore carry their modality: see `BailingMoeMarkedModel`.
+    """
+
+    def __init__(self, config: BailingMMConfig):
+        if not config.audio_config.norm_query_embeds:
+            raise ValueError(
+                "norm_query_embeds=False: features of audio are no unit vectors, and vLLM cannot tell their router; "
+                "use generate or `ming serve`"
+            )
+        config = copy.copy(config)
+        config.load_talker = False
+        super().__init__(config)
+        self.model = BailingMoeMarkedModel(config.llm_config)
+
+    @property
+    def language_model(self) -> BailingMoeMarkedModel:
+        """The decoder, under the name by which vLLM looks for it."""
+        return self.model
+
+    def get_decoder(self, *args, **kwargs) -> BailingMoeMarkedModel:
+        return self.model
+
+    def get_output_embeddings(self) -> None:
+        """There is no head."""
+
+    def get_image_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs):
+        outputs = super().get_image_features(pixel_values, image_grid_thw, return_dict=True)
+        outputs.pooler_output = tuple(features * IMAGE_MARK for features in outputs.pooler_output)
+        return outputs
+
+    def get_audio_features(self, input_features: torch.Tensor, audio_feats_lengths: torch.Tensor, **kwargs):
+        """input_features [N, T, D], a recording in each row; audio_feats_lengths [N, 1]."""
+        outputs = super().get_audio_features(input_features, audio_feats_lengths, return_dict=True)
+        outputs.pooler_output = torch.cat(outputs.pooler_output) * AUDIO_MARK
+        return outputs
+
+    def forward(self, **kwargs):
+        """The decoder alone: vLLM has put the media into inputs_embeds."""
+        return self.model(**kwargs)
 
 
 def put_features(

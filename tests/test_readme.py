@@ -65,8 +65,9 @@ ELSEWHERE = {
     "python -m benchmarks load_test": ("test_benchmarks.py", "load_test."),
     "python -m training.tiny all": ("test_tiny_recipe.py", '"-m", "training.tiny", "all", "--quick"'),
 }
-# What makes this environment, what runs this test, and what needs several GPUs, of which the page says so.
-NOT_RUN = ("pip install", "make test", "accelerate launch")
+# What makes this environment, what runs this test, what needs several GPUs, of which the page says so, and what needs
+# another environment (`make test-vllm` starts the same engine in its own).
+NOT_RUN = ("pip install", "make test", "accelerate launch", "vllm serve")
 SHORT = {
     "ming finetune": "--steps 1 --batch-size 2",
     "training.tiny.evaluate": "--rows image_qa --samples 2",
