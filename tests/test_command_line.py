@@ -496,7 +496,7 @@ COMMON_OPTIONS = re.findall(
 @pytest.mark.parametrize("command", ["chat", "ask", "speak", "draw", "edit", "transcribe"])
 def test_help_names_every_command_and_its_common_options(capsys, command):
     """Those of docs/inference.md."""
-    assert len(COMMON_OPTIONS) == 8
+    assert len(COMMON_OPTIONS) == 9
     for arguments, expected in (([], [command]), ([command], COMMON_OPTIONS)):
         with pytest.raises(SystemExit) as end:
             main([*arguments, "--help"])
