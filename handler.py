@@ -21,7 +21,6 @@ from ming.encoding import encode_audio, encode_image
 from ming.loading import load_model
 from ming.processing_bailingmm import BailingMMProcessor
 from ming.randomness import MAX_SEED
-from ming.serving.history import show_made_images
 
 MEDIA = ("image", "audio", "video")
 MODES = ("text", "audio", "image")
@@ -65,7 +64,7 @@ class EndpointHandler:
         modes = parameters.pop("generation_mode", "text")
         modes = [modes] if isinstance(modes, str) else list(modes)
         prepared: Any = self.processor.apply_chat_template(
-            show_made_images(messages),
+            messages,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",

@@ -87,7 +87,6 @@ class DetokenizerStream:
         self.next_mel = torch.zeros(1, mel_width, 0, device=device)
         self.next_waveform = torch.zeros(0, device=device)
 
-    @torch.no_grad()
     def push(self, codes: torch.Tensor) -> torch.Tensor:
         """Add codes [L], any number of them -> the waveform [S] that is ready, float32, perhaps empty.
 
@@ -107,7 +106,6 @@ class DetokenizerStream:
             self.chunk_size = min(int(self.chunk_size * self.settings["growth"]), self.settings["max_chunk"])
         return torch.cat(pieces)
 
-    @torch.no_grad()
     def finish(self) -> torch.Tensor:
         """The rest of the waveform [S], empty if no code was pushed. Nothing can be pushed afterwards.
 
@@ -129,9 +127,11 @@ class DetokenizerStream:
         stop, num_frames = self.config.num_frames(end), self.config.num_frames(known)
         if stop <= self.frame:
             return self.next_waveform[:0]
-        mel = self._decode_mel(known, num_frames, num_steps)  # from self.frame on
-        mel = join(self.next_mel, mel, self.settings["vocoder_context"], self.settings["mel_fade"])
-        waveform = self._vocode(mel[:, :, : stop - self.frame + self.settings["vocoder_context"]], stop - self.frame)
+        with torch.no_grad():
+            mel = self._decode_mel(known, num_frames, num_steps)  # from self.frame on
+            mel = join(self.next_mel, mel, self.settings["vocoder_context"], self.settings["mel_fade"])
+            in_view = mel[:, :, : stop - self.frame + self.settings["vocoder_context"]]
+            waveform = self._vocode(in_view, stop - self.frame)
 
         waveform = join(self.next_waveform, waveform, 0, self.settings["crossfade"])
         hop = self.config.hop_length

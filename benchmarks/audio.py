@@ -1,7 +1,7 @@
 """The audio encoders against the library's classes of the same widths.
 
-All use the layers of the library. The library's Whisper encoder always reads 30 s; ours reads the length of the
-recording, and recordings of several lengths in a batch do not attend to each other.
+Whisper's layers are the library's, those of SANM our own. The library's Whisper encoder always reads 30 s; ours reads
+the length of the recording, and recordings of several lengths in a batch do not attend to each other.
 """
 
 from collections.abc import Callable

@@ -19,6 +19,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from ming.compat import compiles_on_all_devices
 from ming.configuration_bailingmm import BailingMMConfig
 from ming.modeling_bailing_moe import BailingMoeForCausalLM
 
@@ -73,8 +74,7 @@ def models(device: str, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
 
 def compiled() -> dict:
     """Options of `generate` for a compiled model."""
-    config = CompileConfig(fullgraph=True, dynamic=False, mode=None)
-    config._compile_all_devices = True  # the library compiles on accelerators only
+    config = compiles_on_all_devices(CompileConfig(fullgraph=True, dynamic=False, mode=None))
     return {"cache_implementation": "static", "compile_config": config}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 
 from .token_types import NUM_TYPES
 
@@ -137,6 +137,9 @@ OBJECTS = {
     ),
     "early_stopping": Kind("True, False or 'never'", lambda value: isinstance(value, (bool, np.bool_, str))),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), Kind("a list of token ids", _are_whole)),
+    "compile": Kind(
+        "True, False or a CompileConfig of transformers", lambda value: isinstance(value, (bool, CompileConfig))
+    ),
     "prompt_states": Kind("PromptStates", _has("add")),
     "logits_to_keep": Kind("a whole number of at least 0, or a tensor of positions", _are_positions),
     "prompt_text": Kind("the words of prompt_audio, a text", TEXT.fits),

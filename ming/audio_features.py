@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import FunAsrNanoFeatureExtractor, WhisperFeatureExtractor
+from transformers import WhisperFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 
 from .compat import keeps_auto_map
-from .media import load_audio, resample
+from .media import load_audio, require, resample
 
 logger = logging.get_logger(__name__)
 
@@ -25,13 +25,18 @@ WHISPER_POSITION_FRAMES = 2  # mel frames of 10 ms in one position of the encode
 
 
 @functools.lru_cache(maxsize=4)
-def _sanm_extractor(**settings: Any) -> FunAsrNanoFeatureExtractor:
-    return FunAsrNanoFeatureExtractor(**settings)
-
-
-@functools.lru_cache(maxsize=4)
 def _whisper_extractor(num_mel_bins: int, sampling_rate: int) -> WhisperFeatureExtractor:
     return WhisperFeatureExtractor(feature_size=num_mel_bins, sampling_rate=sampling_rate)
+
+
+def stack_frames(frames: torch.Tensor, window: int, hop: int) -> torch.Tensor:
+    """frames [T, D] -> [ceil(T / hop), window * D]: each with its neighbours, `window` in all, at every `hop`-th one.
+
+    The first and the last frame are repeated beyond the ends.
+    """
+    centres = torch.arange(0, len(frames), hop)
+    neighbours = torch.arange(window) - (window - 1) // 2
+    return frames[(centres[:, None] + neighbours).clamp(0, len(frames) - 1)].flatten(1)
 
 
 @keeps_auto_map
@@ -53,7 +58,7 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         ValueError: `cmvn_shift` and `cmvn_scale` of another length, or one without the other.
     """
 
-    model_input_names = ["audio_feats", "audio_feats_lengths"]
+    model_input_names = ["audio_feats", "audio_feats_lengths", "input_features"]  # the last one is vLLM's
 
     def __init__(
         self,
@@ -175,15 +180,15 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ImportError: `torchaudio` is not installed.
         """
-        extractor = _sanm_extractor(
-            feature_size=self.num_mel_bins,
-            sampling_rate=self.sampling_rate,
+        frames = require("torchaudio.compliance.kaldi").fbank(
+            waveform[None] * INT16_SCALE,
+            num_mel_bins=self.num_mel_bins,
             frame_length=self.frame_length,
             frame_shift=self.frame_shift,
-            num_frames_lfr=self.lfr_m,
-            stride_lfr=self.lfr_n,
+            sample_frequency=self.sampling_rate,
+            window_type="hamming",
         )
-        features = extractor((waveform * INT16_SCALE).numpy(), self.sampling_rate)["input_features"][0]
+        features = stack_frames(frames, self.lfr_m, self.lfr_n)
         if self.cmvn_shift is not None:
             features = (features + torch.tensor(self.cmvn_shift)) * torch.tensor(self.cmvn_scale)
         return features

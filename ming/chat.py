@@ -10,9 +10,11 @@ Answers are those of `generate` on the whole conversation; only what is new goes
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache
 
 from .argument_checks import Kind, raise_if_no, raise_if_no_settings, shown
+from .compiled import longest, max_length, moved, settings_of
 from .finite import naming_layers, raise_if_not_finite
 from .generation_arguments import end_token_ids, raise_if_too_long
 
@@ -62,7 +64,7 @@ class Chat:
         self.messages: list[dict[str, Any]] = []
         if self.system is not None:
             self.messages.append({"role": "system", "content": self.system})
-        self.cache = DynamicCache(config=self.model.config.get_text_config())
+        self.cache: Cache = DynamicCache(config=self.model.config.get_text_config())
         # All tokens so far, and which of them are images or audio; the last one may not be in the cache yet.
         self.ids = torch.zeros(1, 0, dtype=torch.long)
         self.token_types = torch.zeros(1, 0, dtype=torch.long)
@@ -78,13 +80,11 @@ class Chat:
         """
         raise_if_unfit(options)
         message = {"role": "user", "content": content}
-        seen = self.cache.get_seq_length()
+        seen = int(self.cache.get_seq_length())
         try:
             sequence, num_prompt = self._generate(message, use_whisper_encoder, self.options | options)
         except BaseException:
-            for layer in self.cache.layers:  # each by itself: the pass may have ended between two of them
-                if (added := layer.get_seq_length() - seen) > 0:
-                    layer.crop(-added)
+            self._forget_tokens_after(seen)
             raise
         reply = self.processor.decode(sequence[0, num_prompt:], skip_special_tokens=True)
         self.messages = [*self.messages, message, {"role": "assistant", "content": reply}]
@@ -113,6 +113,7 @@ class Chat:
             embeds, _ = model.embed(new_ids, new_types, **media)
             raise_if_not_finite("the embeddings of the turn are", embeds)
             old = model.get_input_embeddings()(self.ids.to(device))  # read only where the cache ends
+        self._make_room(ids.shape[1], options)
         output = model.generate(
             input_ids=ids,
             inputs_embeds=torch.cat([old, embeds.to(old.dtype)], dim=1),
@@ -129,6 +130,27 @@ class Chat:
         num_new = len(kept) - token_types.shape[1]
         self.token_types = torch.nn.functional.pad(token_types, (0, num_new)).cpu()
         return sequence, ids.shape[1]
+
+    def _forget_tokens_after(self, seen: int) -> None:
+        """Take back what a turn added to the cache."""
+        if isinstance(self.cache, StaticCache):
+            self.cache = moved(self.cache, DynamicCache(config=self.model.config.get_text_config()), seen)
+            return
+        for layer in self.cache.layers:  # each by itself: the pass may have ended between two of them
+            if (added := layer.get_seq_length() - seen) > 0:
+                layer.crop(-added)
+
+    def _make_room(self, num_tokens: int, options: dict) -> None:
+        """Choose the cache of a turn: a static one with room for the reply if its steps are compiled."""
+        asked, config = options.get("compile"), self.model.config.get_text_config()
+        is_static, seen = isinstance(self.cache, StaticCache), int(self.cache.get_seq_length())
+        if not (self.model.compile_decoding if asked is None else asked):
+            self.cache = moved(self.cache, DynamicCache(config=config), seen) if is_static else self.cache
+            return
+        room = longest(settings_of(self.model, options), num_tokens)
+        length = self.model.decoding.padded_length(room, self.model.device)
+        if not is_static or max_length(self.cache) < length:
+            self.cache = moved(self.cache, StaticCache(config, max_cache_len=length), seen)
 
 
 __all__ = ["Chat"]

@@ -111,6 +111,15 @@ def checks_requests(manager: Any, raise_if_unfit: Callable[[Any], None]) -> Any:
     return manager
 
 
+def compiles_on_all_devices(config: Any) -> Any:
+    """The library's `CompileConfig` with which its `generate` compiles on a CPU, too.
+
+    The library compiles on accelerators by itself, and elsewhere only for its own tests.
+    """
+    config._compile_all_devices = True
+    return config
+
+
 def is_split(experts: nn.Module, weight: torch.Tensor) -> bool:
     """Whether the experts of a layer are spread over processes (expert or tensor parallel)."""
     return getattr(experts, "_is_expert_parallel", False) or hasattr(weight, "placements")
@@ -192,6 +201,7 @@ def _end_sequential_loading() -> None:
 
 __all__ = [
     "checks_requests",
+    "compiles_on_all_devices",
     "execution_device",
     "ignores_experts_implementation",
     "is_remote_code",

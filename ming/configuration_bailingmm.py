@@ -129,7 +129,7 @@ class BailingMMAudioConfig(PreTrainedConfig):
     """The SANM encoder (SenseVoice) behind `audio=`, and its projector.
 
     `audio_encoder_config_sanm` keeps the released dictionary as the only home of the encoder's sizes; the properties
-    below are what the library's SANM layers read from a config. `norm_query_embeds` governs both audio encoders.
+    below are what the layers read from a config. `norm_query_embeds` governs both audio encoders.
     """
 
     model_type = "bailingmm_sanm"
@@ -142,7 +142,7 @@ class BailingMMAudioConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     layer_norm_eps = 1e-12
-    hidden_act = "relu"
+    max_source_positions = 500  # frames of 60 ms: vLLM sizes its buffers for a recording of 30 s
 
     def __post_init__(self, **kwargs):
         sanm = {
@@ -346,16 +346,29 @@ class BailingMMTalkerConfig(PreTrainedConfig):
         return self.text_vocab_size + self.audio_vocab_size
 
 
-def with_fused_names(quantization: dict[str, Any]) -> dict[str, Any]:
-    """A saved `quantization_config` whose skip list knows SANM's queries, keys and values as one layer.
+# Names of linear layers of SANM within a layer: those of earlier versions of this code -> those of the files.
+SANM_NAMES = {
+    **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.linear_q_k_v"),
+    "self_attn.o_proj": "self_attn.linear_out",
+    "mlp.fc1": "feed_forward.w_1",
+    "mlp.fc2": "feed_forward.w_2",
+}
 
-    Earlier versions held three, never quantised them, and listed all three.
+
+def with_released_names(quantization: dict[str, Any]) -> dict[str, Any]:
+    """A saved `quantization_config` whose skip list knows the layers of SANM by the names of the files.
+
+    Earlier versions had other names, and queries, keys and values in three layers, which were never quantised.
     """
     names = quantization.get("llm_int8_skip_modules")
     if names is None:
         return quantization
-    fused = {re.sub(r"^(audio\..*\.self_attn\.)[qkv]_proj$", r"\1linear_q_k_v", name) for name in names}
-    return {**quantization, "llm_int8_skip_modules": sorted(fused)}
+
+    def released(name: str) -> str:
+        layer = re.fullmatch(r"(audio\.encoders0?\.\d+)\.(.+)", name)
+        return f"{layer[1]}.{SANM_NAMES.get(layer[2], layer[2])}" if layer else name
+
+    return {**quantization, "llm_int8_skip_modules": sorted({released(name) for name in names})}
 
 
 @keeps_auto_map
@@ -405,7 +418,7 @@ class BailingMMConfig(PreTrainedConfig):
             if not is_absent and not isinstance(given, PreTrainedConfig):
                 setattr(self, name, config_class(**(given or {})))
         if isinstance(quantization := kwargs.get("quantization_config"), dict):
-            kwargs["quantization_config"] = with_fused_names(quantization)
+            kwargs["quantization_config"] = with_released_names(quantization)
         super().__post_init__(**kwargs)
         self.source: CheckpointSource | None = None
 

@@ -8,6 +8,7 @@ Shape letters: B chats, L tokens, Q tokens of all scales with their markers, n q
 """
 
 import inspect
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from numbers import Integral
@@ -28,11 +29,14 @@ from .token_types import IMAGE_TYPE, TEXT_TYPE
 if TYPE_CHECKING:
     from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
+logger = logging.getLogger(__name__)
+
 GENERATE_ARGUMENTS = set(inspect.signature(GenerationMixin.generate).parameters) - {"kwargs"}
 # What of the processor's output the prompt of an image consists of, beside the media.
 PROMPT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids")
 # Options of `ImageGen.draw` whose values can be judged by themselves.
 VALUES = ("height", "width", "num_inference_steps", "guidance_scale", "num_images_per_prompt")
+EMPTY_RANGE = 20  # grey levels: the noise of an image without content stays within them
 
 
 class Painter:
@@ -166,7 +170,9 @@ class Painter:
         with naming_layers({"": self.model, IMAGE_GEN: image_gen}, draw_again):
             condition = self._condition(inputs)
             raise_if_not_finite("the condition of the image is", condition)  # before all the steps of drawing
-            return self._draw_condition(condition, dict(options))
+            drawing = self._draw_condition(condition, dict(options))
+        _warn_of_empty_images(drawing.images)
+        return drawing
 
     def _condition(self, inputs: dict[str, Any]) -> torch.Tensor:
         """The condition [B, n, H] of the image head, from the processor's output."""
@@ -222,6 +228,13 @@ class Painter:
             yield from background
         finally:
             background.close()
+
+
+def _warn_of_empty_images(images: list[Image.Image]) -> None:
+    """Log which images show nothing: all of their pixels have nearly the same colour."""
+    for number, image in enumerate(images):
+        if all(high - low < EMPTY_RANGE for low, high in image.getextrema()):
+            logger.warning("image %d of this call shows one colour and nothing else; try another seed", number)
 
 
 def _stretch(images: list[Image.Image], size: tuple[int, int]) -> list[Image.Image]:

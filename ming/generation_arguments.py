@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import CompileConfig
 
 from .argument_checks import raise_if_no_settings, shown
 
@@ -42,6 +43,7 @@ class GenerationArguments:
         text: for the library's `generate`.
         speech, image: for `Speaker.speak` and for the image mode.
         released: asked for in the released way (`image_gen=True`), which returns the bare image.
+        compiled: whether the steps of text and speech are compiled, and how.
     """
 
     modes: tuple[str, ...]
@@ -49,6 +51,7 @@ class GenerationArguments:
     speech: dict[str, Any] = field(default_factory=dict)
     image: dict[str, Any] = field(default_factory=dict)
     released: bool = False
+    compiled: bool | CompileConfig = False
 
     @property
     def num_rows(self) -> int:
@@ -62,11 +65,13 @@ def sort_arguments(
     generation_mode: str | list[str] | tuple[str, ...] | None,
     talker_kwargs: dict[str, Any] | None,
     kwargs: dict[str, Any],
+    compile_decoding: bool | CompileConfig = False,
 ) -> GenerationArguments:
     """Sort the arguments of a call.
 
     Args:
         available: the modes of the model.
+        compile_decoding: whether its steps are compiled where the call does not say so.
 
     Raises:
         ValueError: an unknown mode, arguments of a mode that is not asked for, or a value that cannot be used.
@@ -77,6 +82,8 @@ def sort_arguments(
     raise_if_no_settings({**kwargs, "talker_kwargs": talker_kwargs})
     if not isinstance(generation_mode, str | list | tuple | None):
         raise TypeError(f"generation_mode={shown(generation_mode)} must be one of {', '.join(available)}, or a list")
+    compiled = kwargs.pop("compile", None)
+    compiled = compile_decoding if compiled is None else compiled
     released = bool(kwargs.pop("image_gen", False))
     if released:
         generation_mode = "image" if generation_mode is None else generation_mode
@@ -106,9 +113,10 @@ def sort_arguments(
     return GenerationArguments(
         modes,
         kwargs,
-        speech | randomness if "audio" in modes else {},
+        {"compile": compiled} | speech | randomness if "audio" in modes else {},
         image | randomness if "image" in modes else {},
         released,
+        compiled,
     )
 
 

@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
 
+from .argument_checks import raise_if_no_settings
+from .compiled import QUANTIZED, raise_if_not_compilable
 from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from .quantization import four_bit
 
@@ -24,6 +27,34 @@ def default_device() -> torch.device:
 def default_dtype(device: torch.device | str) -> torch.dtype:
     """float32 on a CPU, bfloat16 on every other device."""
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Where and how a model computes, in the words of the command line.
+
+    Args:
+        device: its name; None chooses by the machine.
+        dtype: a key of `DTYPES`; None chooses by the device.
+        load_in_4bit: whether weights are quantised.
+        compiled: whether the steps of text and speech are compiled.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    load_in_4bit: bool = False
+    compiled: bool = False
+
+    def load(self, source: str | os.PathLike, **options: Any) -> BailingMMNativeForConditionalGeneration:
+        """The model of a checkpoint; options and errors of `load_model`."""
+        return load_model(
+            source,
+            device=self.device,
+            dtype=DTYPES[self.dtype] if self.dtype else None,
+            quantization="4bit" if self.load_in_4bit else None,
+            compile=self.compiled,
+            **options,
+        )
 
 
 def load_model(
@@ -45,24 +76,35 @@ def load_model(
         parts: those of `PARTS` to load; None loads all that the checkpoint has.
         quantization: "4bit", "8bit", or a configuration as `from_pretrained` takes it.
         trust_remote_code: whether code in the checkpoint may run; without it, only the code of this package runs.
-        options: further options of `from_pretrained`, such as `revision`, `token` or `cache_dir`.
+        options: further options of `from_pretrained`, such as `revision`, `token` or `cache_dir`. Beside these,
+            `compile`: whether text and speech are decoded by compiled steps, see `generate`. The first call of a size
+            waits for the compiler.
 
     Raises:
         OSError: there is no such checkpoint.
-        ValueError: an unknown part or quantisation, or the weights do not fit the configuration.
+        ValueError: an unknown part or quantisation, or the weights do not fit the configuration; or `compile` with a
+            quantised model.
     """
+    compiled = options.pop("compile", False)
+    raise_if_no_settings({"compile": compiled})
+    if compiled and quantization is not None:
+        raise ValueError(QUANTIZED)
     device = torch.device(device) if device is not None else default_device()
     dtype = dtype or default_dtype(device)
     if quantization is not None:
         options["quantization_config"] = _quantization_config(quantization, dtype)
-    return BailingMMNativeForConditionalGeneration.from_pretrained(
+    model = BailingMMNativeForConditionalGeneration.from_pretrained(
         source,
         dtype=dtype,
         device_map={"": device},
         trust_remote_code=trust_remote_code,
         **_part_options(parts),
         **options,
-    ).eval()
+    )
+    if compiled:
+        raise_if_not_compilable(model)
+    model.compile_decoding = compiled
+    return model.eval()
 
 
 def _part_options(parts: Iterable[str] | None) -> dict[str, bool]:
@@ -82,4 +124,4 @@ def _quantization_config(quantization: Any, dtype: torch.dtype) -> Any:
     return four_bit(dtype) if quantization == "4bit" else BitsAndBytesConfig(load_in_8bit=True)
 
 
-__all__ = ["DTYPES", "PARTS", "QUANTIZATIONS", "default_device", "default_dtype", "load_model"]
+__all__ = ["DTYPES", "LoadOptions", "PARTS", "QUANTIZATIONS", "default_device", "default_dtype", "load_model"]

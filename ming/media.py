@@ -12,6 +12,7 @@ Letters: C channels, H height, W width (pixels).
 
 import base64
 import binascii
+import errno
 import functools
 import importlib
 import io
@@ -330,10 +331,9 @@ def open_container(file: BinaryIO, source: Any, kind: str) -> Iterator[Any]:
         # Tags of old files are in all kinds of encodings, and are not needed.
         with av.open(_Unnamed(file), container_options=CONTAINER_OPTIONS, metadata_errors="replace") as container:
             yield container
-    except av.error.ArgumentError as error:
-        raise unreadable(kind, source, f"it is no container of media{describe_kind(found)}") from error
     except (av.error.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
+        is_foreign = getattr(error, "errno", None) == errno.EINVAL
+        reason = "it is no container of media" if is_foreign else getattr(error, "strerror", None) or error
         raise unreadable(kind, source, f"{reason}{describe_kind(found)}") from error
 
 

@@ -177,8 +177,10 @@ def _parse_item(item: Any, role: str, previous: Item | None) -> Item:
         if not isinstance(item.get("text"), str):
             raise ValueError(f"content item of type 'text' holds {_shorten(item.get('text'))}, not a string")
         return _parse_text(item["text"], role)
-    if role != "HUMAN":
-        raise ValueError(f"a message of role {role} holds an item of type {kind!r}; only 'text' is accepted there")
+    is_drawing = ROLES.get(role) == "ASSISTANT" and CONTENT_TYPES[kind] == "image"
+    if role != "HUMAN" and not is_drawing:
+        allowed = "'text' and 'image' are" if ROLES.get(role) == "ASSISTANT" else "only 'text' is"
+        raise ValueError(f"a message of role {role} holds an item of type {kind!r}; {allowed} accepted there")
     return _parse_media_item(item, kind, isinstance(previous, MediaItem) and previous.modality == "video")
 
 
@@ -204,6 +206,9 @@ def _join_texts(content: list[Item]) -> tuple[Item, ...]:
 def parse_conversation(messages: Any) -> list[Message]:
     """Parse one conversation; neighbouring human messages become one, as they do in the prompt.
 
+    The model reads media in messages of the user only. Images of the assistant, which are drawings that it made, stand
+    before the words of the user's next message: there they are changed like one that was attached.
+
     Nothing is loaded: the sources of media items are what the user gave (base64 as bytes).
 
     Args:
@@ -211,19 +216,27 @@ def parse_conversation(messages: Any) -> list[Message]:
             or list of items with a `type`).
 
     Raises:
-        ValueError: an unknown role or content type, an item without its medium, bad base64, or text that cannot be
-            encoded; the message names it.
+        ValueError: an unknown role or content type, an item without its medium, bad base64, text that cannot be
+            encoded, or a drawing behind which the user says nothing; the message names it.
     """
     parsed: list[Message] = []
+    drawings: list[Item] = []
     for message in messages:
         found = message.get("role") if isinstance(message, Mapping) else message
         if not isinstance(message, Mapping) or not isinstance(found, str) or found not in ROLES:
             raise ValueError(f"role {_shorten(found)} is unknown; accepted roles are {', '.join(ROLES)}")
         role = ROLES[message["role"]]
         content = _parse_content(message.get("content"), message["role"] if role != "HUMAN" else role)
+        if role == "HUMAN":
+            content, drawings = [*drawings, *content], []
+        elif role == "ASSISTANT":
+            drawings += [item for item in content if isinstance(item, MediaItem)]
+            content = [item for item in content if isinstance(item, TextItem)]
         if role == "HUMAN" and parsed and parsed[-1].role == role:
             content = [*parsed.pop().content, *content]
         parsed.append(Message(role, _join_texts(content), message["role"]))
+    if drawings:
+        raise ValueError("the last message holds an image of the assistant; add a message of the user behind it")
     return parsed
 
 

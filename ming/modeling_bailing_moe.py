@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -27,8 +28,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
     eager_attention_forward,
-    rotate_half,
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -39,7 +40,8 @@ from .compat import is_split, slice_logits_to_keep
 from .configuration_bailingmm import BailingMoeConfig
 from .idle_parts import must_be_called, must_have_gradients
 from .quantization import is_quantized
-from .token_types import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
+from .stacked_experts import StackedExperts, can_be_stacked
+from .token_types import AUDIO_MARK, AUDIO_TYPE, IMAGE_MARK, IMAGE_TYPE, TEXT_TYPE, VIDEO_TYPE
 
 # Order of the entries in every per-router tensor.
 ROUTERS = ("text", "image", "audio")
@@ -87,10 +89,10 @@ class BailingMoeAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
-        self.heads = [config.num_attention_heads, config.num_key_value_heads]
-        projected = (config.num_attention_heads + 2 * config.num_key_value_heads) * self.head_dim
-        self.query_key_value = nn.Linear(config.hidden_size, projected, bias=False)
-        self.dense = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_size = config.num_attention_heads * self.head_dim
+        self.kv_size = config.num_key_value_heads * self.head_dim
+        self.query_key_value = nn.Linear(config.hidden_size, self.q_size + 2 * self.kv_size, bias=False)
+        self.dense = nn.Linear(self.q_size, config.hidden_size, bias=False)
 
     def forward(
         self,
@@ -102,12 +104,16 @@ class BailingMoeAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """hidden_states [B, L, H] -> ([B, L, H], attention weights if the implementation returns them)."""
         input_shape = hidden_states.shape[:-1]
-        states = self.query_key_value(hidden_states).view(*input_shape, -1, self.head_dim).transpose(1, 2)
-        rotated, value_states = states.split([sum(self.heads), self.heads[1]], dim=1)
-        # Heads of queries and keys lie side by side and turn alike: one rotation does both.
-        cos, sin = (embedding[:, None] for embedding in position_embeddings)
-        rotated = rotated * cos + rotate_half(rotated) * sin
-        query_states, key_states = rotated.split(self.heads, dim=1)
+        hidden_shape = (*input_shape, -1, self.head_dim)
+        # vLLM splits the projection over processes where it finds this form, of three sizes and whole heads.
+        query, key, value = self.query_key_value(hidden_states).split(
+            (self.q_size, self.kv_size, self.kv_size), dim=-1
+        )
+        query_states = query.view(hidden_shape).transpose(1, 2)
+        key_states = key.view(hidden_shape).transpose(1, 2)
+        value_states = value.view(hidden_shape).transpose(1, 2)
+        cos, sin = position_embeddings
+        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
         if past_key_values is not None:
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
 
@@ -188,44 +194,78 @@ class BailingMoeFusedExperts(nn.Module):
 class BailingMoeExperts(BailingMoeFusedExperts):
     """The same experts, with a shortcut for a single token, which is what decoding sends through them.
 
-    On a CPU the shortcut multiplies by the chosen experts in place. On a GPU it gathers them for one batched product,
-    which takes half as long as the grouped product (`python -m benchmarks moe --device cuda`).
+    On a CPU the shortcut multiplies by the chosen experts in place; in compiled code, which cannot ask which they are,
+    by loops that read them where they lie. On a GPU it gathers them for one batched product, which takes half as long
+    as the grouped product (`python -m benchmarks moe --device cuda`).
     """
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """As `BailingMoeFusedExperts`."""
-        # Experts that are split over processes, and compiled code on a CPU, keep to the library's implementation.
-        on_cpu = hidden_states.device.type == "cpu"
-        keeps_to_library = is_split(self, self.gate_up_proj) or (on_cpu and torch.compiler.is_compiling())
-        if hidden_states.shape[0] != 1 or keeps_to_library:
+        # Experts that are split over processes keep to the library's implementation.
+        if hidden_states.shape[0] != 1 or is_split(self, self.gate_up_proj):
             return super().forward(hidden_states, top_k_index, top_k_weights)
-        if not on_cpu:
+        if hidden_states.device.type != "cpu":
             return ALL_EXPERTS_FUNCTIONS["batched_mm"](self, hidden_states, top_k_index, top_k_weights)
-        outputs = []
-        for expert in top_k_index[0].tolist():
-            gate, up = F.linear(hidden_states, self.gate_up_proj[expert]).chunk(2, dim=-1)
-            outputs.append(F.linear(self.act_fn(gate) * up, self.down_proj[expert]))
-        return (top_k_weights @ torch.cat(outputs).to(top_k_weights.dtype)).to(hidden_states.dtype)
+        if torch.compiler.is_compiling():  # products and sums become one loop, which copies no expert
+            gate, up = (self.gate_up_proj[top_k_index[0]] * hidden_states).sum(dim=-1).chunk(2, dim=-1)
+            outputs = (self.down_proj[top_k_index[0]] * (self.act_fn(gate) * up)[:, None]).sum(dim=-1)
+        else:
+            outputs = torch.cat([self._of_expert(expert, hidden_states) for expert in top_k_index[0].tolist()])
+        return (top_k_weights @ outputs.to(top_k_weights.dtype)).to(hidden_states.dtype)
+
+    def _of_expert(self, expert: int, hidden_states: torch.Tensor) -> torch.Tensor:
+        """hidden_states [T, H] -> [T, H], unweighted."""
+        gate, up = F.linear(hidden_states, self.gate_up_proj[expert]).chunk(2, dim=-1)
+        return F.linear(self.act_fn(gate) * up, self.down_proj[expert])
 
 
 class BailingMoeSeparateExperts(nn.ModuleList):
-    """The same experts as modules of linear layers, which quantisers know; slower than stacks in full precision."""
+    """The same experts as modules of linear layers, which quantisers know; slower than stacks in full precision.
+
+    Attributes:
+        stacked: whether experts in 4 bit are dequantised together (`stacked_experts.py`); None: on all devices but a
+            CPU, where bitsandbytes multiplies without dequantising, which is many times faster.
+    """
+
+    stacked: bool | None = None
 
     def __init__(self, config: BailingMoeConfig):
         super().__init__(BailingMoeMLP(config, config.moe_intermediate_size) for _ in range(config.num_experts))
+        with torch.device("meta"):  # in a tuple, since its parameters are none of this module
+            self._fused = (BailingMoeFusedExperts(config),)
+        self._stacks: StackedExperts | None = None
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """As `BailingMoeExperts`; an expert that no token visits is not dequantised."""
+        """As `BailingMoeExperts`; an expert that no token visits is not dequantised, unless there are many tokens."""
+        stacks = self._current_stacks(hidden_states)
+        if stacks is not None and top_k_index.numel() <= len(self):
+            return stacks.of_few(hidden_states, top_k_index, top_k_weights)
+        if stacks is not None:
+            states = stacks.computed(hidden_states)
+            arguments = (states, top_k_index, top_k_weights)
+            return functional_call(self._fused[0], stacks.weights(states.dtype), arguments).to(hidden_states.dtype)
         output = torch.zeros_like(hidden_states, dtype=top_k_weights.dtype)
         visited = range(len(self)) if must_be_called(self, self.training) else top_k_index.unique().tolist()
         for expert in visited:
             token, slot = torch.where(top_k_index == expert)
             output.index_add_(0, token, self[expert](hidden_states[token]) * top_k_weights[token, slot, None])
         return output.to(hidden_states.dtype)
+
+    def _current_stacks(self, hidden_states: torch.Tensor) -> StackedExperts | None:
+        """The stacks of experts in 4 bit where they serve; they are made at the first call.
+
+        Gradients would keep all dequantised weights: the modules dequantise theirs once more.
+        """
+        wanted = hidden_states.device.type != "cpu" if self.stacked is None else self.stacked
+        if not wanted or (torch.is_grad_enabled() and hidden_states.requires_grad):
+            return None
+        if self._stacks is None or not self._stacks.is_current(self):
+            self._stacks = StackedExperts(self) if can_be_stacked(self) else None
+        return self._stacks
 
 
 class BailingMoeSparseMoeBlock(nn.Module):
@@ -406,6 +446,43 @@ class BailingMoeModel(BailingMoePreTrainedModel):
                 **kwargs,
             )
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+
+class BailingMoeMarkedModel(BailingMoeModel):
+    """The decoder for engines that hand over embeddings without the tokens' types.
+
+    Features of media come multiplied by the mark of their modality (see `token_types.py`), so that the length of a row
+    tells its type: features are unit vectors, and word embeddings are shorter than `IMAGE_MARK / 16`.
+    """
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MoeModelOutputWithPast:
+        """As `BailingMoeModel`; inputs_embeds [B, L, H] are marked."""
+        types = None
+        if inputs_embeds is not None:
+            length = inputs_embeds.float().norm(dim=-1)
+            is_audio, is_visual = length > AUDIO_MARK / 4, length > IMAGE_MARK / 4
+            types = torch.where(is_audio, AUDIO_TYPE, torch.where(is_visual, IMAGE_TYPE, TEXT_TYPE))
+            scale = torch.where(is_audio, 1 / AUDIO_MARK, torch.where(is_visual, 1 / IMAGE_MARK, 1.0))
+            inputs_embeds = inputs_embeds * scale[..., None].to(inputs_embeds.dtype)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_token_type_ids=types,
+            use_cache=use_cache,
+            **kwargs,
+        )
 
 
 class BailingMoeSeparateModel(BailingMoeModel):

@@ -9,6 +9,7 @@ tokens are text.
 Shape letters: B batch, L tokens, N images, videos or audio segments, P patches, T frames, H decoder hidden size.
 """
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import StoppingCriteriaList, TextIteratorStreamer
+from transformers import CompileConfig, StoppingCriteriaList, TextIteratorStreamer
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -51,6 +52,7 @@ from .compat import (
     sequential_loading,
     takes_experts_implementation,
 )
+from .compiled import CompiledDecoding, generate_compiled, raise_if_not_compilable, step_config
 from .components import Components, is_trainer_checkpoint
 from .configuration_bailingmm import BailingMMConfig
 from .drawing import Painter
@@ -65,7 +67,7 @@ from .generation_arguments import (
     sort_arguments,
 )
 from .idle_parts import add_nothing_of, must_be_called, must_have_gradients
-from .modeling_bailing_moe import BailingMoeForCausalLM, BailingMoeOutputWithPast
+from .modeling_bailing_moe import BailingMoeForCausalLM, BailingMoeMarkedModel, BailingMoeOutputWithPast
 from .modeling_encoders import (
     BailingMMSanmEncoder,
     BailingMMVisionTransformer,
@@ -80,7 +82,7 @@ from .modeling_talker import BailingMMTalker
 from .quantization import is_quantized, quantization_of_call
 from .source import CheckpointSource, pushed_to_hub
 from .speech import PromptStates, Speaker, SpeechOutput, SpeechSettings
-from .token_types import AUDIO_TYPE, IMAGE_TYPE, VIDEO_TYPE
+from .token_types import AUDIO_MARK, AUDIO_TYPE, IMAGE_MARK, IMAGE_TYPE, VIDEO_TYPE
 from .weights import raise_if_incomplete
 
 # What the processor hands over beside token ids; consumed once, before the first decoding step.
@@ -128,7 +130,7 @@ class BailingMMPreTrainedModel(PreTrainedModel):
     _no_split_modules = [
         "BailingMoeDecoderLayer",
         "Qwen2_5_VLVisionBlock",
-        "FunAsrNanoEncoderLayer",
+        "BailingMMSanmLayer",
         "WhisperEncoderLayer",
         "Qwen2DecoderLayer",
     ]
@@ -152,6 +154,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         components: what lives beside the main weights, and how the model was loaded.
         audio_detokenizer, image_gen: handles of two of them, which are read when they are first used.
         speech, drawing: the `Speaker` and the `Painter` of this model.
+        compile_decoding: whether calls compile the step from token to token that do not say so, see `generate`.
+        decoding: what is kept for compiled steps.
     """
 
     media_inputs = MEDIA_INPUTS
@@ -189,9 +193,19 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         self.components = Components(self)
         self.audio_detokenizer, self.image_gen = self.components.audio_detokenizer, self.components.image_gen
         self.speech, self.drawing = Speaker(self), Painter(self)
+        self.compile_decoding: bool | CompileConfig = False
+        self.decoding = CompiledDecoding(config.llm_config)
         if config.talker_config is None:  # a part that was left out on request is named by the error of its use
             self.output_modalities = tuple(mode for mode in type(self).output_modalities if mode != "audio")
         self.post_init()
+
+    @classmethod
+    def _from_config(cls, config: BailingMMConfig, **kwargs):
+        """Library method; vLLM, which chooses its attention first, gets the model without its head."""
+        is_for_vllm = config.llm_config._attn_implementation == "vllm"
+        if cls is BailingMMNativeForConditionalGeneration and is_for_vllm:
+            return BailingMMModel._from_config(config, **kwargs)
+        return super()._from_config(config, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -695,9 +709,12 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 chat, the numbers after it its further ones. `image_gen=True` with `image_gen_seed` and so on, as
                 released, returns the image itself.
             talker_kwargs: further options of `speak`; `top_k`, `temperature` and so on outside are the thinker's.
+            compile: whether text and speech are decoded by compiled steps over static caches, see `compiled.py`; a
+                `CompileConfig` says how. The first call of a size waits for the compiler. None: `compile_decoding`.
 
         Raises:
-            ValueError: an output mode this model does not have, or a prompt longer than its context.
+            ValueError: an output mode this model does not have, or a prompt longer than its context; or `compile` with
+                a model or an option that does not compile.
             FloatingPointError: NaN or infinite values; names the layer that they come from, see `finite.py`.
         """
         call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
@@ -707,7 +724,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             drawn = self.drawing.draw(call.text, drawing)
             return drawn.images[0] if call.released else drawn
         states = self._prompt_states(call) if speech is not None else None
-        reply = self._generate_text(*args, **call.text, **({"prompt_states": states} if speech is not None else {}))
+        told = {"prompt_states": states} if speech is not None else {}
+        reply = self._generate_text(*args, compiled=call.compiled, **call.text, **told)
         sequences = reply if isinstance(reply, torch.Tensor) else reply.sequences
         said = {"sequences": sequences}
         if speech is not None and states is not None:
@@ -745,7 +763,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             prompt_audio, prompt_text: clone the voice of a recording of at most 30 s, and what is said in it.
             seed, generator: see `row_generators`; the same seed gives the same waveform, alone or in a batch.
             thinker_states: [n, D] per text, what the thinker made of the chat that is answered.
-            talker_options: `top_k`, `temperature`, `rules`, `attempts`, `cache_implementation` of
+            talker_options: `top_k`, `temperature`, `rules`, `attempts`, `cache_implementation`, `compile` of
                 `BailingMMTalker.generate`.
 
         Raises:
@@ -810,7 +828,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             streamer.text_queue, streamer.stop_signal = own.items, ""  # `BackgroundWork` tells the end itself
             criteria = [*(call.text.get("stopping_criteria") or []), StopWhenSet(own.cancelled)]
             kwargs = {**call.text, "streamer": streamer, "stopping_criteria": StoppingCriteriaList(criteria)}
-            self._generate_text(**kwargs, **({"prompt_states": states} if speech is not None else {}))
+            told = {"prompt_states": states} if speech is not None else {}
+            self._generate_text(compiled=call.compiled, **kwargs, **told)
 
         background = BackgroundWork(work)
         try:
@@ -834,7 +853,10 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         Raises:
             ValueError: see `generate`.
         """
-        call = sort_arguments(type(self).output_modalities, inputs, generation_mode, talker_kwargs, kwargs)
+        modes, compiled = type(self).output_modalities, self.compile_decoding
+        call = sort_arguments(modes, inputs, generation_mode, talker_kwargs, kwargs, compiled)
+        if call.compiled and call.modes != ("image",):
+            raise_if_not_compilable(self)
         input_ids = call.text.get("input_ids")
         step = continues(call.text.get("past_key_values"))
         text_config = self.config.llm_config
@@ -875,7 +897,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             raise_if_media_missing(prompt["inputs"], audio_token_id, ENGINE_REMEDY, "audio")
 
     @torch.no_grad()
-    def _generate_text(self, *args, input_ids: torch.Tensor | None = None, **kwargs):
+    def _generate_text(
+        self, *args, input_ids: torch.Tensor | None = None, compiled: bool | CompileConfig = False, **kwargs
+    ):
         """The library's `generate` with the media put into the prompt's embeddings."""
         if input_ids is not None:
             kwargs["input_ids"] = input_ids
@@ -893,7 +917,11 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
         with naming_layers({"": self}, read_again):
             try:
-                reply = super().generate(None, **check.added_to(args, kwargs))
+                arguments, config = check.added_to(args, kwargs), step_config(self.device, compiled)
+                if config is None:
+                    reply = super().generate(None, **arguments)
+                else:
+                    reply = generate_compiled(self, super().generate, config, arguments)
             except RuntimeError:  # PyTorch's words when it shall draw from probabilities that are NaN
                 check.raise_if_not_finite()
                 raise
@@ -922,6 +950,10 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             if token_types is not None:
                 token_types = F.pad(token_types.repeat_interleave(repeats, dim=0), (0, num_new))
         self(inputs_embeds=embeds, attention_mask=mask, mm_token_type_ids=token_types, use_cache=False)
+
+    def get_compiled_call(self, compile_config: CompileConfig | None):
+        """What the library's `generate` calls for each token but the first where it compiles."""
+        return self.decoding.call(self, compile_config or step_config(self.device))
 
     def prepare_inputs_for_generation(
         self,
@@ -957,6 +989,51 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             model_inputs.pop("mm_token_type_ids", None)
             model_inputs.pop("prompt_states", None)
         return model_inputs
+
+
+class BailingMMModel(BailingMMNativeForConditionalGeneration):
+    """The thinker up to its last hidden states, as vLLM's Transformers backend builds it.
+
+    That backend encodes every medium on its own, puts the features among the word embeddings, and hands the decoder
+    the result alone. Features therefore carry their modality: see `BailingMoeMarkedModel`.
+    """
+
+    def __init__(self, config: BailingMMConfig):
+        if not config.audio_config.norm_query_embeds:
+            raise ValueError(
+                "norm_query_embeds=False: features of audio are no unit vectors, and vLLM cannot tell their router; "
+                "use generate or `ming serve`"
+            )
+        config = copy.copy(config)
+        config.load_talker = False
+        super().__init__(config)
+        self.model = BailingMoeMarkedModel(config.llm_config)
+
+    @property
+    def language_model(self) -> BailingMoeMarkedModel:
+        """The decoder, under the name by which vLLM looks for it."""
+        return self.model
+
+    def get_decoder(self, *args, **kwargs) -> BailingMoeMarkedModel:
+        return self.model
+
+    def get_output_embeddings(self) -> None:
+        """There is no head."""
+
+    def get_image_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **kwargs):
+        outputs = super().get_image_features(pixel_values, image_grid_thw, return_dict=True)
+        outputs.pooler_output = tuple(features * IMAGE_MARK for features in outputs.pooler_output)
+        return outputs
+
+    def get_audio_features(self, input_features: torch.Tensor, audio_feats_lengths: torch.Tensor, **kwargs):
+        """input_features [N, T, D], a recording in each row; audio_feats_lengths [N, 1]."""
+        outputs = super().get_audio_features(input_features, audio_feats_lengths, return_dict=True)
+        outputs.pooler_output = torch.cat(outputs.pooler_output) * AUDIO_MARK
+        return outputs
+
+    def forward(self, **kwargs):
+        """The decoder alone: vLLM has put the media into inputs_embeds."""
+        return self.model(**kwargs)
 
 
 def put_features(

@@ -1,7 +1,8 @@
 """Vision tower, SANM and Whisper encoders, and the projectors into the decoder.
 
-The layers are those of transformers; the classes here give them the released module names, variable lengths, and
-batches without leakage between segments.
+The layers of vision and Whisper are those of transformers; the classes here give them the released module names,
+variable lengths, and batches without leakage between segments. Those of SANM are here: the library has had them since
+5.17, with queries, keys and values apart, and serving engines use releases before it.
 
 Shape letters: N images or segments, P patches, T frames, D encoder width, H decoder hidden size.
 """
@@ -16,9 +17,9 @@ from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.models.fun_asr_nano.modeling_fun_asr_nano import FunAsrNanoAttention, FunAsrNanoEncoderLayer
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
     Qwen2_5_VLVisionAttention,
@@ -32,18 +33,6 @@ from transformers.utils.output_capturing import capture_outputs
 from .compat import takes_experts_implementation
 from .configuration_bailingmm import BailingMMAudioConfig, BailingMMVisionConfig, BailingMMWhisperConfig
 
-register_checkpoint_conversion_mapping(
-    "BailingMMSanmEncoder",
-    [
-        WeightRenaming(r"self_attn.linear_out", r"self_attn.o_proj"),
-        WeightRenaming(r"self_attn.fsmn_block", r"self_attn.fsmn.conv"),
-        WeightRenaming(r"feed_forward.w_1", r"mlp.fc1"),
-        WeightRenaming(r"feed_forward.w_2", r"mlp.fc2"),
-        WeightRenaming(r"norm1", r"input_layernorm"),
-        WeightRenaming(r"norm2", r"post_attention_layernorm"),
-    ],
-    overwrite=True,
-)
 register_checkpoint_conversion_mapping(
     "BailingMMWhisperEncoder",
     [
@@ -156,31 +145,37 @@ class BailingMMAudioPreTrainedModel(PreTrainedModel):
     main_input_name = "input_features"
     input_modalities = ("audio",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["FunAsrNanoEncoderLayer", "WhisperEncoderLayer"]
+    _no_split_modules = ["BailingMMSanmLayer", "WhisperEncoderLayer"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
 
 
-class BailingMMSanmAttention(FunAsrNanoAttention):
-    """Library attention with one projection for queries, keys and values, as released.
+class BailingMMSanmAttention(nn.Module):
+    """Self-attention with a memory block: a convolution over time of the values before they are split into heads."""
 
-    Quantisers and serving engines know layers by the names of the checkpoint; none of them splits one.
-    """
-
-    def __init__(self, config: BailingMMAudioConfig, hidden_size: int):
-        super().__init__(config, hidden_size=hidden_size, use_fsmn=True)
-        del self.q_proj, self.k_proj, self.v_proj
-        self.linear_q_k_v = nn.Linear(hidden_size, 3 * config.hidden_size)
+    def __init__(self, config: BailingMMAudioConfig, input_size: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.num_key_value_groups = 1
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.linear_q_k_v = nn.Linear(input_size, 3 * config.hidden_size)
+        self.linear_out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.fsmn_block = nn.Conv1d(
+            config.hidden_size,
+            config.hidden_size,
+            config.fsmn_kernel_size,
+            padding="same",
+            groups=config.hidden_size,
+            bias=False,
+        )
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        input_features_mask: torch.Tensor | None = None,
-        **kwargs,
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, frame_mask: torch.Tensor, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """hidden_states [N, T, D], input_features_mask [N, T] -> ([N, T, D], attention weights if there are any)."""
+        """hidden_states [N, T, D], frame_mask bool [N, T] -> ([N, T, D], attention weights if there are any)."""
         input_shape = hidden_states.shape[:-1]
         projected = self.linear_q_k_v(hidden_states)
         heads = projected.view(*input_shape, 3, -1, self.head_dim)
@@ -194,13 +189,46 @@ class BailingMMSanmAttention(FunAsrNanoAttention):
             key,
             value,
             attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
+            dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )
-        # The memory block reads the values before they are split into heads.
-        memory = self.fsmn(projected.chunk(3, dim=-1)[2], input_features_mask)
-        return self.o_proj(attended.reshape(*input_shape, -1)) + memory, weights
+        values = projected.chunk(3, dim=-1)[2] * frame_mask[..., None]
+        memory = values + self.fsmn_block(values.transpose(1, 2)).transpose(1, 2)
+        memory = F.dropout(memory, self.config.hidden_dropout, self.training)
+        return self.linear_out(attended.reshape(*input_shape, -1)) + memory, weights
+
+
+class BailingMMSanmFeedForward(nn.Module):
+    def __init__(self, config: BailingMMAudioConfig):
+        super().__init__()
+        self.w_1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.w_2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.w_2(self.dropout(F.relu(self.w_1(hidden_states))))
+
+
+class BailingMMSanmLayer(GradientCheckpointingLayer):
+    """One layer; `input_size` is the width of its input, without a residual where that is not the encoder's."""
+
+    def __init__(self, config: BailingMMAudioConfig, input_size: int):
+        super().__init__()
+        self.has_residual = input_size == config.hidden_size
+        self.self_attn = BailingMMSanmAttention(config, input_size)
+        self.feed_forward = BailingMMSanmFeedForward(config)
+        self.norm1 = nn.LayerNorm(input_size, eps=config.layer_norm_eps)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, frame_mask: torch.Tensor, **kwargs
+    ) -> torch.Tensor:
+        """hidden_states [N, T, input size], frame_mask bool [N, T] -> [N, T, D]."""
+        attended = self.dropout(self.self_attn(self.norm1(hidden_states), attention_mask, frame_mask, **kwargs)[0])
+        hidden_states = hidden_states + attended if self.has_residual else attended
+        return hidden_states + self.dropout(self.feed_forward(self.norm2(hidden_states)))
 
 
 class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
@@ -211,16 +239,14 @@ class BailingMMSanmEncoder(BailingMMAudioPreTrainedModel):
 
     config: BailingMMAudioConfig
     config_class = BailingMMAudioConfig
-    _can_record_outputs = {"hidden_states": FunAsrNanoEncoderLayer, "attentions": FunAsrNanoAttention}
+    _can_record_outputs = {"hidden_states": BailingMMSanmLayer, "attentions": BailingMMSanmAttention}
 
     def __init__(self, config: BailingMMAudioConfig):
         super().__init__(config)
-        self.encoders0 = nn.ModuleList([FunAsrNanoEncoderLayer(config, hidden_size=config.input_size)])
-        self.encoders = nn.ModuleList([FunAsrNanoEncoderLayer(config) for _ in range(config.num_hidden_layers - 1)])
-        for layer in self.encoders0:
-            layer.self_attn = BailingMMSanmAttention(config, config.input_size)
-        for layer in self.encoders:
-            layer.self_attn = BailingMMSanmAttention(config, config.hidden_size)
+        self.encoders0 = nn.ModuleList([BailingMMSanmLayer(config, config.input_size)])
+        self.encoders = nn.ModuleList(
+            [BailingMMSanmLayer(config, config.hidden_size) for _ in range(config.num_hidden_layers - 1)]
+        )
         self.after_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
@@ -313,7 +339,7 @@ class Transpose(nn.Module):
     """Swap the last two dimensions; keeps the released positions inside the audio projectors."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states.transpose(-1, -2)
+        return hidden_states.transpose(-1, -2).contiguous()  # what vLLM's linear layers on a CPU want
 
 
 def vision_projector(in_features: int, hidden_size: int, depth: int) -> nn.Sequential:

@@ -16,18 +16,21 @@ Shape letters: B batch, L tokens, V whole vocabulary, H talker width, D thinker 
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import DynamicCache, Qwen2ForCausalLM, StaticCache, TopKLogitsWarper
+from transformers import CompileConfig, DynamicCache, Qwen2ForCausalLM, StaticCache, TopKLogitsWarper
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
-from .argument_checks import Kind, raise_if_no, raise_if_no_number, shown
+from .argument_checks import Kind, raise_if_no, raise_if_no_number, raise_if_no_settings, shown
 from .compat import execution_device
+from .compiled import CompiledDecoding, max_length, padded_rows, step_config
 from .configuration_bailingmm import BailingMMTalkerConfig
 from .finite import naming_layers, raise_if_not_finite
 
@@ -37,6 +40,9 @@ RELEASED_MAX_STEPS = 1000
 # More ids than these for a piece of text mean that it does not stop: an id stands for 20 ms or more, and a text token
 # takes 80 to 400 ms.
 LIMIT_BASE, LIMIT_PER_TEXT_TOKEN = 60, 40
+# Tokens of the caches of compiled steps: room for most pieces, so that there is one graph for a number of rows. On a
+# CPU a step takes longer with every token that there is room for.
+SMALLEST_CACHE = {"cpu": 512, "cuda": 2048}
 
 # Probabilities [A, V] of the rows (indices) that go on -> ids [A].
 Draw = Callable[[torch.Tensor, list[int]], torch.Tensor]
@@ -162,7 +168,7 @@ def filter_logits(
     logits[:, :first_allowed] = -math.inf
     logits[:, eos_token_id] = eos
     logits = TopKLogitsWarper(top_k)(None, logits)
-    logits[~eos_allowed, eos_token_id] = -math.inf
+    logits[:, eos_token_id] = torch.where(eos_allowed, logits[:, eos_token_id], -math.inf)
     return logits
 
 
@@ -187,7 +193,12 @@ def multinomial_draw(generators: list[torch.Generator] | None) -> Draw:
 
 
 class BailingMMTalker(PreTrainedModel):
-    """Text and a voice -> codec ids. Knows no tokenizer and no files; see `TalkerPrompt` for what it is given."""
+    """Text and a voice -> codec ids. Knows no tokenizer and no files; see `TalkerPrompt` for what it is given.
+
+    Attributes:
+        decoding: what is kept for compiled steps.
+        step_callbacks: functions that are called after every step; a compiled one calls no hooks.
+    """
 
     config: BailingMMTalkerConfig
     config_class = BailingMMTalkerConfig
@@ -206,6 +217,8 @@ class BailingMMTalker(PreTrainedModel):
         self.model = Qwen2ForCausalLM(config.llm_config)
         self.thinker_to_talker_proj = nn.Linear(config.qa_model_hidden_size, hidden_size)
         self.vp_head = nn.Conv1d(config.vp_feature_size, hidden_size, kernel_size, padding=kernel_size // 2)
+        self.decoding = CompiledDecoding(config.llm_config, SMALLEST_CACHE)
+        self.step_callbacks: list[Callable[[], None]] = []
         self.post_init()
 
     @property
@@ -323,7 +336,7 @@ class BailingMMTalker(PreTrainedModel):
             prompts: one per piece.
             generators: one per piece; None takes the likeliest id at every step (there is then no second attempt).
             attempts: draws per piece at most. The last one is returned whatever it is; see its `finish_reason`.
-            options: `top_k`, `temperature`, `cache_implementation` and `draw` of `stream`.
+            options: `top_k`, `temperature`, `cache_implementation`, `compiled` and `draw` of `stream`.
         """
         self.resolve_options(attempts=attempts)
         rules = rules or StopRules()
@@ -352,6 +365,7 @@ class BailingMMTalker(PreTrainedModel):
         cache_implementation: str = "dynamic",
         draw: Draw | None = None,
         start_position: int = 0,
+        compiled: bool | CompileConfig | None = None,
     ) -> Iterator[TalkerStep]:
         """Say pieces step by step. All rows have a finish reason in the last step, and in no step before it.
 
@@ -360,9 +374,10 @@ class BailingMMTalker(PreTrainedModel):
         Args:
             prompts, generators: as in `generate`.
             top_k: >= 2. temperature: > 0. None takes the config's `sampling_top_k`, `sampling_temperature`.
-            cache_implementation: "dynamic" or "static" (one allocation, for `torch.compile`).
+            cache_implementation: "dynamic" or "static" (one allocation).
             draw: takes the place of `generators`, see `Draw`.
             start_position: added to all positions; the released rules run on from piece to piece.
+            compiled: whether the step is compiled, over a static cache, see `compiled.py`; a `CompileConfig` says how.
 
         Raises:
             ValueError: naming the argument or the field of a prompt that cannot be used.
@@ -374,49 +389,78 @@ class BailingMMTalker(PreTrainedModel):
         if rules.released and len(prompts) > 1:
             raise ValueError(f"released stop rules say one piece at a time, got {len(prompts)}")
         rows = [self._row(prompt, rules) for prompt in prompts]
-        return self._decode(rows, sampler, cache_implementation, start_position)
+        config = step_config(self.device, compiled)
+        return self._decode(rows, sampler, cache_implementation, start_position, config)
+
+    @contextmanager
+    def _caches(
+        self, rows: int, length: int, cache_implementation: str, config: CompileConfig | None
+    ) -> Iterator[Callable[[int, int], Cache]]:
+        """A function: tokens in the cache, tokens that must find room -> the cache; empty at first.
+
+        Args:
+            length: tokens that are read at most.
+        """
+        if config is not None:
+            with self.decoding.growing_cache(self, rows) as cache_with_room:
+                yield cache_with_room
+            return
+        cache: Cache = DynamicCache(config=self.model.config)
+        if cache_implementation == "static":
+            cache = StaticCache(self.model.config, max_cache_len=length)
+        yield lambda seen, length: cache
 
     @torch.no_grad()
     def _decode(
-        self, rows: list[_Row], sampler: "_Sampler", cache_implementation: str, start_position: int
+        self,
+        rows: list[_Row],
+        sampler: "_Sampler",
+        cache_implementation: str,
+        start_position: int,
+        config: CompileConfig | None,
     ) -> Iterator[TalkerStep]:
         inputs = self._prefill_inputs(rows, start_position)
-        attention_mask, width = inputs["attention_mask"], inputs["audio_ids"].shape[1]
-        config = self.model.config
-        if cache_implementation == "static":
-            cache = StaticCache(config, max_cache_len=width + max(row.limit for row in rows))
-        else:
-            cache = DynamicCache(config=config)
-        keep = max(len(row.prompt.prompt_ids) for row in rows) + 1
-        logits = self(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits
-        position = inputs["position_ids"][:, -1]
+        step = self if config is None else self.decoding.call(self, config)
+        size = len(rows) if config is None else padded_rows(len(rows))
+        if size > len(rows):  # copies of the last row, which nobody hears
+            more = size - len(rows)
+            inputs = {name: torch.cat([value, *[value[-1:]] * more]) for name, value in inputs.items()}
+        keep, width = max(len(row.prompt.prompt_ids) for row in rows) + 1, inputs["audio_ids"].shape[1]
+        position, attention_mask = inputs["position_ids"][:, -1], inputs["attention_mask"]
         last_pass = inputs
 
         def read_again() -> None:
             self(**last_pass)
 
-        if sampler.rules.released:
-            with naming_layers({"talker": self}, read_again):
-                sampler.draw_while_reading(logits, rows, position)
-        while True:
-            with naming_layers({"talker": self}, read_again):
-                ids = sampler(logits[:, -1], rows, position)
-            for row in rows:
-                if row.finish_reason is None and row.num_new >= row.limit:
-                    row.finish_reason = "length"
-            yield TalkerStep(ids, [row.reason for row in rows])
-            if all(row.finish_reason is not None for row in rows):
-                return
-            position = position + 1
-            attention_mask = F.pad(attention_mask, (0, 1), value=1)
-            last_pass = {
-                **self._step_inputs(rows, ids),
-                "attention_mask": attention_mask,
-                "position_ids": position[:, None],
-                "past_key_values": cache,
-                "use_cache": True,
-            }
-            logits = self(**last_pass).logits
+        length = width + max(row.limit for row in rows)
+        with self._caches(size, length, cache_implementation, config) as cache_with_room:
+            cache = cache_with_room(0, width)
+            logits = self(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[: len(rows)]
+            if sampler.rules.released:
+                with naming_layers({"talker": self}, read_again):
+                    sampler.draw_while_reading(logits, rows, position[: len(rows)])
+            for seen in count(width):
+                with naming_layers({"talker": self}, read_again):
+                    ids = sampler(logits[:, -1], rows, position[: len(rows)])
+                yield TalkerStep(ids, [row.reason for row in rows])
+                if all(row.finish_reason is not None for row in rows):
+                    return
+                position = position + 1
+                cache = cache_with_room(seen, seen + 1)
+                # A static cache has one mask for all steps: what lies ahead is masked anyway.
+                masked = max_length(cache) if isinstance(cache, StaticCache) else seen + 1
+                if attention_mask.shape[1] < masked:
+                    attention_mask = F.pad(attention_mask, (0, masked - attention_mask.shape[1]), value=1)
+                last_pass = {
+                    **self._step_inputs(rows, ids, size),
+                    "attention_mask": attention_mask,
+                    "position_ids": position[:, None],
+                    "past_key_values": cache,
+                    "use_cache": True,
+                }
+                logits = step(**last_pass).logits[: len(rows)]
+                for callback in self.step_callbacks:
+                    callback()
 
     def resolve_options(
         self,
@@ -425,13 +469,15 @@ class BailingMMTalker(PreTrainedModel):
         cache_implementation: str = "dynamic",
         rules: StopRules | None = None,
         attempts: int = ATTEMPTS,
+        compiled: bool | CompileConfig | None = None,
     ) -> tuple[int, float]:
         """Options of `generate` -> `top_k` and `temperature` as given or as configured.
 
         Raises:
             ValueError: one that cannot be used.
-            TypeError: `rules` are no `StopRules`.
+            TypeError: `rules` are no `StopRules`, or `compiled` is neither a flag nor a `CompileConfig`.
         """
+        raise_if_no_settings({"compile": compiled})
         for name, value, whole in (("top_k", top_k, True), ("temperature", temperature, False)):
             if value is not None:
                 raise_if_no_number(name, value, whole)
@@ -528,12 +574,13 @@ class BailingMMTalker(PreTrainedModel):
             inputs.update(thinker_start=shift + 3, thinker_length=lengths)
         return inputs
 
-    def _step_inputs(self, rows: list[_Row], ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Ids [B] of the last step and the text ids that go with them; ended rows get padding."""
+    def _step_inputs(self, rows: list[_Row], ids: torch.Tensor, size: int) -> dict[str, torch.Tensor]:
+        """Ids [B] of the last step and the text ids that go with them [size >= B]; ended rows get padding."""
         pad = self.config.special_token_ids["<audio_pad>"]
         audio_ids = torch.where(ids == NO_ID, pad, ids + self.config.text_vocab_size)
         text_ids = [self._text_id(row, len(row.audio_ids) + row.num_new - 1) for row in rows]
-        return {"audio_ids": audio_ids[:, None], "text_ids": torch.tensor(text_ids, device=ids.device)[:, None]}
+        streams = {"audio_ids": audio_ids, "text_ids": torch.tensor(text_ids, device=ids.device)}
+        return {name: F.pad(stream, (0, size - len(rows)), value=pad)[:, None] for name, stream in streams.items()}
 
 
 class _Sampler:
@@ -566,6 +613,9 @@ class _Sampler:
             else:
                 rows[index].num_new += 1
                 ids[index] = audio_id - self.text_vocab_size
+        for row in rows:
+            if row.finish_reason is None and row.num_new >= row.limit:
+                row.finish_reason = "length"
         return torch.tensor(ids, device=logits.device)
 
     def draw_while_reading(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,6 @@ NEUTRAL_OPTIONS: dict[str, tuple] = {
     "add_special_tokens": (None, True, False),  # prompts hold all of them
     "sanitize_control_tokens": (None, True, False),  # messages cannot write any
     "verbose": (None, True, False),
-    "return_attention_mask": (None, True),
     "return_token_type_ids": (None, False),
     "return_special_tokens_mask": (None, False),
     "return_overflowing_tokens": (None, False),
@@ -130,7 +130,9 @@ class CallOptions:
         sampling_rate: Hz, of audio arrays that come without a rate.
         min_pixels, max_pixels: limits of an image instead of the image processor's.
         return_assistant_tokens_mask: adds `assistant_masks` [B, L], 1 on the tokens of replies.
-        return_mm_token_type_ids: False leaves out `mm_token_type_ids`.
+        return_mm_token_type_ids, return_attention_mask: False leaves out `mm_token_type_ids`, `attention_mask`.
+        return_text_replacement_offsets: for vLLM: adds `text_replacement_offsets`, what the placeholders of each
+            prompt become, and gives recordings one a row, as `input_features`.
         videos_kwargs: default `VideoOptions` of videos.
         fps, num_frames: the library's names of `videos_kwargs["fps"]` and `["max_frames"]`, which take precedence.
         do_sample_frames: False takes every frame of a video.
@@ -150,6 +152,8 @@ class CallOptions:
     max_pixels: int | None = None
     return_assistant_tokens_mask: bool = False
     return_mm_token_type_ids: bool | None = None
+    return_attention_mask: bool | None = None
+    return_text_replacement_offsets: bool = False
     videos_kwargs: dict = field(default_factory=dict)
     fps: float | None = None
     num_frames: int | None = None
@@ -199,6 +203,8 @@ class CallOptions:
             "use_whisper_encoder": (True, False),
             "return_assistant_tokens_mask": (True, False),
             "return_mm_token_type_ids": (None, True, False),
+            "return_attention_mask": (None, True, False),
+            "return_text_replacement_offsets": (True, False),
             "do_sample_frames": (None, True, False),
         }
         for name, accepted in choices.items():
@@ -599,7 +605,30 @@ class BailingMMProcessor(ProcessorMixin):
             counts["<audio>"] = lengths[lengths > 0].tolist()
             data.update(features)
         rows = self._expand(parts, {tag: iter(values) for tag, values in counts.items()})
-        return self._collate(rows, data, options)
+        batch = self._collate(rows, data, options)
+        if options.return_text_replacement_offsets:
+            self._suit_engines(batch, audios, options)
+            batch["text_replacement_offsets"] = _replacements(parts, counts)
+        return batch
+
+    def _suit_engines(self, batch: BatchFeature, audios: list[list], options: CallOptions) -> None:
+        """Leave what an engine can cut into single media: one recording a row, no sizes in pixels."""
+        for name in ("image_sizes", "audio_feats", "audio_placeholder_loc_lens"):
+            batch.pop(name, None)
+        if any(audios):
+            alone = [[audio] for row in audios for audio in row]
+            features = self.feature_extractor(alone, options.sampling_rate, options.use_whisper_encoder)
+            batch["input_features"] = features["audio_feats"]
+            batch["audio_feats_lengths"] = features["audio_feats_lengths"]
+
+    @property
+    def video_processor(self) -> SimpleNamespace:
+        """What vLLM asks of a video processor; frames are chosen and cut into patches here."""
+        return SimpleNamespace(
+            temporal_patch_size=self.image_processor.temporal_patch_size,
+            size={"longest_edge": self.video_max_pixels},
+            model_input_names=["pixel_values_videos", "video_grid_thw"],
+        )
 
     def _encode_images(self, sources: list, options: CallOptions) -> tuple[dict, list[int]]:
         """-> (pixel_values, image_grid_thw, image_sizes), and the number of patch tokens of each image."""
@@ -766,10 +795,9 @@ class BailingMMProcessor(ProcessorMixin):
             fillers = [[filler] * gap for gap in gaps]
             return [fill + row if left else row + fill for fill, row in zip(fillers, values, strict=True)]
 
-        columns = {
-            "input_ids": pad([row.ids for row in rows], self.tokenizer.pad_token_id),
-            "attention_mask": pad([[1] * len(row.ids) for row in rows], 0),
-        }
+        columns = {"input_ids": pad([row.ids for row in rows], self.tokenizer.pad_token_id)}
+        if options.return_attention_mask is not False:
+            columns["attention_mask"] = pad([[1] * len(row.ids) for row in rows], 0)
         if options.return_mm_token_type_ids is not False:
             columns["mm_token_type_ids"] = pad([row.types for row in rows], TEXT_TYPE)
         if options.return_assistant_tokens_mask:
@@ -918,6 +946,19 @@ def _media_of_prompts(name: str, media: Any, parts: list[list[str]], is_single: 
         )
     source = iter(flat)
     return [[next(source) for _ in range(count)] for count in wanted]
+
+
+def _replacements(parts: list[list[str]], counts: Mapping[str, list[int]]) -> list[list[dict[str, str]]]:
+    """What the placeholders of split prompts become, in their order, with the numbers of patches of each medium."""
+    left = {tag: iter(values) for tag, values in counts.items()}
+    found: list[list[dict[str, str]]] = []
+    for row in parts:
+        found.append([])
+        for part in (part for part in row[1::2] if part in PLACEHOLDERS):
+            patch, end, behind, _ = PLACEHOLDERS[part]
+            whole = part + patch * next(left[part]) + end + behind
+            found[-1].append({"type": part[1:-1], "text": part, "replacement": whole})
+    return found
 
 
 def _audio_locations(rows: list[PromptRow], shifts: list[int]) -> list[list[tuple[int, int]]]:

@@ -36,11 +36,13 @@ from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from .processing_bailingmm import BailingMMProcessor
 from .release_files import read_cmvn, read_released_yaml
 from .source import files_root
+from .token_types import MAX_UNMARKED
 from .voices import Voice
 from .weights import raise_if_incomplete
 
 INDEX = "model.safetensors.index.json"
 NEEDED = ("config.json", "preprocessor_config.json", "am.mvn", "tokenizer.json", "tokenizer_config.json")
+WORD_EMBEDDINGS, ROWS_AT_ONCE = "model.model.word_embeddings.weight", 8192
 TALKER_FOLDER = "talker"
 CODEC_FOLDER = "s3_bpe"  # in the folder of the talker
 DETOKENIZER_YAML = "audio_detokenizer.yaml"
@@ -205,6 +207,31 @@ def raise_if_weights_differ(config: BailingMMConfig, shards: list[Path]) -> None
     for path in shards:
         found |= shapes_in_file(path)
     raise_if_incomplete(shards[0].parent, compare_shapes(wanted, found))
+
+
+def raise_if_words_are_long(shards: list[Path]) -> None:
+    """Refuse word embeddings that vLLM would take for marked features of media (see `token_types.py`).
+
+    Raises:
+        ValueError: a row of the embeddings is `MAX_UNMARKED` long or longer.
+    """
+    for path in shards:
+        longest = longest_word(path)
+        if not longest < MAX_UNMARKED:
+            raise ValueError(
+                f"{path}: a word embedding is {longest:.1f} long; vLLM would take those of {MAX_UNMARKED:g} or more "
+                "for images: raise the marks in ming/token_types.py"
+            )
+
+
+def longest_word(path: Path) -> float:
+    """Length of the longest word embedding in a file of weights; 0 where it holds none."""
+    with safe_open(path, "pt") as file:
+        if WORD_EMBEDDINGS not in list(file.keys()):
+            return 0.0
+        rows = file.get_slice(WORD_EMBEDDINGS)
+        starts = range(0, rows.get_shape()[0], ROWS_AT_ONCE)
+        return max(rows[start : start + ROWS_AT_ONCE].float().norm(dim=-1).max().item() for start in starts)
 
 
 def read_released_tokenizer(directory: str | os.PathLike) -> PreTrainedTokenizerFast:

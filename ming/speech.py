@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput, logging
 
 from .argument_checks import raise_if_no_settings, shown
 from .background import BackgroundWork
+from .compiled import raise_if_not_compilable
 from .components import AUDIO_DETOKENIZER
 from .encoding import save_audio
 from .events import AudioChunk, Done, SpokenPiece, StreamEvent, TextDelta
@@ -108,7 +109,8 @@ class SpeechSettings:
     Args:
         voice: to speak with.
         generators: one per reply.
-        options: of `BailingMMTalker.generate`: `top_k`, `temperature`, `cache_implementation`, `rules`, `attempts`.
+        options: of `BailingMMTalker.generate`: `top_k`, `temperature`, `cache_implementation`, `compiled`, `rules`,
+            `attempts`.
     """
 
     voice: Voice
@@ -179,7 +181,11 @@ class Speaker:
         """
         raise_if_no_settings(arguments)
         voice_arguments = {name: arguments.pop(name) for name in VOICE_ARGUMENTS if name in arguments}
+        compiled = arguments.pop("compile", None)
+        arguments["compiled"] = self.model.compile_decoding if compiled is None else compiled
         self.require_talker().resolve_options(**arguments)
+        if arguments["compiled"]:
+            raise_if_not_compilable(self.model)
         generators = row_generators(seed, generator, rows)
         self.model.components.audio_detokenizer.load()
         voice = self.model.components.talker_processor().voice(**voice_arguments)

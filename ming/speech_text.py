@@ -196,9 +196,7 @@ class SpeechTextStream:
             return []
         self._spoken += self._reader.feed("", final=True)
         self._reader = None
-        pieces = [*self._ready(), *cut_speech_text(self._spoken, self.max_units, self.one_sentence)]
-        self._spoken = ""
-        return pieces
+        return [*self._ready(), *cut_speech_text(self._spoken, self.max_units, self.one_sentence)]
 
     def _ready(self) -> list[str]:
         """Take the pieces that no later text can change out of the words."""

@@ -6,3 +6,8 @@ video or of audio. The module imports nothing, so that both sides can import it.
 
 TEXT_TYPE, IMAGE_TYPE, VIDEO_TYPE, AUDIO_TYPE = 0, 1, 2, 3
 NUM_TYPES = 4
+
+# What features of media are multiplied by for engines that hand the decoder embeddings and no types. Powers of two are
+# exact in every floating point type. A word embedding must be shorter than `MAX_UNMARKED`.
+IMAGE_MARK, AUDIO_MARK = 2.0**8, 2.0**12
+MAX_UNMARKED = IMAGE_MARK / 16

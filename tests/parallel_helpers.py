@@ -34,7 +34,8 @@ def run_on_two(script: str, *arguments: object) -> None:
         path = Path(folder) / "script.py"
         path.write_text(BEGINNING + script + "\ndist.destroy_process_group()\n", encoding="utf-8")
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+        given = os.environ.get("PYTHONPATH")  # another release of the library, as in `make test-oldest`
+        paths = os.pathsep.join([str(TESTS.parent), str(TESTS), *([given] if given else [])])
         done = subprocess.run(
             [*torchrun, str(path), *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},

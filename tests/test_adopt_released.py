@@ -213,6 +213,19 @@ def test_weights_that_do_not_fit_are_named(release, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_words_that_vllm_would_take_for_images_are_refused(release, tmp_path):
+    changed = tmp_path / "release"
+    shutil.copytree(release, changed)
+    for path in changed.glob("*.safetensors"):
+        tensors = load_file(path)
+        if (words := tensors.get("model.model.word_embeddings.weight")) is not None:
+            words[7] = 16.0
+            save_file(tensors, path)
+    with pytest.raises(ValueError, match="word embedding is .* long; vLLM would take"):
+        adopt(changed, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_failure_midway_leaves_nothing_behind(release, tmp_path):
     source = broken(release, tmp_path / "release")
     path = next((source / "mlp").glob("*.safetensors"))

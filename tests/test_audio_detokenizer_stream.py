@@ -78,7 +78,8 @@ def test_every_length_is_that_of_the_whole(model, num_codes):
     (codes,) = codes_of(num_codes)
     for prompt in ({}, PROMPT):
         (whole,) = model.decode([codes], VOICE, generator=seeded(0), num_steps=1, **prompt)
-        for settings in (SMALL, SMALL | {"look_ahead": 0, "growth": 1.0}, {"first_chunk": 1, "look_ahead": 1}):
+        alone = SMALL | {"look_ahead": 0, "left_context": 0, "growth": 1.0}  # chunks that see nothing of each other
+        for settings in (SMALL, alone, {"first_chunk": 1, "look_ahead": 1}):
             chunks = speak(model, codes, [5], num_steps=1, **(settings | prompt))
             assert len(torch.cat(chunks)) == len(whole)
 
@@ -203,6 +204,8 @@ def test_join_holds_then_fades():
     assert join(before[:1], after, 2, 2).tolist() == [0, 1, 1, 1, 1, 1, 1]
     assert join(before[:0], after, 2, 2).equal(after)
     assert join(before, after[:3], 1, 9).tolist() == pytest.approx([0, 1 / 3, 2 / 3])
+    elsewhere = join(before.to("meta"), after.to("meta"), 2, 2)
+    assert elsewhere.device.type == "meta" and elsewhere.shape == after.shape
 
 
 def test_a_stream_ends_once(model):

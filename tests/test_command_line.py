@@ -27,7 +27,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from speech_helpers import NUM_CODES, build_speaking_repository
 from transformers import AutoModelForMultimodalLM
-from transformers.utils import logging as library_logging
 
 from ming.cli import checks
 from ming.cli.main import COMMANDS, main
@@ -40,15 +39,6 @@ PICTURE, RECORDING, CLIP, QUESTION = (
 )
 EXPECTED = json.loads((ROOT / "demo" / "expected.json").read_text(encoding="utf-8"))
 SECONDS = 120  # that a process may take on a busy machine
-
-
-@pytest.fixture(autouse=True)
-def library_logging_as_before():
-    """`--quiet` is for the whole process, which here goes on to other tests."""
-    verbosity = library_logging.get_verbosity()
-    yield
-    library_logging.set_verbosity(verbosity)
-    library_logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")
@@ -496,7 +486,7 @@ COMMON_OPTIONS = re.findall(
 @pytest.mark.parametrize("command", ["chat", "ask", "speak", "draw", "edit", "transcribe"])
 def test_help_names_every_command_and_its_common_options(capsys, command):
     """Those of docs/inference.md."""
-    assert len(COMMON_OPTIONS) == 8
+    assert len(COMMON_OPTIONS) == 9
     for arguments, expected in (([], [command]), ([command], COMMON_OPTIONS)):
         with pytest.raises(SystemExit) as end:
             main([*arguments, "--help"])

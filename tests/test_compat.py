@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from accelerate import cpu_offload
 from thinker_helpers import tiny_config, tiny_model
 from torch import nn
-from transformers import PreTrainedModel, Qwen2Config, trainer_utils
+from transformers import CompileConfig, GenerationConfig, PreTrainedModel, Qwen2Config, StaticCache, trainer_utils
+from transformers.distributed import DistributedConfig
 from transformers.models.auto import modeling_auto
 
 from ming import compat
@@ -86,10 +88,24 @@ def test_experts_of_the_talkers_configuration():
     assert isinstance(config.llm_config, Qwen2Config)
 
 
+def test_switch_of_compilation_on_all_devices():
+    """Without it `compile=True` would do nothing on a CPU."""
+    model, config = tiny_model(), compat.compiles_on_all_devices(CompileConfig())
+    cache = StaticCache(model.config.llm_config, max_cache_len=8)
+    settings = GenerationConfig(compile_config=config)
+    assert model._valid_auto_compile_criteria({"past_key_values": cache}, settings)
+    settings.compile_config = CompileConfig()
+    assert not model._valid_auto_compile_criteria({"past_key_values": cache}, settings)
+
+
 def test_mark_of_expert_parallelism():
-    """Without it the shortcut for one token would read experts that another process holds."""
+    """Without it the shortcut for one token would read experts that another process holds.
+
+    Releases before 5.18 have no mark, and refuse the plan of expert parallelism.
+    """
     experts = BailingMoeExperts(tiny_config().llm_config)
-    assert hasattr(experts, "_is_expert_parallel") and not compat.is_split(experts, experts.gate_up_proj)
+    assert hasattr(experts, "_is_expert_parallel") or "ep_size" not in signature(DistributedConfig).parameters
+    assert not compat.is_split(experts, experts.gate_up_proj)
     experts._is_expert_parallel = True
     assert compat.is_split(experts, experts.gate_up_proj)
 

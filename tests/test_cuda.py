@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_stacked_experts as stacked_experts
 import torch
 from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig
 
@@ -106,6 +107,22 @@ def test_a_static_cache_and_a_compiled_step_answer_alike(card, processor, asked)
     assert torch.equal(static, expected)
 
 
+def test_compiled_steps_answer_and_speak_alike(card, processor, asked):
+    """Captured as CUDA graphs, used again by other prompts, by padded batches and from the thread of a stream."""
+    prompts = [prompt for prompt, _ in asked[::8]]
+    for chosen in (prompts[:3], prompts[1:4], prompts[:1], prompts[:3]):
+        inputs = prepare(processor, chosen, card)
+        expected = card.generate(**inputs, max_new_tokens=24, do_sample=False)
+        assert torch.equal(card.generate(**inputs, max_new_tokens=24, do_sample=False, compile=True), expected)
+    inputs = prepare(processor, prompts[:1], card)
+    plain, compiled = (list(card.stream(**inputs, max_new_tokens=24, compile=asks)) for asks in (False, True))
+    assert compiled[-1].text == plain[-1].text
+    for texts in ([SENTENCE], [SENTENCE, "two", "three"], ["two"]):
+        plain, compiled = (card.speak(texts, speaker="iris", seed=0, compile=asks) for asks in (False, True))
+        for ours, other in zip(compiled.waveforms, plain.waveforms, strict=True):
+            torch.testing.assert_close(ours, other, atol=1e-2, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_speech_repeats_and_is_understood(card, half, processor, dtype):
     speaker = card if dtype == torch.float32 else half
@@ -146,6 +163,16 @@ def test_quantised_weights_answer_and_draw(processor, asked, bits):
     replies = answer(model, processor, [prompt for prompt, _ in asked], whisper=False)
     assert np.mean([reply == expected for reply, (_, expected) in zip(replies, asked, strict=True)]) >= 0.85
     assert np.mean([item.right for item in draw_row("drawing", model, processor, None, 8, 93, 8)]) >= 0.75
+
+
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_experts_in_4_bit_are_dequantised_together(tmp_path, length):
+    stacked_experts.decoder().save_pretrained(tmp_path)
+    for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.15)):
+        together, apart = (stacked_experts.load(tmp_path, stacked, dtype, device="cuda") for stacked in (None, False))
+        ours, wanted = (stacked_experts.logits_of(model, length) for model in (together, apart))
+        torch.testing.assert_close(ours, wanted, atol=tolerance, rtol=0)
+        assert all(experts._stacks is not None for experts in stacked_experts.layers_of(together))
 
 
 def test_layers_beyond_the_card_wait_in_main_memory(card, processor, asked):

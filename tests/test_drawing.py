@@ -415,3 +415,14 @@ def test_a_drawing_spends_one_draw_of_the_callers_generator(model, processor):
     model.generate(**inputs, generation_mode="image", num_inference_steps=1, generator=used)
     torch.randint(2**62, (1,), generator=expected)
     assert torch.equal(used.get_state(), expected.get_state())
+
+
+def test_an_image_that_shows_nothing_is_logged(model, processor, monkeypatch, caplog):
+    """The autoencoder's decoder is bent until it paints one colour; images with content are not logged."""
+    vae = model.image_gen.load().vae
+    with caplog.at_level("WARNING", logger="ming"):
+        draw(model, processor, CHATS[:1], seed=1, num_inference_steps=1)
+        assert not caplog.records
+        monkeypatch.setattr(vae.decoder.conv_out, "weight", torch.nn.Parameter(0 * vae.decoder.conv_out.weight))
+        draw(model, processor, CHATS[:2], seed=1, num_inference_steps=1)
+    assert [record.args for record in caplog.records] == [(0,), (1,)]

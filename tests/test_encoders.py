@@ -4,7 +4,13 @@ import pytest
 import torch
 from thinker_helpers import tiny_config
 
-from ming.modeling_encoders import BailingMMWhisperEncoder, audio_projector, projected_lengths, sinusoids
+from ming.modeling_encoders import (
+    BailingMMWhisperEncoder,
+    audio_projector,
+    projected_lengths,
+    sinusoids,
+    split_audio_segments,
+)
 
 
 @pytest.fixture
@@ -32,3 +38,13 @@ def test_lengths_after_the_projector(kernel_size, stride):
     for length in (5, 6, 7, 30):
         (expected,) = projected_lengths(torch.tensor([length]), kernel_size, stride).tolist()
         assert projector(torch.zeros(1, 4, length)).shape == (1, expected, 8)
+
+
+def test_padding_stands_at_either_end_of_a_row():
+    """The processor pads at the end, the library's pipelines at the start; a recording may begin with silence."""
+    frames, silence = torch.arange(1.0, 6.0)[:, None], torch.zeros(2, 1)
+    rows = [torch.cat([frames, silence]), torch.cat([silence, frames]), torch.cat([silence, frames[:3], silence])]
+    segments, lengths = split_audio_segments(torch.stack(rows), torch.tensor([[2, 3], [2, 3], [1, 4]]))
+    assert lengths.tolist() == [2, 3, 2, 3, 1, 4]
+    found = [segment[:length, 0].tolist() for segment, length in zip(segments, lengths, strict=True)]
+    assert found == [[1, 2], [3, 4, 5], [1, 2], [3, 4, 5], [0], [0, 1, 2, 3]]

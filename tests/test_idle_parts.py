@@ -4,8 +4,13 @@ them, and a run is resumed from a distributed checkpoint."""
 import json
 from pathlib import Path
 
+import pytest
+import torch
 import yaml
 from parallel_helpers import run_on_two
+from thinker_helpers import Chat, batch, tiny_config, tiny_model
+
+from ming.modeling_bailing_moe import BailingMoeSeparateExperts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,6 +115,46 @@ def test_two_processes_with_different_media_train_like_one(tmp_path):
     run_on_two(BEGINNING + GRADIENTS, tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert len(report) == 20 and max(report.values()) < 1e-4, report
+
+
+@pytest.fixture
+def group_of_one():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def without_gradients(model: torch.nn.Module) -> set[str]:
+    """The parts of a model that a text alone gives no gradients to, while it trains."""
+    inputs = batch([Chat(1).text(9)])
+    model.train()(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+    return {name.split(".")[0] for name, weight in model.named_parameters() if weight.grad is None}
+
+
+def test_a_process_alone_calls_no_idle_part():
+    parts = {"vision", "audio", "whisper_encoder", "linear_proj", "linear_proj_audio", "linear_proj_whisper"}
+    assert without_gradients(tiny_model()) == {*parts, "talker"}
+
+
+def test_a_group_of_one_trains_every_part(group_of_one):
+    alone = tiny_model()
+    assert without_gradients(alone) == set()
+    assert not any(weight.grad.any() for name, weight in alone.named_parameters() if not name.startswith("model."))
+    # While it answers, nothing waits for the parts.
+    with torch.no_grad():
+        logits = alone.eval()(**batch([Chat(1).text(9)])).logits
+    assert torch.equal(logits, tiny_model()(**batch([Chat(1).text(9)])).logits)
+
+
+def test_experts_that_no_token_visits_take_part(group_of_one):
+    """As modules of their own, which is how quantised ones are."""
+    experts = BailingMoeSeparateExperts(tiny_config().llm_config)
+    states, index, weights = torch.randn(3, 64), torch.tensor([[0, 1]] * 3), torch.full((3, 2), 0.5)
+    for is_training in (True, False):
+        experts.train(is_training).zero_grad()
+        experts(states, index, weights).sum().backward()
+        called = [place for place, expert in enumerate(experts) if expert.down_proj.weight.grad is not None]
+        assert called == list(range(len(experts)) if is_training else range(2))
 
 
 def test_the_shipped_configuration_splits_every_layer(tiny):

@@ -399,7 +399,7 @@ def test_a_cover_image_alone_is_no_video(tmp_path):
         audio = container.add_stream("aac", rate=16000, layout="mono")
         cover = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value  # PyAV 15 takes the number alone
         container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")))
         frame = av.AudioFrame.from_ndarray(tone()[None, :1024].copy(), "fltp", "mono")
         frame.rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from thinker_helpers import IMAGE_TYPE, PAD, Chat, batch, mixed_chats, tiny_config, tiny_model, valid_tokens
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ming.modeling_bailing_moe import router_losses
+from ming.modeling_bailing_moe import BailingMoeExperts, router_losses
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 EXPERTS = ("eager", "grouped_mm", "batched_mm")
@@ -140,6 +140,33 @@ def test_routers_follow_the_token_type(tiny):
     assert torch.equal(outputs[1], outputs[2])
     for a, b in ((0, 1), (0, 3), (1, 3)):
         assert (outputs[a] - outputs[b]).abs().max() > 1e-3
+
+
+def test_images_and_videos_of_another_number_of_patches_per_token():
+    model = tiny_model(vision_config={"spatial_merge_size": 1})
+    vision = model.config.vision_config
+    width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    pixels = torch.randn(20, width, generator=torch.Generator().manual_seed(0)).split([12, 8])
+    grids = torch.tensor([[1, 3, 4]]), torch.tensor([[2, 2, 2]])
+    types = torch.tensor([[0] + [1] * 12 + [0] + [2] * 8])
+    ids = torch.full_like(types, 30)
+    embeds, _ = model.embed(ids, types, pixels[0], grids[0], None, pixels[1], grids[1])
+    close(embeds[0, 1:13], model.get_image_features(pixels[0], grids[0]).pooler_output[0], 1e-5)
+    close(embeds[0, 14:], model.get_video_features(pixels[1], grids[1]).pooler_output[0], 1e-5)
+    assert torch.equal(embeds[0, [0, 13]], model.get_input_embeddings()(ids[0, [0, 13]]))
+
+
+def test_towers_whose_configurations_ask_for_tuples(tiny, encoder, inputs):
+    model = tiny_model()
+    for tower in (model.vision, model.audio, model.whisper_encoder):
+        tower.config.return_dict = False
+    assert torch.equal(logits_of(model, inputs), logits_of(tiny, inputs))
+
+
+def test_positions_of_audio_may_lie_on_another_device(tiny):
+    ids = torch.full((1, 6), 30, device="meta")
+    types = tiny.get_token_types(ids, False, False, torch.tensor([[[1, 2], [4, 1]]]))
+    assert types.device.type == "meta" and types.shape == ids.shape
 
 
 # Caches, kernels, precision
@@ -440,6 +467,30 @@ def test_a_single_token_reads_its_experts_in_place():
         model.set_experts_implementation(name)
         two = experts(states.repeat(2, 1), index.repeat(2, 1), weights.repeat(2, 1))
         torch.testing.assert_close(experts(states, index, weights), two[:1])
+
+
+def test_a_single_token_off_the_cpu_gathers_its_experts():
+    """The device "meta" shows the way that a GPU takes, without values."""
+    experts = BailingMoeExperts(tiny_config().llm_config).to("meta")
+    states, weights = torch.empty(1, 64, device="meta"), torch.empty(1, 2, device="meta")
+    output = experts(states, torch.zeros(1, 2, dtype=torch.long, device="meta"), weights)
+    assert output.shape == (1, 64) and output.device.type == "meta"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normed", [True, False])
+def test_a_block_is_the_weighted_sum_of_its_chosen_experts(normed):
+    """By plain arithmetic: the probabilities of the chosen experts, over their sum if `normed`."""
+    block = tiny_model(llm_config={"norm_topk_prob": normed}).model.model.layers[0].mlp
+    x = torch.randn(1, 7, 64, generator=torch.Generator().manual_seed(0))
+    output, logits = block(x)
+    for token, row in enumerate(x[0]):
+        weights, chosen = logits[token].softmax(dim=-1).topk(block.top_k)
+        expected = block.shared_experts(row)
+        for weight, expert in zip(weights / weights.sum() if normed else weights, chosen, strict=True):
+            gate, up = F.linear(row, block.experts.gate_up_proj[expert]).chunk(2)
+            expected = expected + weight * F.linear(F.silu(gate) * up, block.experts.down_proj[expert])
+        close(output[0, token], expected, 1e-5)
 
 
 # What the library's own tools ask of a model

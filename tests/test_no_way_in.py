@@ -69,6 +69,7 @@ ALLOWED = {
     ("tools/faults.py", "multiprocessing"): "processes that are killed",
     ("tools/faults.py", "socket"): "a free port",
     ("tools/faults.py", "urllib.request"): "asks the server that it started",
+    ("tools/mutants.py", "subprocess"): "mutmut, in a copy",
     ("training/tiny/espeak.py", "ctypes"): "espeak-ng's library",
     ("training/tiny/espeak.py", "subprocess"): "espeak-ng's program",
     ("training/tiny/espeak.py", "importlib"): "whether its package is installed",

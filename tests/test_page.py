@@ -416,7 +416,7 @@ def test_a_picture_is_changed(page):
     drawn = answers(page).locator("img")
     drawn.wait_for()
     picture = Image.open(io.BytesIO(page.request.get(drawn.get_attribute("src")).body()))
-    assert (picture.format, picture.size) == ("PNG", (64, 64))
+    assert (picture.format, picture.size) == ("PNG", (78, 64))  # the proportions of 220 x 180
 
 
 def test_what_cannot_be_read_is_said_and_the_chat_goes_on(page, tmp_path):

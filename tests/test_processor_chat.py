@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -256,7 +257,8 @@ def test_unknown_option_is_named(small):
         ({"role": "user", "content": "hi \ud83d"}, r"HUMAN message has a lone surrogate, '\\ud83d', at 3"),
         (user({"type": "text", "text": "\ude00"}, role="assistant"), "of the assistant message has a lone surrogate"),
         ({"role": "user", "content": 7}, "content of a HUMAN message is a int"),
-        (user({"type": "image", "image": "a.png"}, role="assistant"), "role assistant holds an item of type 'image'"),
+        (user({"type": "image", "image": "a.png"}, role="assistant"), "add a message of the user behind it"),
+        (user({"type": "video", "video": "a.mp4"}, role="assistant"), "'text' and 'image' are accepted there"),
         (user({"type": "image", "image": "a.png"}, role="system"), "role system holds an item of type 'image'"),
     ],
 )
@@ -264,6 +266,18 @@ def test_message_errors(small, message, error):
     for call in (small.apply_chat_template, small.process_vision_info):
         with pytest.raises(ValueError, match=error):
             call([message])
+
+
+@pytest.mark.parametrize("words", [(), (text("Here it is."),)])
+def test_a_drawing_of_the_assistant_is_seen_with_the_next_message(small, words):
+    drawing, own = ({"type": "image", "image": picture((1, 8, 8), seed)} for seed in (1, 2))
+    encode = partial(small.apply_chat_template, tokenize=True, return_dict=True, return_tensors="pt")
+    answered = [user("Draw."), user(drawing, *words, role="assistant"), user(own, text("Make it like this."))]
+    attached = [user("Draw."), user(*words, role="assistant"), user(drawing, own, text("Make it like this."))]
+    seen, expected = encode(answered), encode(attached)
+    assert seen.keys() == expected.keys() and all(torch.equal(seen[name], expected[name]) for name in expected)
+    answered[2] = user("Make it blue.")  # a string instead of a list of items
+    assert len(encode(answered)["image_grid_thw"]) == 1
 
 
 def test_conversation_must_be_a_list(small):

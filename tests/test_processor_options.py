@@ -148,6 +148,9 @@ def test_options_that_are_given_twice_are_refused(processor, group, name, values
 
 def test_token_types_can_be_left_out(processor):
     assert "mm_token_type_ids" not in processor("x", return_mm_token_type_ids=False)
+    assert "attention_mask" not in processor.apply_chat_template(
+        CHATS[0], tokenize=True, return_dict=True, return_attention_mask=False
+    )
 
 
 def test_image_options_reach_images_and_frames(processor):

@@ -76,7 +76,9 @@ def test_decoder_and_encoders_are_quantised_and_the_rest_is_kept(quantised, bits
     assert len(whisper) == 24 and set(whisper) == {kind}
     for name in ("model.lm_head", "linear_proj.0", "linear_proj_audio.3"):
         assert layers[name] is nn.Linear
-    assert layers["audio.encoders.0.mlp.fc1"] is layers["talker.model.model.layers.0.self_attn.q_proj"] is kind
+    assert (
+        layers["audio.encoders.0.feed_forward.w_1"] is layers["talker.model.model.layers.0.self_attn.q_proj"] is kind
+    )
     assert layers["talker.model.lm_head"] is nn.Linear
     assert quantised.get_input_embeddings().weight.dtype == torch.float32
     norms = [module for module in quantised.modules() if "Norm" in type(module).__name__]
@@ -114,18 +116,24 @@ def test_saved_checkpoints_are_reloaded_as_they_are(quantised, bits, tmp_path):
         torch.testing.assert_close(again(input_ids=ids).logits, quantised(input_ids=ids).logits, atol=1e-4, rtol=0)
 
 
-def test_checkpoints_that_listed_sanms_projections_apart_still_load(quantised, bits, tmp_path):
-    """Earlier versions held three layers for the fused one of the file, kept them unquantised and listed each."""
+def test_checkpoints_with_earlier_names_of_sanms_layers_still_load(quantised, bits, tmp_path):
+    """Earlier versions held three layers for a fused one of the file, and named the others differently."""
     own = copy.deepcopy(BITS[bits])
     listed = quantised.config.quantization_config.llm_int8_skip_modules
     fused = [f"audio.encoders{layer}.self_attn.linear_q_k_v" for layer in ("0.0", ".0", ".1", ".2", ".3", ".4")]
-    own.llm_int8_skip_modules = [*listed, *fused]
+    first = "audio.encoders.0."
+    own.llm_int8_skip_modules = [*listed, *fused, f"{first}self_attn.linear_out", f"{first}feed_forward.w_1"]
     options = {"dtype": torch.float32, "device_map": "cpu", "load_talker": False}
     saved = BailingMMNativeForConditionalGeneration.from_pretrained(ROOT, quantization_config=own, **options).eval()
     saved.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     apart = [name.replace("linear_q_k_v", f"{kind}_proj") for name in fused for kind in "qkv"]
-    config["quantization_config"]["llm_int8_skip_modules"] = [*listed, *apart]
+    config["quantization_config"]["llm_int8_skip_modules"] = [
+        *(name for name in listed if name not in fused),
+        *apart,
+        f"{first}self_attn.o_proj",
+        f"{first}mlp.fc1",
+    ]
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     loaded = BailingMMNativeForConditionalGeneration.from_pretrained(tmp_path, **options).eval()
     frames = torch.randn(1, 12, 560, generator=torch.Generator().manual_seed(0))

@@ -60,12 +60,14 @@ ELSEWHERE = {
     "torchrun --standalone --nproc_per_node 2 -m ming finetune": ("test_finetuning.py", '"-m", "ming", "finetune"'),
     "make audit": ("test_audit.py", '"-m", "tools.audit"'),
     "make fuzz": ("test_fuzz.py", "fuzz"),
+    "make mutants": ("test_mutants.py", "run(area"),
     "python -m tools.faults": ("test_faults.py", "kill_often("),
     "python -m benchmarks load_test": ("test_benchmarks.py", "load_test."),
     "python -m training.tiny all": ("test_tiny_recipe.py", '"-m", "training.tiny", "all", "--quick"'),
 }
-# What makes this environment, what runs this test, and what needs several GPUs, of which the page says so.
-NOT_RUN = ("pip install", "make test", "accelerate launch")
+# What makes this environment, what runs this test, what needs several GPUs, of which the page says so, and what needs
+# another environment (`make test-vllm` starts the same engine in its own).
+NOT_RUN = ("pip install", "make test", "accelerate launch", "vllm serve")
 SHORT = {
     "ming finetune": "--steps 1 --batch-size 2",
     "training.tiny.evaluate": "--rows image_qa --samples 2",

@@ -87,6 +87,8 @@ def test_audio_of_unknown_width(tiny):
     inputs["audio_feats"] = inputs["audio_feats"][..., :80]
     with pytest.raises(ValueError, match="width 80 do not fit the SANM encoder .560."):
         tiny(**inputs)
+    with pytest.raises(ValueError, match="width 80 do not fit the Whisper encoder .128."):
+        tiny(**inputs, use_whisper_encoder=True)
 
 
 @pytest.mark.parametrize("flag", PARTS)

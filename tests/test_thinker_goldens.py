@@ -152,6 +152,11 @@ def vision(model, g, pixels, grid, prefix):
     modules = {"patch_embed": tower.patch_embed, "merger": tower.merger, "proj": model.linear_proj}
     modules |= {f"block{i}": block for i, block in enumerate(tower.blocks)}
     hooks = [module.register_forward_hook(record(name)) for name, module in modules.items()]
+    hooks.append(
+        tower.blocks[0].register_forward_pre_hook(
+            lambda module, args, kwargs: recorded.update(kwargs), with_kwargs=True
+        )
+    )
     feature = torch.cat(model.get_image_features(g[pixels], g[grid]).pooler_output)
     for hook in hooks:
         hook.remove()
@@ -159,7 +164,7 @@ def vision(model, g, pixels, grid, prefix):
     positions = get_vision_position_ids(g[grid], size)
     window_index, windows = get_vision_window_index(g[grid], size, tower.window_size, tower.patch_size)
     return {
-        f"{prefix}.rotary_freqs": rotary_angles(tower.rotary_pos_emb, positions),
+        f"{prefix}.rotary_freqs": rotary_angles(tower, positions, window_index, recorded["position_embeddings"]),
         f"{prefix}.window_index": window_index,
         f"{prefix}.cu_window_seqlens": windows,
         f"{prefix}.patch_embed": recorded["patch_embed"],
@@ -171,14 +176,12 @@ def vision(model, g, pixels, grid, prefix):
     }
 
 
-def rotary_angles(rotary, positions):
-    """The angles [P, head_dim / 2] behind the tower's cosines and sines, rebuilt and checked against both."""
-    cos, sin = rotary(torch.zeros(1), positions)
-    half = rotary.inv_freq.shape[0]
-    angles = (positions[..., None] * rotary.inv_freq).flatten(1)
-    assert angles.shape[1] == 2 * half
-    torch.testing.assert_close(cos, torch.cat([angles, angles], dim=1).cos(), atol=1e-6, rtol=0)
-    torch.testing.assert_close(sin, torch.cat([angles, angles], dim=1).sin(), atol=1e-6, rtol=0)
+def rotary_angles(tower, positions, window_index, position_embeddings):
+    """The angles [P, head_dim / 2] behind the cosines and sines that the blocks get, rebuilt and checked by both."""
+    angles = (positions[..., None] * tower.rotary_pos_emb.inv_freq).flatten(1)
+    in_windows = angles.view(len(window_index), -1, angles.shape[1])[window_index].flatten(0, 1)
+    for values, function in zip(position_embeddings, (torch.cos, torch.sin), strict=True):
+        torch.testing.assert_close(values, function(torch.cat([in_windows, in_windows], dim=1)), atol=1e-6, rtol=0)
     return angles
 
 
@@ -304,7 +307,7 @@ def norms(model, g):
         "llm_rmsnorm": model.model.model.layers[0].input_layernorm,
         "vision_rmsnorm": model.vision.blocks[0].norm1,
         "vision_ln_q": model.vision.merger.ln_q,
-        "sanm_layernorm": sanm_encoder.encoders[0].input_layernorm,
+        "sanm_layernorm": sanm_encoder.encoders[0].norm1,
         "whisper_layernorm": whisper_encoder.ln_post,
         "whisper_attn_ln": whisper_encoder.blocks[0].self_attn_layer_norm,
     }

@@ -197,6 +197,8 @@ def test_saved_and_loaded(luna, tmp_path):
     assert path.name == "v1.2 小明.safetensors"
     for source in (path, path.with_name("v1.2 小明.json"), str(path.with_name("v1.2 小明"))):
         assert_same_voice(Voice.load(source), described)
+    facts = path.with_suffix(".json").read_text(encoding="utf-8")
+    assert facts.count("\n") > 6 and '"licence": "MIT"\n' in facts and f'"{luna.prompt_text}"' in facts  # for people
     other = replace(
         luna, mel=MelSettings(24000, n_mels=40), name="b", prompt_mel=torch.zeros(7, 40, dtype=torch.float16)
     )
@@ -210,6 +212,13 @@ def test_committed_voices_are_found(luna, tmp_path):
     for suffix in ("json", "safetensors"):
         shutil.copy(GOLDENS / f"luna.{suffix}", tmp_path)
     assert_same_voice(choose_voice(load_voices(tmp_path), "luna"), luna)
+
+
+def test_what_is_said_for_people_may_be_missing(luna, tmp_path):
+    path = replace(luna, description="a woman", licence="MIT").save(tmp_path).with_suffix(".json")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({key: facts[key] for key in ("prompt_text", "codes_per_second", "mel")}))
+    assert_same_voice(Voice.load(path), luna)
 
 
 def test_loading_errors(luna, tmp_path):

@@ -28,6 +28,7 @@ from ming.release import (
     find_release,
     find_released_voices,
     raise_if_weights_differ,
+    raise_if_words_are_long,
     read_released_codec_bpe,
     read_released_config,
     read_released_detokenizer,
@@ -121,6 +122,7 @@ def adoption_steps(release: Release, target: Path, mode: str) -> list[tuple[str,
     """
     root, config = release.root, read_released_config(release)
     raise_if_weights_differ(config, release.shards)
+    raise_if_words_are_long(release.shards)
     steps: list[tuple[str, Callable[[], object]]] = [
         ("code", partial(copy_code, target)),
         ("configuration", partial(config.save_pretrained, target)),

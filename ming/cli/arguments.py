@@ -5,7 +5,7 @@ import math
 import re
 
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
-from ming.loading import DTYPES, PARTS
+from ming.loading import DTYPES, PARTS, LoadOptions
 from ming.randomness import MAX_SEED
 
 
@@ -50,6 +50,13 @@ def add_device_options(group: argparse._ActionsContainer) -> None:
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps, ...; default: a CUDA GPU if there is one")
     group.add_argument("--dtype", choices=tuple(DTYPES), help="default: float32 on a CPU, else bfloat16")
     group.add_argument("--load-in-4bit", action="store_true", help="a quarter of the memory (bitsandbytes)")
+    text = "compile the steps of text and speech: faster, after a first answer that waits for the compiler"
+    group.add_argument("--compile", action="store_true", help=text)
+
+
+def load_options(args: argparse.Namespace) -> LoadOptions:
+    """What the options of `add_device_options` say."""
+    return LoadOptions(args.device, args.dtype, args.load_in_4bit, args.compile)
 
 
 def add_without_option(group: argparse._ActionsContainer) -> None:

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from ming.cli.arguments import add_device_options, add_without_option, count
+from ming.cli.arguments import add_device_options, add_without_option, count, load_options
 from ming.cli.session import Session
 from ming.cli.usage import Parser
 from ming.loading import PARTS
@@ -46,8 +46,7 @@ def main(arguments: list[str]) -> None:
     source = args.model
     if source and os.path.isdir(source):
         source = os.path.abspath(source)  # the page changes the working directory
-    quantization = "4bit" if args.load_in_4bit else None
-    session = Session(source, device=args.device, dtype=args.dtype, quantization=quantization)
+    session = Session(source, load_options(args))
     model = session.load(*(part for part in PARTS if part not in args.without))
     if args.share or args.host not in LOOPBACK:
         logger.warning("everybody who reaches the page may use the model")

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import uvicorn
 
-from ming.cli.arguments import add_device_options, add_without_option
+from ming.cli.arguments import add_device_options, add_without_option, load_options
 from ming.cli.usage import Parser, UsageError, user_input
 from ming.serving.options import ServerOptions, build_app, set_up_logging
 from ming.serving.settings import LOOPBACK, EngineSettings, Limits, Site
@@ -22,7 +22,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 EXAMPLES = """\
 examples:
   ming serve --model .
-  ming serve --model . --device cuda --dtype bfloat16 --batch 16 --allow-remote
+  ming serve --model . --device cuda --dtype bfloat16 --compile --batch 16 --allow-remote
   MING_API_KEY=secret ming serve --model . --host 0.0.0.0 --without image_gen
 
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
@@ -75,10 +75,8 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
     name = args.name or Path(args.model).resolve().name
     return ServerOptions(
         model=args.model,
-        device=args.device,
-        dtype=args.dtype,
+        loading=load_options(args),
         without=tuple(args.without),
-        load_in_4bit=args.load_in_4bit,
         host=args.host,
         port=args.port,
         log_level=args.log_level,

@@ -12,11 +12,12 @@ import torch
 from tqdm import tqdm
 from transformers.utils import logging as library_logging
 
+from ming.cli.arguments import load_options
 from ming.cli.checks import find_device, find_model, read_config
 from ming.cli.usage import UsageError, user_input
 from ming.components import AUDIO_DETOKENIZER
 from ming.configuration_bailingmm import BailingMMConfig
-from ming.loading import DTYPES, default_dtype, load_model
+from ming.loading import LoadOptions
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
 from ming.source import CheckpointSource
@@ -48,9 +49,7 @@ class Session:
 
     Args:
         model: directory or Hub id; None is the repository that the command runs in.
-        device: its name; None is a CUDA GPU, or the CPU.
-        dtype: a key of `DTYPES`; None chooses by the device.
-        quantization: as of `load_model`.
+        options: where and how the model computes.
         seed: of speech, images and sampled text; None draws one.
         as_json: whether results are written as JSON.
         quiet: whether there are no progress bars.
@@ -62,17 +61,14 @@ class Session:
     def __init__(
         self,
         model: str | None = None,
+        options: LoadOptions | None = None,
         *,
-        device: str | None = None,
-        dtype: str | None = None,
-        quantization: str | None = None,
         seed: int | None = None,
         as_json: bool = False,
         quiet: bool = False,
     ):
-        self.quantization, self.as_json, self.quiet = quantization, as_json, quiet
-        self.device = find_device(device)
-        self.dtype = DTYPES[dtype] if dtype else default_dtype(self.device)
+        self.options, self.as_json, self.quiet = options or LoadOptions(), as_json, quiet
+        self.device = find_device(self.options.device)
         self.source = find_model(model)
         self.config: BailingMMConfig = read_config(self.source)
         with user_input(f"--model {self.source}: "):
@@ -85,15 +81,7 @@ class Session:
     def of_arguments(cls, args: argparse.Namespace) -> "Session":
         """The session that the common options of the command line ask for; sets up logging, too."""
         set_up_logging(args.quiet)
-        return cls(
-            args.model,
-            device=args.device,
-            dtype=args.dtype,
-            quantization="4bit" if args.load_in_4bit else None,
-            seed=args.seed,
-            as_json=args.json,
-            quiet=args.quiet,
-        )
+        return cls(args.model, load_options(args), seed=args.seed, as_json=args.json, quiet=args.quiet)
 
     def read_talker_processor(self) -> BailingMMTalkerProcessor:
         """What the talker needs beside the weights: voices, tokenizer, codec vocabulary.
@@ -154,9 +142,7 @@ class Session:
         """
         log.info("loading %s (text%s) on %s", self.source, "".join(f", {part}" for part in parts), self.device)
         with user_input(f"--model {self.source}: "):
-            model = load_model(
-                self.source, device=self.device, dtype=self.dtype, parts=parts, quantization=self.quantization
-            )
+            model = self.options.load(self.source, parts=parts)
         if self.talker_processor is not None:
             model.components.use(talker_processor=self.talker_processor)
         return model
@@ -174,16 +160,16 @@ class Session:
         """A bar that counts the talker's steps during the block; their number is not known in advance."""
         bars: list[tqdm] = []
 
-        def after_step(module, args, output) -> None:  # the result of a hook would replace the output
+        def after_step() -> None:
             if not bars:  # the bar appears with the first step, since the text of a reply is written before
                 bars.append(self.bar("speaking", None))
             bars[0].update()
 
-        handle = model.talker.register_forward_hook(after_step)
+        model.talker.step_callbacks.append(after_step)
         try:
             yield
         finally:
-            handle.remove()
+            model.talker.step_callbacks.remove(after_step)
             for bar in bars:
                 bar.close()
 

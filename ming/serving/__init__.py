@@ -7,7 +7,7 @@
     engine.py       jobs wait in a queue; one thread runs them on the model (batching.py)
     server.py       routes; the job's events become an answer or a stream (responses.py, audio_formats.py)
 
-openapi.py documents the routes, history.py places images that the assistant made earlier in a chat. options.py builds
-the app from what the command line says (settings.py). With several replicas, cluster.py starts them and failover.py
-passes requests on to them (forwarding.py). page.py is the page in the browser, without HTTP API.
+openapi.py documents the routes, options.py builds the app from what the command line says (settings.py). With several
+replicas, cluster.py starts them and failover.py passes requests on to them (forwarding.py). page.py is the page in the
+browser, without HTTP API.
 """

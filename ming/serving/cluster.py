@@ -104,7 +104,7 @@ class ClusterOptions:
 @contextmanager
 def running_cluster(cluster: ClusterOptions, options: ServerOptions) -> Iterator[ASGIApp]:
     """Replicas while the block runs; gives the ASGI app that clients speak to."""
-    deployment_options = cluster.deployment(options.device, options.settings.batch)
+    deployment_options = cluster.deployment(options.loading.device, options.settings.batch)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported without the user's consent
     if cluster.address is None:  # a Ray of our own has room for all replicas, whatever the machine has
         cores = max(os.cpu_count() or 1, cluster.most * deployment_options["ray_actor_options"]["num_cpus"])

@@ -7,8 +7,9 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from ming.loading import DTYPES, load_model
+from ming.loading import LoadOptions
 from ming.processing_bailingmm import BailingMMProcessor
+from ming.serving.compiling import compile_steps
 from ming.serving.connections import LimitedConnection
 from ming.serving.fetch import Fetcher
 from ming.serving.server import create_app
@@ -23,20 +24,16 @@ class ServerOptions:
 
     Args:
         model: directory or Hub id.
-        device: its name; None chooses by the machine.
-        dtype: a key of `DTYPES`; None chooses by the device.
+        loading: where and how it computes; what is compiled is compiled before the server starts.
         without: parts that are not loaded.
-        load_in_4bit: whether weights are quantised.
         host, port, log_level: where and how the server runs.
         allow_remote: whether images, audio and videos are read from addresses.
         limits, settings, site: see there.
     """
 
     model: str
-    device: str | None
-    dtype: str | None
+    loading: LoadOptions
     without: tuple[str, ...]
-    load_in_4bit: bool
     host: str
     port: int
     log_level: str
@@ -66,15 +63,11 @@ def set_up_logging(level: str) -> None:
 def build_app(options: ServerOptions) -> FastAPI:
     """Load the model and make the app that serves it."""
     without: dict[str, Any] = {f"load_{part}": False for part in options.without}
-    model = load_model(
-        options.model,
-        device=options.device,
-        dtype=DTYPES[options.dtype] if options.dtype else None,
-        quantization="4bit" if options.load_in_4bit else None,
-        **without,
-    )
+    model = options.loading.load(options.model, **without)
     processor = BailingMMProcessor.from_pretrained(options.model)
     limits = options.limits
+    if options.loading.compiled:
+        compile_steps(model, options.settings.batch, limits.new_tokens)
     fetcher = Fetcher(options.allow_remote, limits.remote_bytes, limits.remote_seconds)
     return create_app(model, processor, limits, options.settings, options.site, fetcher)
 

@@ -27,7 +27,6 @@ from ming.files import replacing
 from ming.generation_arguments import raise_if_too_long
 from ming.media import open_container, open_source
 from ming.prompts import TRANSCRIPTION_PROMPT, message_content
-from ming.serving.history import show_made_images
 from ming.serving.prepare import load_components, missing_outputs
 
 logger = logging.getLogger(__name__)
@@ -269,7 +268,7 @@ class Answerer:
         """
         model = self.model
         inputs = self.processor.apply_chat_template(
-            show_made_images([*messages_of(history), {"role": "user", "content": content_of(message)}]),
+            [*messages_of(history), {"role": "user", "content": content_of(message)}],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

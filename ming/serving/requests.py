@@ -23,7 +23,6 @@ from pydantic_core.core_schema import CoreSchema, no_info_after_validator_functi
 from ming.randomness import MAX_SEED
 from ming.serving.engine_jobs import Sampling
 from ming.serving.errors import ApiError
-from ming.serving.history import show_made_images
 from ming.serving.media import MediaReader
 
 
@@ -303,8 +302,6 @@ MEDIA_PARTS: dict[str, tuple[type[Shape], ...]] = {
 def to_chat(messages: list[ChatMessage], reader: MediaReader) -> list[dict[str, Any]]:
     """Messages of a request -> a chat for the processor, with its images, audio and videos read and checked.
 
-    Images that the assistant made stand in the message of the user that follows.
-
     Raises:
         ApiError: media in messages that hold none, a chat that does not end with the user, or unusable media.
     """
@@ -321,7 +318,7 @@ def to_chat(messages: list[ChatMessage], reader: MediaReader) -> list[dict[str, 
             _check_parts(content, message.role, place)
             content = [_to_item(part, reader, f"{place}.{number}") for number, part in enumerate(content)]
         chat.append({"role": ROLES.get(message.role, message.role), "content": content or ""})
-    return show_made_images(chat)
+    return chat
 
 
 def _check_parts(content: list[Part], role: str, place: str) -> None:

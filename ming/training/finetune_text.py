@@ -38,8 +38,8 @@ LORA_MODULES = {
     "attention": r"model\.model\.layers\.\d+\.attention\.(query_key_value|dense)",
     "dense": r"model\.model\.layers\.\d+\.mlp\.(shared_experts\.)?(gate|up|down)_proj",
     "vision": r"vision\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(gate|up|down)_proj)|linear_proj\.[02468]",
-    "audio": r"(audio\.encoders\d?|whisper_encoder\.blocks)\..*(self_attn\.(linear_q_k_v|\w_proj)|out_proj|fc\d)"
-    r"|linear_proj_(audio|whisper)\.[03579]",
+    "audio": r"audio\.encoders\d?\..*(linear_q_k_v|linear_out|w_\d)"
+    r"|whisper_encoder\.blocks\..*(self_attn\.\w_proj|out_proj|fc\d)|linear_proj_(audio|whisper)\.[03579]",
 }
 # The routed experts of a layer are two stacks [E, out, in].
 LORA_PARAMETERS = {"experts": ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")}
