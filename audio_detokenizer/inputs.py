@@ -13,6 +13,7 @@ from .configuration_audio_detokenizer import AudioDetokenizerConfig
 
 # Codes and mel of a prompt may differ in length by this much: two front ends cut them from one recording.
 PROMPT_TOLERANCE_SECONDS = 0.1
+MOST_STEPS = 10_000
 
 Rows: TypeAlias = Sequence[torch.Tensor] | torch.Tensor
 
@@ -135,9 +136,13 @@ def generator_rows(
 
 
 def raise_if_no_steps(num_steps: int | None) -> None:
-    """Raise a ValueError for a number of solver steps that is not a whole number of at least 1 (or None)."""
-    if num_steps is not None and (isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 1):
+    """Raise a ValueError for a number of solver steps that is not a whole number of 1 to `MOST_STEPS` (or None)."""
+    if num_steps is None:
+        return
+    if isinstance(num_steps, bool) or not isinstance(num_steps, Integral) or num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, not {num_steps!r}: it counts the steps of the flow's solver")
+    if num_steps > MOST_STEPS:
+        raise ValueError(f"num_steps must be at most {MOST_STEPS:,}, not {str(num_steps)[:80]}")
 
 
 def streaming_settings(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -184,6 +184,8 @@ TOKEN_SETTINGS = (*("pad_token_id", "bos_token_id", "eos_token_id", "forced_bos_
 
 def shown(value: Any) -> str:
     """A value for errors, not longer than a line whatever it is."""
+    if isinstance(value, torch.Tensor) and value.is_nested:
+        return "<nested Tensor>"
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"<{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}>"
     if isinstance(value, (str, bytes, bool, float, Integral)) or value is None:
@@ -307,7 +309,8 @@ def raise_if_not_plain(name: str, tensor: torch.Tensor, on_meta: bool = False) -
     Raises:
         ValueError: it names the tensor.
     """
-    if tensor.layout != torch.strided or tensor.is_quantized or (tensor.is_meta and not on_meta):
+    unusual = tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized
+    if unusual or (tensor.is_meta and not on_meta):
         raise ValueError(
             f"{name}={shown(tensor)} is sparse, quantised, nested or on the meta device; pass a plain tensor"
         )

@@ -83,6 +83,8 @@ CUT_OFF_SECONDS, CUT_OFF_SHARE = 0.5, 0.1  # what a file lacks before it counts 
 # Formats of Pillow that run other programs (Ghostscript, for EPS) or only hand a file on to a handler.
 REFUSED_IMAGE_FORMATS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "FPX", "MIC")
 HEADERLESS_ENDINGS = (".raw", ".pcm", ".sw", ".sb", ".uw", ".ub", ".s8", ".s16", ".u8", ".al", ".ul", ".alaw", ".ulaw")
+HEADERLESS_ENDINGS += (".s24", ".s32", ".f32", ".f64", ".l16", ".g722", ".vox", ".bin", ".dat")
+HEADERLESS_REMEDY = "samples without a header have no known rate; save it as wav, or pass (array, rate)"
 TRANSPARENT_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "RGBa")
 
 SIGNATURES = (
@@ -195,32 +197,38 @@ def unreadable(kind: str, source: Any, reason: object) -> ValueError:
 
 
 def decode_base64(text: str, what: str) -> bytes:
-    """The bytes of base64 text, which may have line ends, or of a data URL; `what` names it in errors.
+    """The bytes of base64 text, or of a data URL; `what` names it in errors.
+
+    The text may have line ends, the alphabet of URLs (`-` and `_`), and no padding.
 
     Raises:
         ValueError: the text is neither.
     """
+    if isinstance(text, str) and text[:5].lower() == "data:":
+        return split_data_url(text, what)[1]
     try:
-        if isinstance(text, str) and text[:5].lower() == "data:":
-            return split_data_url(text)[1]
-        return base64.b64decode("".join(text.split()), validate=True)
+        plain = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"the base64 data of {what} cannot be decoded: {error}; give plain base64 or data:<type>;base64,<data>"
         ) from error
 
 
-def split_data_url(url: str) -> tuple[str, bytes]:
+def split_data_url(url: str, what: str = "the data URL") -> tuple[str, bytes]:
     """Split `data:<type>;base64,<data>` into the type (`"image/png"`, or "" where none is given) and the bytes.
+
+    Args:
+        what: names it in errors.
 
     Raises:
         ValueError: the URL has another form, or its data are not base64.
     """
     header, comma, payload = url.partition(",")
     scheme, _, kind = header.partition(":")
-    if not comma or scheme.lower() != "data" or not kind.endswith(";base64"):
+    if not comma or scheme.lower() != "data" or kind[-7:].lower() != ";base64":
         raise ValueError("a data URL must look like data:<type>;base64,<data>")
-    return kind.removesuffix(";base64"), decode_base64(payload, "the data URL")
+    return kind[:-7], decode_base64(urllib.parse.unquote(payload), what)
 
 
 def _download(url: str, kind: str) -> bytes:
@@ -277,7 +285,7 @@ def open_source(source: Any, kind: str) -> BinaryIO:
     text = os.fspath(source)
     if text.startswith(("http://", "https://")):
         return io.BytesIO(_download(text, kind))
-    if text.startswith("data:"):
+    if text[:5].lower() == "data:" and not os.path.isfile(text):  # a file may have such a name
         try:
             return io.BytesIO(split_data_url(text)[1])
         except ValueError as error:
@@ -334,6 +342,8 @@ def open_container(file: BinaryIO, source: Any, kind: str) -> Iterator[Any]:
     except (av.error.FFmpegError, OSError) as error:
         is_foreign = getattr(error, "errno", None) == errno.EINVAL
         reason = "it is no container of media" if is_foreign else getattr(error, "strerror", None) or error
+        if kind == "audio" and found is None and isinstance(error, av.error.InvalidDataError):
+            reason = f"{reason}; {HEADERLESS_REMEDY}"
         raise unreadable(kind, source, f"{reason}{describe_kind(found)}") from error
 
 
@@ -765,9 +775,7 @@ def _raise_if_headerless(source: Any) -> None:
         with open_source(source, "audio") as file:
             kind = file_kind(file.read(64))
         if kind is None:
-            raise unreadable(
-                "audio", source, "samples without a header have no known rate; save it as wav, or pass (array, rate)"
-            )
+            raise unreadable("audio", source, HEADERLESS_REMEDY)
 
 
 def _rate_of(rate: Any, samples: Any) -> int:

@@ -248,3 +248,10 @@ def test_steps_that_cannot_be_made_are_refused(model, steps):
     for call in (lambda: model.decode([codes], VOICE, num_steps=steps), lambda: model.stream(VOICE, num_steps=steps)):
         with pytest.raises(ValueError, match=f"num_steps must be at least 1, not {steps!r}"):
             call()
+
+
+def test_steps_that_would_take_for_ever_are_refused(model):
+    codes = torch.randint(16, (20,), generator=seeded(1))
+    for call in (lambda: model.decode([codes], VOICE, num_steps=10**9), lambda: model.stream(VOICE, num_steps=10**9)):
+        with pytest.raises(ValueError, match="num_steps must be at most 10,000, not 1000000000"):
+            call()

@@ -28,6 +28,11 @@ TENSORS = [  # argument, value, what the message says
     ("input_ids", IDS[:, :0], r"input_ids=<Tensor of shape \(2, 0\) .* is empty"),
     ("input_ids", IDS.to_sparse(), "input_ids=.* is sparse, quantised, nested or on the meta device; pass a plain"),
     ("input_ids", IDS.to("meta"), "input_ids=.* is sparse, quantised, nested or on the meta device; pass a plain"),
+    (
+        "input_ids",
+        torch.nested.nested_tensor([IDS[0], IDS[1, :3]]),
+        "input_ids=<nested Tensor> is sparse, quantised, nested",
+    ),
     ("input_ids", QUANTISED, "input_ids=.* is sparse, quantised, nested or on the meta device; pass a plain"),
     ("input_ids", IDS + VOCABULARY, "input_ids holds values from 350 to 357; only 0 to 319 are tokens of the model"),
     ("input_ids", -IDS, "input_ids holds values from -37 to -30; only 0 to 319 are tokens"),

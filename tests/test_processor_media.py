@@ -322,12 +322,17 @@ def test_url_errors(server, monkeypatch):
 def test_data_urls_and_base64():
     assert split_data_url("data:image/png;base64,aGVsbG8=") == ("image/png", b"hello")
     assert split_data_url("DATA:;base64,") == ("", b"")
+    assert split_data_url("DATA:audio/wav;BASE64,aGVsbG8%3D") == ("audio/wav", b"hello")
+    for text in ("++//aA==", "--__aA==", "--__aA", "++//\r\naA=="):
+        assert decode_base64(text, "it") == b"\xfb\xef\xffh"
+    with pytest.raises(ValueError, match="^the base64 data of it cannot be decoded: Invalid[^;]*; give plain base64 or"):
+        decode_base64("data:;base64,a", "it")
     for url in ("data:image/png,abc", "data:image/png;base64", "image/png;base64,abc"):
         with pytest.raises(ValueError, match="a data URL must look like data:<type>;base64,<data>"):
             split_data_url(url)
     with pytest.raises(ValueError, match="the base64 data of the data URL cannot be decoded"):
         split_data_url("data:image/png;base64,a")
-    for text in ("a", "aGVsbG8", "%%", 7):
+    for text in ("a", "aGVsb", "%%", 7):
         with pytest.raises(ValueError, match="the base64 data of this thing cannot be decoded"):
             decode_base64(text, "this thing")
 
@@ -565,3 +570,17 @@ def test_broken_video_files(tmp_path):
 def test_video_option_errors(options, message):
     with pytest.raises(ValueError, match=message):
         VideoOptions(**options)
+
+
+def test_a_file_may_be_named_like_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("data:x.wav", "10:20.wav", "http:x.wav"):
+        soundfile.write(tmp_path / name, np.full(1600, 0.25), 16000, format="WAV")
+        assert load_audio(name, 16000)[0].shape == (1, 1600)
+
+
+@pytest.mark.parametrize("name", ["a.l16", "a.g722", "a.f32", "a.vox", "a.bin", "a"])
+def test_samples_without_a_header_are_refused_with_the_remedy(tmp_path, name):
+    (tmp_path / name).write_bytes(np.random.default_rng(0).integers(0, 256, 4000, dtype=np.uint8).tobytes())
+    with pytest.raises(ValueError, match="samples without a header have no known rate; save it as wav"):
+        load_audio(tmp_path / name, 16000)

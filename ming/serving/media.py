@@ -11,7 +11,7 @@ import av
 from av.container import InputContainer
 from PIL import Image, UnidentifiedImageError
 
-from ming.media import CONTAINER_OPTIONS, NamedBytes, file_kind
+from ming.media import CONTAINER_OPTIONS, HEADERLESS_REMEDY, NamedBytes, file_kind
 from ming.serving.errors import ApiError, shorten
 from ming.serving.fetch import Fetcher, decode_field
 from ming.serving.settings import Limits
@@ -102,7 +102,8 @@ class MediaReader:
         if (found := file_kind(data)) not in ACCEPTED[kind]:
             article = "an" if found and found[0] in "aeiou" else "a"
             what = "of an unknown kind" if found is None else f"{article} {found} file"
-            raise _unreadable(kind, data, param, f"it is {what}")
+            remedy = f"; {HEADERLESS_REMEDY}" if kind == "audio" and found is None else ""
+            raise _unreadable(kind, data, param, f"it is {what}{remedy}")
         return data
 
     def _check_pixels(self, width: int, height: int, param: str) -> None:

@@ -198,6 +198,15 @@ class ChatRequest(Request):
     reasoning_effort: Annotated[Any, Neutral("none")] = None
     verbosity: Annotated[Any, Neutral("medium")] = None
     service_tier: Annotated[Any, Neutral("auto", "default")] = None
+    prediction: Annotated[Any, Neutral({})] = None
+    web_search_options: Annotated[Any, Neutral({})] = None
+    chat_template_kwargs: Annotated[Any, Neutral({})] = None
+    truncation: Annotated[Any, Neutral("disabled")] = None
+    repetition_penalty: Annotated[Any, Neutral(1, 1.0)] = None
+    min_p: Annotated[Any, Neutral(0, 0.0)] = None
+    best_of: Annotated[Any, Neutral(1)] = None
+    echo: Annotated[Any, Neutral(False)] = None
+    ignore_eos: Annotated[Any, Neutral(False)] = None
 
     @property
     def sampling(self) -> Sampling:
@@ -213,7 +222,7 @@ class ChatRequest(Request):
         Raises:
             ApiError: more than four, or an empty one.
         """
-        words = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        words = (self.stop,) if self.stop and isinstance(self.stop, str) else tuple(self.stop or ())
         if len(words) > 4 or not all(words):
             raise ApiError(f"stop: {len(words)} strings; give up to four, none of them empty", "stop")
         return words
