@@ -82,8 +82,10 @@ COUNTED_CONTAINERS = ("mov", "matroska", "wav", "w64", "flac", "ogg")  # their l
 CUT_OFF_SECONDS, CUT_OFF_SHARE = 0.5, 0.1  # what a file lacks before it counts as cut off; both must be exceeded
 # Formats of Pillow that run other programs (Ghostscript, for EPS) or only hand a file on to a handler.
 REFUSED_IMAGE_FORMATS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "FPX", "MIC")
-HEADERLESS_ENDINGS = (".raw", ".pcm", ".sw", ".sb", ".uw", ".ub", ".s8", ".s16", ".u8", ".al", ".ul", ".alaw", ".ulaw")
-HEADERLESS_ENDINGS += (".s24", ".s32", ".f32", ".f64", ".l16", ".g722", ".vox", ".bin", ".dat")
+HEADERLESS_ENDINGS = (
+    *(".raw", ".pcm", ".sw", ".sb", ".uw", ".ub", ".s8", ".s16", ".u8", ".al", ".ul", ".alaw", ".ulaw"),
+    *(".s24", ".s32", ".f32", ".f64", ".l16", ".g722", ".vox", ".bin", ".dat"),
+)
 HEADERLESS_REMEDY = "samples without a header have no known rate; save it as wav, or pass (array, rate)"
 TRANSPARENT_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "RGBa")
 

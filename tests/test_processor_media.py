@@ -325,7 +325,9 @@ def test_data_urls_and_base64():
     assert split_data_url("DATA:audio/wav;BASE64,aGVsbG8%3D") == ("audio/wav", b"hello")
     for text in ("++//aA==", "--__aA==", "--__aA", "++//\r\naA=="):
         assert decode_base64(text, "it") == b"\xfb\xef\xffh"
-    with pytest.raises(ValueError, match="^the base64 data of it cannot be decoded: Invalid[^;]*; give plain base64 or"):
+    with pytest.raises(
+        ValueError, match="^the base64 data of it cannot be decoded: Invalid[^;]*; give plain base64 or"
+    ):
         decode_base64("data:;base64,a", "it")
     for url in ("data:image/png,abc", "data:image/png;base64", "image/png;base64,abc"):
         with pytest.raises(ValueError, match="a data URL must look like data:<type>;base64,<data>"):
