@@ -228,7 +228,7 @@ def client_of(url: str) -> openai.OpenAI:
 
 def endlessly_shuffled(kinds: list[Request], seed: int) -> Iterator[Request]:
     """All kinds in an order of their own, again and again."""
-    order = random.Random(seed)
+    order = random.Random(seed)  # nosec B311
     while True:
         yield from order.sample(kinds, len(kinds))
 
@@ -297,7 +297,7 @@ def serving(model: str, device: str, log: Path) -> Iterator[tuple[str, subproces
     command = [sys.executable, "-m", "ming", "serve", "--model", model, "--name", NAME, "--port", str(port)]
     command += ["--device", device, "--queue", str(QUEUE), "--log-level", "warning"]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)  # nosec B603
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
     try:
         while not is_healthy(url):

@@ -104,7 +104,8 @@ def main() -> None:
     if not command or command[0].startswith("-"):
         raise SystemExit(__doc__)
     with tempfile.TemporaryDirectory(prefix="bare-machine-") as folder:
-        raise SystemExit(subprocess.run(command, env=prepare(Path(folder)), check=False).returncode)
+        done = subprocess.run(command, env=prepare(Path(folder)), check=False)  # nosec B603
+        raise SystemExit(done.returncode)
 
 
 if __name__ == "__main__":

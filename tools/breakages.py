@@ -128,7 +128,7 @@ BREAKAGES = (
 def copy_repository(target: Path) -> None:
     """Copy the files that git knows, or would know."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")  # nosec B603
     for name in filter(None, names):
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def is_noticed(breakage: Breakage, copy: Path) -> bool:
     path.write_text(right.replace(breakage.right, breakage.wrong), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *breakage.tests]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)  # nosec B603
     path.write_text(right, encoding="utf-8")
     if done.returncode not in (0, 1):
         raise RuntimeError(

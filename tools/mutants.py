@@ -121,7 +121,7 @@ def mutmut(copy: Path, *words: str) -> str:
     """
     command = [sys.executable, "-W", "ignore", "-m", "mutmut", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)  # nosec B603
     if done.returncode:
         raise RuntimeError(
             f"mutmut {words[0]} ended with {done.returncode}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
