@@ -264,13 +264,20 @@ PLAYLIST = b"#EXTM3U\n#EXTINF:5,\nhttp://127.0.0.1/secret.ts\n#EXT-X-ENDLIST\n"
         (b"ffconcat version 1.0\nfile x\n", "a playlist file"),
         (b"<svg/>", "a svg file"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "a postscript file"),
-        (b"", "of an unknown kind"),
+        (b"", "empty"),
     ],
 )
 def test_playlists_and_scripts_are_no_media(data, what):
     for read_as in (reader().image, reader().audio, reader().video):
         with pytest.raises(ApiError, match=f"it is {what}; accepted are"):
             read_as(data, "p")
+
+
+def test_samples_without_a_header_are_refused_with_the_remedy():
+    with pytest.raises(
+        ApiError, match="of an unknown kind; samples without a header .* pass .array, rate.; accepted are"
+    ):
+        reader().audio(bytes(range(1, 200)), "p")
 
 
 def test_media_of_another_kind_and_broken_media():

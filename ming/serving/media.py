@@ -101,8 +101,8 @@ class MediaReader:
         data = data if isinstance(data, NamedBytes) else NamedBytes(data, param)
         if (found := file_kind(data)) not in ACCEPTED[kind]:
             article = "an" if found and found[0] in "aeiou" else "a"
-            what = "of an unknown kind" if found is None else f"{article} {found} file"
-            remedy = f"; {HEADERLESS_REMEDY}" if kind == "audio" and found is None else ""
+            what = f"{article} {found} file" if found else "of an unknown kind" if data else "empty"
+            remedy = f"; {HEADERLESS_REMEDY}" if data and kind == "audio" and found is None else ""
             raise _unreadable(kind, data, param, f"it is {what}{remedy}")
         return data
 
