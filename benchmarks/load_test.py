@@ -214,7 +214,9 @@ def outcome_of(request: Request, client: openai.OpenAI, known: dict[str, Any]) -
     except openai.RateLimitError:
         return FULL
     except openai.APIStatusError as error:
-        return REFUSED if error.status_code < 500 else f"failed ({error.status_code})"
+        if request.outcome == REFUSED and error.status_code < 500:
+            return REFUSED
+        return f"failed ({error.status_code}: {error.message[:80]})"
     except (openai.APIConnectionError, httpx.HTTPError) as error:
         return f"failed ({type(error).__name__})"
     if request.outcome == ANSWERED and request.repeats and known.setdefault(request.kind, answer) != answer:

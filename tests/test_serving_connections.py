@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import httpx
@@ -162,6 +162,41 @@ def test_lengths_that_lie(served):
     for value in ("-1", "1e9", "0x10"):
         with served.connection(head("/echo", f"content-length: {value}")) as connection:
             assert b" 400 " in read_all(connection)
+
+
+def answers_of(connection: socket.socket, number: int) -> bytes:
+    """What comes until so many answers have begun, and a moment longer."""
+    data, deadline = b"", time.monotonic() + PATIENCE
+    while data.count(b"HTTP/1.1 ") < number and time.monotonic() < deadline:
+        data += connection.recv(65536)
+    connection.settimeout(0.1)
+    with suppress(TimeoutError):
+        data += connection.recv(65536)
+    connection.settimeout(PATIENCE)
+    return data
+
+
+@pytest.mark.parametrize("pause", [0.0, 1.1 * LIMITS.head_seconds], ids=["at once", "slowly"])
+def test_a_body_that_follows_its_refusal_is_no_head(served, pause):
+    """A client sends on after a 429 or 413: what it sends is read, and its connection serves the next request."""
+    size = 3 * HEAD_BYTES
+    with served.connection(head("/echo", f"content-length: {size}")) as connection:
+        assert b" 413 " in answers_of(connection, 1)
+        connection.sendall(b"a" * (size // 2))
+        time.sleep(pause)
+        connection.sendall(b"a" * (size - size // 2))
+        connection.sendall(head("/echo", "content-length: 3") + b"abc")
+        answer = answers_of(connection, 1)
+    assert answer.count(b"HTTP/1.1 ") == 1 and b" 200 " in answer and answer.endswith(b"3")
+
+
+def test_a_refused_body_without_end_is_cut_off(served):
+    with served.connection(head("/echo", "content-length: 100000000")) as connection:
+        sender = threading.Thread(target=drip, args=(connection, b"a"))
+        sender.start()
+        answer = read_all(connection)
+        sender.join()
+    assert answer.count(b"HTTP/1.1 ") == 1 and b" 413 " in answer
 
 
 def test_bodies_of_all_requests_have_a_limit(served):

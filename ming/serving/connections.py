@@ -1,17 +1,18 @@
 """The limits of a connection, which come before those of a request: how many, how slow, how large a head.
 
-uvicorn waits for ever for the head of a request, and for a client that does not read; with httptools it also reads
-heads of any size.
+uvicorn waits for ever for the head of a request, and for a client that does not read. The parser is h11, which is
+there with every uvicorn: which one parses must not depend on what else is installed.
 """
 
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ming.serving.settings import Limits
 
-HEAD_BYTES = 64 << 10  # of the first line and the headers of a request
+HEAD_BYTES = 64 << 10  # of the first line and the headers of a request; h11's limit
 REFUSALS = {
     408: b"HTTP/1.1 408 Request Timeout\r\n",
     431: b"HTTP/1.1 431 Request Header Fields Too Large\r\n",
@@ -19,7 +20,7 @@ REFUSALS = {
 }
 
 
-class LimitedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+class LimitedConnection(H11Protocol):
     """uvicorn's HTTP protocol, which ends a connection beyond the limits.
 
     Args:
@@ -51,12 +52,22 @@ class LimitedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         """Bytes of a head or a body."""
         if self.transport.is_closing():
             return
+        was_reading_body = self._is_reading_body()
         self._head_bytes += len(data)
         super().data_received(data)
         if self._is_busy():
             self._stop("head")
-        elif self._head_bytes > HEAD_BYTES:
+        elif self._is_reading_body():
+            self._head_bytes = 0
+        elif was_reading_body:
+            self._await_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP, or has a head without end."""
+        if not self._is_busy() and self._head_bytes > HEAD_BYTES:
             self._refuse(431)
+        else:
+            super().send_400_response(msg)
 
     def on_response_complete(self) -> None:
         """An answer was handed over; the next request may come."""
@@ -78,9 +89,15 @@ class LimitedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         """Whether the head of a request is complete and its answer is not."""
         return self.cycle is not None and not self.cycle.response_complete
 
+    def _is_reading_body(self) -> bool:
+        """Whether a body is on its way. It may be that of a request which was answered without it: read to its end,
+        since clients that are still sending do not look for an answer."""
+        return self.conn.their_state is h11.SEND_BODY
+
     def _await_head(self) -> None:
         self._head_bytes = 0
-        self._start("head", self._limits.head_seconds, self._give_up)
+        seconds = self._limits.body_seconds if self._is_reading_body() else self._limits.head_seconds
+        self._start("head", seconds, self._give_up)
 
     def _give_up(self) -> None:
         """No request came. A connection that was idle, or is closing, has nothing to be told."""
