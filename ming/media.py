@@ -33,6 +33,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
 from .argument_checks import LARGEST_NUMBER, raise_if_no_number, shown_number
+from .file_ends import describe_end
 
 logger = logging.get_logger(__name__)
 
@@ -78,7 +79,7 @@ CONTAINERS = (
 )
 # No protocol is allowed: the file itself is read by Python.
 CONTAINER_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "none"}
-COUNTED_CONTAINERS = ("mov", "matroska", "wav", "w64", "flac", "ogg")  # their length is written, not estimated
+COUNTED_CONTAINERS = ("mov", "matroska", "wav", "flac", "ogg")  # their length is written, not estimated
 CUT_OFF_SECONDS, CUT_OFF_SHARE = 0.5, 0.1  # what a file lacks before it counts as cut off; both must be exceeded
 # Formats of Pillow that run other programs (Ghostscript, for EPS) or only hand a file on to a handler.
 REFUSED_IMAGE_FORMATS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "FPX", "MIC")
@@ -398,13 +399,20 @@ def stated_seconds(container: Any, stream: Any) -> float | None:
     return container.duration / 1e6 if alone and container.duration is not None else None
 
 
-def warn_if_cut_off(stated: float | None, found: float, source: Any, kind: str) -> None:
-    """Log a warning about a file that ends long before its header says."""
+def warn_about_end(file: BinaryIO, stated: float | None, found: float, source: Any, kind: str) -> None:
+    """Log a warning about a file that ends long before its header says, or behind which another one begins.
+
+    Args:
+        file: the whole file.
+        stated, found: seconds.
+    """
     if stated is not None and stated - found > max(CUT_OFF_SECONDS, CUT_OFF_SHARE * stated):
         logger.warning(
             f"{kind} {describe(source)} ends after {found:.2f} s, but its header says {stated:.2f} s; it is probably "
             "cut off, and what is missing is not seen or heard"
         )
+    elif wrong := describe_end(file):
+        logger.warning(f"{kind} {describe(source)} {wrong}")
 
 
 def smart_resize(
@@ -741,7 +749,7 @@ def _decode_audio(
             if stop < block.shape[1]:
                 break
         else:
-            warn_if_cut_off(stated, seen / max(rate, 1), source, kind)
+            warn_about_end(file, stated, seen / max(rate, 1), source, kind)
     if not parts:
         raise unreadable(kind, source, "no samples")
     return torch.cat(parts, dim=1), rate

@@ -42,7 +42,7 @@ from .media import (
     smart_resize,
     stated_seconds,
     unreadable,
-    warn_if_cut_off,
+    warn_about_end,
 )
 
 logger = logging.get_logger(__name__)
@@ -270,7 +270,7 @@ def _probe_video(file: BinaryIO, source: Any) -> Timeline:
                 raise unreadable("video", source, f"more than {MAX_VIDEO_FRAMES:,} frames; cut it")
         rate = stream.average_rate or stream.guessed_rate
         if stamps:
-            warn_if_cut_off(stated_seconds(container, stream), end - min(stamps), source, "video")
+            warn_about_end(file, stated_seconds(container, stream), end - min(stamps), source, "video")
     if not stamps:
         raise unreadable("video", source, "no frames")
     return Timeline.of(stamps, end, float(rate) if rate else None)

@@ -16,8 +16,9 @@ import torch
 from PIL import Image, ImageDraw
 from processor_helpers import released_processor
 
+from ming.file_ends import describe_end
 from ming.media import NamedBytes, file_kind, has_audio_track, load_audio, load_image, resize_image
-from ming.serving.audio_formats import ENCODERS
+from ming.serving.audio_formats import WavEncoder
 from ming.serving.audio_formats import encode as encode_response
 from ming.video import VideoOptions, load_video
 
@@ -221,12 +222,12 @@ def test_base64_with_line_ends_and_data_urls(processor):
 
 def test_what_the_server_writes_is_read_back():
     waveform = torch.from_numpy(tone(24000, 2.0))
-    for name in ("wav", "flac"):
-        encoder = ENCODERS[name](24000)
-        sent = b"".join([encoder.push(waveform[:20000]), encoder.push(waveform[20000:]), encoder.finish()])
-        for data in (sent, encode_response(waveform, 24000, name)):
-            read, rate = load_audio(data)
-            assert rate == 24000 and read.shape == (1, 48000) and (read[0] - waveform).abs().max() < 1e-4
+    encoder = WavEncoder(24000)
+    streamed = encoder.push(waveform[:20000]) + encoder.push(waveform[20000:])
+    for data in (streamed, *(encode_response(waveform, 24000, name) for name in ("wav", "flac"))):
+        read, rate = load_audio(data)
+        assert rate == 24000 and read.shape == (1, 48000) and (read[0] - waveform).abs().max() < 1e-4
+        assert len(soundfile.read(io.BytesIO(data))[0]) == 48000
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
@@ -442,6 +443,97 @@ def test_a_file_that_ends_early_is_answered_with_a_warning(caplog):
     for name in ("right.mp4", "vfr_screen.mp4", "cover_first.mkv", "vfr_as_cfr.mp4"):
         load_video(DATA / name)
     assert not caplog.records
+
+
+def write_audio(form, codec, rate=44100, seconds=4.0) -> bytes:
+    """A tone, written by FFmpeg."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone(rate, seconds)[None], format="fltp", layout="mono")
+        frame.rate = rate
+        sample_format = stream.codec_context.codec.audio_formats[0]
+        pieces = av.AudioResampler(sample_format, "mono", rate, stream.codec_context.frame_size or 1024)
+        for part in (*pieces.resample(frame), *pieces.resample(None)):
+            container.mux(stream.encode(part))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def write_video(form, codec, options=None, pixels="yuv420p") -> bytes:
+    """Four seconds of noise, written by FFmpeg."""
+    file, noise = io.BytesIO(), np.random.default_rng(0)
+    with av.open(file, "w", format=form, options=options or {}) as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        for _ in range(32):
+            frame = noise.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+AUDIO_FORMATS = {
+    "wav": ("wav", "pcm_s16le"),
+    "w64": ("w64", "pcm_s16le"),
+    "aiff": ("aiff", "pcm_s16be"),
+    "au": ("au", "pcm_s16be"),
+    "caf": ("caf", "pcm_s16le"),
+    "mp3": ("mp3", "libmp3lame"),
+    "opus": ("ogg", "libopus", 48000),
+    "flac": ("flac", "flac"),
+    "m4a": ("ipod", "aac"),
+    "tta": ("tta", "tta"),
+    "mka": ("matroska", "libopus", 48000),
+}
+VIDEO_FORMATS = {
+    "avi": ("avi", "mpeg4"),
+    "flv": ("flv", "flv1"),
+    "gif": ("gif", "gif", None, "rgb8"),
+    "mp4": ("mp4", "libx264"),
+    "fragments": ("mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}),
+    "mkv": ("matroska", "libx264"),
+    "wmv": ("asf", "wmv2"),
+}
+READ_TO_THE_END = ("mp3", "opus", "flac", "au", "mka")
+WITHOUT_INDEX = ("m4a", "mp4")  # their index stands at the end
+
+
+@pytest.mark.parametrize("name", [*AUDIO_FORMATS, *VIDEO_FORMATS])
+def test_files_that_are_cut_off_are_told_in_every_format_that_knows_its_end(name, caplog):
+    is_audio = name in AUDIO_FORMATS
+    data = write_audio(*AUDIO_FORMATS[name]) if is_audio else write_video(*VIDEO_FORMATS[name])
+    read = load_audio if is_audio else load_video
+    read(data)
+    assert not caplog.records
+    part = data[: len(data) * 6 // 10]
+    if name in WITHOUT_INDEX:
+        with pytest.raises(ValueError, match="cannot read"):
+            read(part)
+    else:
+        read(part)
+        assert caplog.text.count("it is probably cut off") == 1
+
+
+@pytest.mark.parametrize("name", [*AUDIO_FORMATS, "avi", "fragments", "mp4", "wmv"])
+def test_joined_files_are_read_to_the_end_or_told(name, caplog):
+    is_audio = name in AUDIO_FORMATS
+    data = write_audio(*AUDIO_FORMATS[name]) if is_audio else write_video(*VIDEO_FORMATS[name])
+    if name in READ_TO_THE_END:
+        assert seconds_of(data + data) == pytest.approx(8.0, abs=0.15)
+        assert "only the first is read" not in caplog.text
+    else:
+        (load_audio if is_audio else load_video)(data + data)
+        assert "holds several files one after the other, of which only the first is read" in caplog.text
+
+
+@pytest.mark.parametrize("data", [b"RIFF", b"FORM\0", b"OggS" + bytes(30), b"GIF89a" * 5, b"TTA1" + b"\xff" * 40])
+def test_ends_of_files_that_are_none(data):
+    """Damaged heads are reported by the decoder, not here."""
+    file = io.BytesIO(data)
+    file.seek(3)
+    assert describe_end(file) is None or "cut off" in describe_end(file)
+    assert file.tell() == 3
 
 
 def write_stream(path, sizes=((64, 48),), frames=12, options=None):

@@ -1,12 +1,12 @@
-"""Audio as it is sent: waveforms, whole or chunk by chunk -> a wav, flac or raw pcm stream, 16 bit, one channel.
+"""Audio as it is sent: waveforms, whole or chunk by chunk -> wav or raw pcm, or whole -> flac; 16 bit, one channel.
+
+A flac begins with its length. It could be left open, but then soundfile takes it for one of 400 million years.
 
 Shape letter: N samples.
 """
 
-import io
 import struct
 
-import soundfile
 import torch
 
 from ming.encoding import encode_audio, to_pcm16
@@ -38,10 +38,6 @@ class PcmEncoder:
         """The bytes of the next waveform [N]."""
         return to_pcm16(waveform).tobytes()
 
-    def finish(self) -> bytes:
-        """The bytes after the last waveform."""
-        return b""
-
 
 class WavEncoder(PcmEncoder):
     """A wav whose header leaves the length open."""
@@ -55,55 +51,6 @@ class WavEncoder(PcmEncoder):
         return header + super().push(waveform)
 
 
-class FlacEncoder(PcmEncoder):
-    """A flac whose header leaves the length open."""
+STREAMED = {"wav": WavEncoder, "pcm": PcmEncoder}
 
-    def __init__(self, rate: int):
-        super().__init__(rate)
-        self.pipe = ForwardOnlyFile()
-        self.file = soundfile.SoundFile(self.pipe, "w", rate, channels=1, format="FLAC", subtype="PCM_16")
-
-    def push(self, waveform: torch.Tensor) -> bytes:
-        self.file.write(to_pcm16(waveform))
-        return self.pipe.take()
-
-    def finish(self) -> bytes:
-        self.file.close()
-        return self.pipe.take()
-
-
-class ForwardOnlyFile(io.RawIOBase):
-    """A file whose content is sent at once: `take` returns what was appended since the last call.
-
-    Bytes that are written before the end are dropped, since they were sent: libsndfile goes back to write the length
-    into the header.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.position, self.end = 0, 0
-        self.data = bytearray()
-
-    def write(self, data) -> int:
-        if self.position == self.end:
-            self.data += data
-            self.end += len(data)
-        self.position += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.end}[whence]
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def take(self) -> bytes:
-        """What was appended since the last call."""
-        data, self.data = bytes(self.data), bytearray()
-        return data
-
-
-ENCODERS = {"wav": WavEncoder, "pcm": PcmEncoder, "flac": FlacEncoder}
-
-__all__ = ["ENCODERS", "MIME_TYPES", "FlacEncoder", "PcmEncoder", "WavEncoder", "encode"]
+__all__ = ["MIME_TYPES", "STREAMED", "PcmEncoder", "WavEncoder", "encode"]

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from ming.randomness import MAX_SEED
+from ming.serving.audio_formats import STREAMED
 from ming.serving.engine_jobs import Sampling
 from ming.serving.errors import ApiError
 from ming.serving.media import MediaReader
@@ -242,6 +243,19 @@ class SpeechRequest(Request):
     stream_format: Literal["audio"] | None = None
     instructions: Annotated[Any, Neutral("")] = None
 
+    def raise_if_not_streamed(self) -> None:
+        """Refuse to stream a format that begins with its length.
+
+        Raises:
+            ApiError: 400.
+        """
+        if self.stream_format is not None and self.response_format not in STREAMED:
+            raise ApiError(
+                f"stream_format: a {self.response_format} begins with its length; ask for wav or pcm, or leave "
+                "stream_format out",
+                "stream_format",
+            )
+
     def is_whole(self, limit: int) -> bool:
         """Whether the speech is sent when it is complete, and not while it is made.
 
@@ -250,7 +264,9 @@ class SpeechRequest(Request):
         Args:
             limit: see `Limits.whole_characters`.
         """
-        return self.stream_format is None and self.response_format != "pcm" and len(self.input) <= limit
+        if self.response_format == "wav":
+            return self.stream_format is None and len(self.input) <= limit
+        return self.response_format not in STREAMED
 
 
 class TranscriptionRequest(Request):

@@ -298,9 +298,10 @@ async def _chat_pieces(
 
 @router.post("/v1/audio/speech", response_class=Response, responses=responses(*AUDIO))
 async def speech(request: Request, body: SpeechRequest) -> Response:
-    """Read a text aloud. The audio of a long text is sent while it is generated, so that its header has no length."""
+    """Read a text aloud. The wav of a long text is sent while it is generated, so that its header has no length."""
     service, audio_format = _service(request), body.response_format
     service.check_model(body.model)
+    body.raise_if_not_streamed()
     body = _with_own_seed(request, body)
     job, reply = await service.submit(lambda deliver: service.preparer.speech(body, deliver))
     rate = service.preparer.sampling_rate
@@ -311,7 +312,7 @@ async def speech(request: Request, body: SpeechRequest) -> Response:
         if not len(waveform):
             raise _empty_speech()
         return Response(audio_formats.encode(waveform, rate, audio_format), media_type=kind, headers=headers)
-    pieces = _audio_pieces(reply, audio_formats.ENCODERS[audio_format](rate))
+    pieces = _audio_pieces(reply, audio_formats.STREAMED[audio_format](rate))
     return await service.stream(request, job, pieces, media_type=kind, headers=headers)
 
 
@@ -323,7 +324,6 @@ async def _audio_pieces(reply: JobEvents, encoder: audio_formats.PcmEncoder) -> 
             yield data
     if not spoken:
         raise _empty_speech()
-    yield encoder.finish()
 
 
 @router.post(

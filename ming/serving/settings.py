@@ -46,7 +46,7 @@ class Limits(NumericSettings):
     new_tokens: int = _number(1024, "tokens of a reply; also the default", 1)
     speech_characters: int = _number(4096, "characters of a text to read aloud", 1)
     whole_characters: int = _number(
-        200, "characters up to which speech is sent when it is complete, with its length; longer speech is streamed", 0
+        200, "characters up to which a wav is sent when it is complete, with its length; a longer one is streamed", 0
     )
     drawings: int = _number(4, "images to draw in a request", 1)
     drawing_pixels: int = _number(2048 * 2048, "pixels of an image to draw", 1)
