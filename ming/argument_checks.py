@@ -26,6 +26,8 @@ LARGEST_NUMBER = 1e18  # of options; larger ones are mistakes, and overflow some
 SHOWN_CHARACTERS = 80
 IGNORED_LABEL = -100
 MAX_TOKEN_ID = 2**32 - 1  # that a tokenizer can look up
+MAX_POSITIONS = 2**31  # beyond any context: only negative ones are mistakes for sure
+WHAT_VALUES_ARE = {"mm_token_type_ids": "are types", "position_ids": "are positions"}
 INTEGERS = (torch.int64, torch.int32)
 
 
@@ -86,6 +88,7 @@ TENSORS = {
     "audio_placeholder_loc_lens": TensorKind("[B, N, 2], (start, length)", "integers", (3,)),
     "negative_prompt_ids": TensorKind("[B, L]", "integers", (2,)),
     "negative_prompt_attention_mask": TensorKind("[B, L], 0 at padding", "numbers", (2,)),
+    "cache_position": TensorKind("[L]", "integers", (1,)),
 }
 
 
@@ -363,7 +366,8 @@ def raise_if_unfit(
     raise_if_lengths_differ(inputs, step)
     if values:
         limits = {"input_ids": config.vocab_size, "labels": config.vocab_size, "mm_token_type_ids": NUM_TYPES}
-        raise_if_values_outside(inputs, limits)
+        raise_if_values_outside(inputs, {**limits, "position_ids": MAX_POSITIONS})
+        raise_if_no_mask(inputs.get("attention_mask"))
 
 
 def continues(cache: Any) -> bool:
@@ -441,11 +445,39 @@ def raise_if_values_outside(inputs: Mapping[str, Any], limits: Mapping[str, int]
     found = extremes.tolist()
     for name, low, high in zip(given, found[::2], found[1::2], strict=True):
         if not 0 <= low <= high < limits[name]:
-            what = "are types" if name == "mm_token_type_ids" else "are tokens of the model"
+            what = WHAT_VALUES_ARE.get(name, "are tokens of the model")
             except_ignored = f", or {IGNORED_LABEL}" if name == "labels" else ""
             raise ValueError(
                 f"{name} holds values from {low} to {high}; only 0 to {limits[name] - 1} {what}{except_ignored}"
             )
+
+
+def raise_if_no_mask(mask: Any) -> None:
+    """Refuse a mask [B, L] with other values than 0 and 1; other masks pass.
+
+    Raises:
+        ValueError: it names some of the values.
+    """
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or not _values_can_be_read([mask]):
+        return
+    strange = (mask != 0) & (mask != 1)
+    if strange.any():
+        values = sorted({str(value) for value in mask[strange][:100].tolist()})[:3]
+        raise ValueError(f"attention_mask holds {', '.join(values)}; it must be 1 where a token is and 0 at padding")
+
+
+def raise_if_rows_hidden(mask: Any) -> None:
+    """Refuse the mask [B, L] of whole prompts if it hides one of them. Part of a prompt may be padding alone.
+
+    Raises:
+        ValueError: it names the rows.
+    """
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or not _values_can_be_read([mask]):
+        return
+    hidden = ~mask.bool().any(dim=1)
+    if hidden.any():
+        rows = hidden.nonzero()[:, 0].tolist()
+        raise ValueError(f"attention_mask hides all of row(s) {shown(rows)}; leave them out, or put 1 at their tokens")
 
 
 def _values_can_be_read(tensors: Iterable[torch.Tensor]) -> bool:
@@ -504,6 +536,7 @@ __all__ = [
     "raise_if_lengths_differ",
     "raise_if_no",
     "raise_if_no_flag",
+    "raise_if_no_mask",
     "raise_if_no_number",
     "raise_if_no_settings",
     "raise_if_no_tensors",
@@ -511,6 +544,7 @@ __all__ = [
     "raise_if_no_token_ids",
     "raise_if_not_plain",
     "raise_if_other_rows",
+    "raise_if_rows_hidden",
     "raise_if_unfit",
     "raise_if_values_outside",
     "shown",

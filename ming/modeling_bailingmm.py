@@ -37,6 +37,7 @@ from .argument_checks import (
     raise_if_no_texts,
     raise_if_no_token_ids,
     raise_if_other_rows,
+    raise_if_rows_hidden,
     raise_if_unfit,
     raise_if_values_outside,
     shown,
@@ -861,6 +862,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         step = continues(call.text.get("past_key_values"))
         text_config = self.config.llm_config
         raise_if_unfit(call.text, text_config, step, on_meta=self._on_meta)
+        raise_if_rows_hidden(call.text.get("attention_mask"))
         raise_if_unanswerable(call.text, MEDIA_INPUTS, text_config.vocab_size)
         if input_ids is not None:
             raise_if_too_long(input_ids.shape[1], self.config.llm_config.max_position_embeddings)

@@ -42,6 +42,11 @@ TENSORS = [  # argument, value, what the message says
     ("attention_mask", MASK[0], r"attention_mask=<Tensor of shape \(8,\)"),
     ("attention_mask", MASK * 1j, "attention_mask=.*complex64> must be"),
     ("attention_mask", MASK.to_sparse(), "attention_mask=.* is sparse"),
+    ("attention_mask", MASK * 2, "attention_mask holds 2; it must be 1 where a token is and 0 at padding"),
+    ("attention_mask", MASK * float("nan"), "attention_mask holds nan; it must be 1 where a token is"),
+    ("attention_mask", -MASK.float(), "attention_mask holds -1.0; it must be 1 where a token is"),
+    ("position_ids", -MASK, "position_ids holds values from -1 to -1; only 0 to .* are positions"),
+    ("cache_position", torch.tensor([0.5]), r"cache_position=.* must be a tensor \[L\] of integers"),
     ("position_ids", 3, r"position_ids=3 must be a tensor \[B, L\] of integers"),
     ("position_ids", MASK[:, 1:], r"position_ids \(2, 7\) must have the shape of input_ids \(2, 8\)"),
     ("position_ids", MASK.float(), "position_ids=.*of integers"),
@@ -247,13 +252,22 @@ def test_usual_kinds_of_arguments_are_taken(tiny):
     assert torch.equal(guessed, expected[:1])
 
 
+@pytest.mark.parametrize(("rows", "named"), [([[0], [0]], r"\[0, 1\]"), ([[1], [0]], r"\[1\]")])
+def test_prompts_that_a_mask_hides(tiny, rows, named):
+    """Part of a prompt may be padding alone: `forward` takes it."""
+    mask = MASK * torch.tensor(rows)
+    with pytest.raises(ValueError, match=rf"attention_mask hides all of row\(s\) {named}; leave them out"):
+        tiny.generate(IDS, attention_mask=mask, max_new_tokens=1)
+    assert tiny(IDS, attention_mask=mask).logits.isfinite().all()
+
+
 def test_values_are_read_once_and_not_while_compiling(tiny, monkeypatch):
     """At every step of decoding a GPU would have to wait for them; a graph cannot hold the comparison."""
     seen = []
     original = torch.Tensor.aminmax
     monkeypatch.setattr(torch.Tensor, "aminmax", lambda tensor: seen.append(tensor.shape) or original(tensor))
     tiny.generate(IDS, max_new_tokens=6, eos_token_id=-1, pad_token_id=0)
-    assert seen.count((2, 8)) == len(seen) <= 2
+    assert seen.count((2, 8)) == len(seen) <= 3  # the ids twice, in generate and forward, and the positions
     step = torch.compile(tiny, backend="eager", fullgraph=True)
     seen.clear()
     assert step(IDS, use_cache=False).logits.shape == (2, 8, VOCABULARY) and not seen
