@@ -256,8 +256,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
         raise ApiError(
             f"audio.format: {body.audio.format!r} cannot be streamed in a chat; use 'pcm16'", "audio.format"
         )
-    if body.wants_audio:  # seeded chats in text would be decoded one by one
-        body = _with_own_seed(request, body)
+    body = _with_own_seed(request, body)
     job, reply = await service.submit(lambda deliver: service.preparer.chat(body, deliver))
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
