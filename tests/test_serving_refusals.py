@@ -302,7 +302,7 @@ def test_the_document_names_every_status_and_content_type(omni):
 def test_limits_are_numbers():
     with pytest.raises(ValueError, match="queue=0 must be at least 1"):
         EngineSettings(queue=0)
-    with pytest.raises(ValueError, match="window_ms=inf must be a finite number of at least 0"):
-        EngineSettings(window_ms=float("inf"))
+    with pytest.raises(ValueError, match="streams=inf must be a finite number of at least 1"):
+        EngineSettings(streams=float("inf"))
     with pytest.raises(ValueError, match="media_seconds=nan must be a finite number of at least 0"):
         Limits(media_seconds=float("nan"))

@@ -100,6 +100,7 @@ class Engine:
 
     def submit(self, job: Job) -> None:
         """Let a job wait in a place that was taken with `reserve`."""
+        job.on_end = self._count
         with self._changed:
             is_late = self._closing
             self._count_places(-1 if is_late else 0)
@@ -107,7 +108,7 @@ class Engine:
                 self._jobs.append((job, time.monotonic()))
             self._changed.notify_all()
         if is_late:
-            self._end_unstarted(job)
+            job.send(Finished("cancelled"))
 
     def _count_places(self, change: int) -> None:
         self._places += change
@@ -124,13 +125,9 @@ class Engine:
                 self._count_places(-1 if job.kind else 0)
             self._changed.notify_all()
         if waiting:
-            self._end_unstarted(job)
+            job.send(Finished("cancelled"))
         if isinstance(job, StreamJob) and job.text is not None:
             self.cancel(job.text)
-
-    def _end_unstarted(self, job: Job) -> None:
-        job.send(Finished("cancelled"))
-        self._count(job, 0.0)
 
     def _next(self, lane: str, has_room: Callable[[Any], bool], is_busy: Callable[[], bool]) -> Job | None:
         """Take the oldest job of a lane out of the queue, where there is room for it.
@@ -160,7 +157,6 @@ class Engine:
     def _decode_texts(self) -> None:
         """The lane of text: between two tokens of the running chats at most one more is read."""
         batch, limits = RunningBatch(self.model, self.tokenizer), self.settings
-        running: list[Job] = []
         while True:
             job = self._next(
                 "text",
@@ -171,22 +167,16 @@ class Engine:
                 batch.close()
                 return
             if isinstance(job, TextJob):
-                running.append(job)
-                if not job.cancelled:
-                    batch.join(job)
+                batch.join(job)
             if batch.rows:
                 self.metrics.batch_rows.observe(len(batch.rows))
             batch.step()
-            for each in [each for each in running if each.ended is not None or each.cancelled]:
-                running.remove(each)
-                self._end(each)
 
     def _run_streams(self, lane: str) -> None:
         """A lane of speech or images: one job after the other."""
         while (job := self._next(lane, lambda job: True, lambda: False)) is not None:
-            if isinstance(job, StreamJob) and not job.cancelled:
+            if isinstance(job, StreamJob):
                 self._run_stream(job)
-            self._end(job)
 
     def _run_stream(self, job: StreamJob) -> None:
         try:
@@ -199,27 +189,25 @@ class Engine:
         finally:
             if job.text is not None:
                 self.cancel(job.text)
+        job.send(Finished("cancelled"))  # has no effect on a job that has ended
 
     def _submit_part(self, text: TextJob) -> None:
         """Let the text of a running job be decoded next: it has waited with that job."""
+        text.on_end = self._count
         with self._changed:
             if self._closing:
                 text.cancel()
             self._jobs.appendleft((text, time.monotonic()))
             self._changed.notify_all()
 
-    def _end(self, job: Job) -> None:
-        """A job that ran is over; one that was not told so was cancelled."""
-        job.send(Finished("cancelled"))  # has no effect on a job that has ended
+    def _count(self, job: Job) -> None:
+        """Count a job that has ended, before its client is told."""
         with self._changed:
-            began = self._running.pop(job)
+            began = self._running.pop(job, None)
             self._count_running()
-        self._count(job, time.monotonic() - began)
-
-    def _count(self, job: Job, seconds: float) -> None:
         if job.kind is None:
             return
-        self.metrics.seconds.labels(job.kind).observe(seconds)
+        self.metrics.seconds.labels(job.kind).observe(0.0 if began is None else time.monotonic() - began)
         ended = job.ended
         self.metrics.jobs.labels(job.kind, ended.reason if isinstance(ended, Finished) else "failed").inc()
         if isinstance(ended, Finished):
@@ -236,7 +224,7 @@ def _lane(job: Job) -> str:
 def _send_events(job: StreamJob) -> None:
     """Send the events of a job's iterator, until its end or until the job is cancelled."""
     try:
-        for event in job.events:
+        for event in () if job.cancelled else job.events:
             if job.cancelled:
                 return
             job.send(event)

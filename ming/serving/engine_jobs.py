@@ -78,7 +78,7 @@ class Job:
         self._deliver = deliver
         self._cancelled = threading.Event()
         self.ended: Finished | Failed | None = None
-        self.has_begun = False  # whether any event was sent
+        self.on_end: Callable[[Job], None] | None = None  # told before the last event is delivered
 
     def cancel(self) -> None:
         """Ask for the end; from any thread, also after the end."""
@@ -92,9 +92,10 @@ class Job:
         """Deliver an event; nothing follows the last one."""
         if self.ended is not None:
             return
-        self.has_begun = True
         if isinstance(event, Finished | Failed):
             self.ended = event
+            if self.on_end is not None:
+                self.on_end(self)
         self._deliver(event)
 
 

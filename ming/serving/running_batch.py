@@ -113,6 +113,9 @@ class RunningBatch:
                 _fail(row, error)
 
     def _enter(self, row: Row) -> None:
+        if row.ended:
+            row.finish("cancelled")
+            return
         try:
             layers = self._read(row)
             self._take([(row, row.choose(row.first_logits))])
