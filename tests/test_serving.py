@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import wave
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -43,7 +42,7 @@ from serving_helpers import (
 from ming.cli import serve
 from ming.cli.main import main
 from ming.events import TextDelta
-from ming.serving.engine_jobs import Finished, Sampling, StreamJob, TextJob
+from ming.serving.engine_jobs import Finished, Sampling, TextJob
 from ming.serving.options import build_app
 from ming.serving.server import create_app
 from ming.serving.settings import EngineSettings, Limits

@@ -90,9 +90,9 @@ class Row:
         self.text = ReplyText(tokenizer, job.stop)
         seed = secrets.randbelow(MAX_SEED) if job.sampling.seed is None else job.sampling.seed
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.ids: torch.Tensor | None = None
-        self.first_logits: torch.Tensor | None = None
-        self.processors: LogitsProcessorList | None = None
+        self.ids = torch.zeros(1, 0, dtype=torch.long, device=device)
+        self.first_logits = torch.zeros(1, 0, device=device)
+        self.processors = LogitsProcessorList()
         self.length = self.count = 0
 
     @property
@@ -106,7 +106,7 @@ class Row:
 
     def inputs(self) -> dict[str, torch.Tensor]:
         """Inputs of the model for the prompt and what has been written of the reply."""
-        if not self.count or self.ids is None:
+        if not self.count:
             return self.job.inputs
         own = dict(self.job.inputs)
         own["input_ids"] = self.ids.cpu()
@@ -119,9 +119,9 @@ class Row:
 
         A row that is read again, in the middle of its reply, keeps the processors that know its prompt.
         """
-        self.ids, self.length, self.first_logits = ids, ids.shape[1], logits
-        if self.processors is None:
+        if not self.length:
             self.processors = LogitsProcessorList(processors)
+        self.ids, self.length, self.first_logits = ids, ids.shape[1], logits
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
         """The next token [1] from logits [1, V]."""

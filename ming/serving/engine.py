@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ming.serving.engine_jobs import Failed, Finished, Job, StreamJob, TextJob
@@ -33,15 +32,16 @@ class Engine:
     """
 
     def __init__(self, model, tokenizer, settings: EngineSettings, metrics: Metrics):
-        self.model, self.tokenizer, self.settings, self.metrics = model, tokenizer, settings, metrics
+        self.model, self.settings, self.metrics = model, settings, metrics
         self._changed = threading.Condition()
         self._jobs: deque[tuple[Job, float]] = deque()
         self._places = 0
         self._running: dict[Job, float] = {}  # when it began
         self._closing = False
-        work = [self._decode_texts, *[partial(self._run_streams, "speech")] * settings.streams]
-        work.append(partial(self._run_streams, "image"))
-        self._threads = [threading.Thread(target=each, name="engine", daemon=True) for each in work]
+        self._batch = RunningBatch(model, tokenizer)
+        lanes = [*["speech"] * settings.streams, "image"]
+        self._threads = [threading.Thread(target=self._decode_texts, name="text", daemon=True)]
+        self._threads += [threading.Thread(target=self._run_streams, args=(each,), daemon=True) for each in lanes]
 
     def start(self) -> None:
         """Start the threads."""
@@ -156,7 +156,7 @@ class Engine:
 
     def _decode_texts(self) -> None:
         """The lane of text: between two tokens of the running chats at most one more is read."""
-        batch, limits = RunningBatch(self.model, self.tokenizer), self.settings
+        batch, limits = self._batch, self.settings
         while True:
             job = self._next(
                 "text",

@@ -138,9 +138,7 @@ class StreamJob(Job):
         text: a chat whose reply the events read aloud; the engine decodes it from when the events start.
     """
 
-    def __init__(
-        self, kind: str, deliver: Deliver, events: Generator[Event, None, None], text: TextJob | None = None
-    ):
+    def __init__(self, kind: str, deliver: Deliver, events: Generator[Event, None, None], text: TextJob | None = None):
         super().__init__(kind, deliver)
         self.events, self.text = events, text
 

@@ -37,6 +37,9 @@ class RunningBatch:
         model, tokenizer: the model, and its thinker's tokenizer. With `compile_decoding` the pass is compiled, over
             static caches of few sizes.
 
+    Raises:
+        ValueError: a compiled model with a sliding window, whose static cache keeps tokens in another order.
+
     Attributes:
         rows: in the order in which they came.
         apart: rows of a pass that failed, which go on one by one, each alone.
@@ -47,6 +50,8 @@ class RunningBatch:
         self.rows: list[Row] = []
         self.apart: deque[Row] = deque()
         config = step_config(model.device, model.compile_decoding)
+        if config is not None and model.config.llm_config.sliding_window:
+            raise ValueError("compile: a model with a sliding window is not compiled for a server; leave compile out")
         self._call = model if config is None else model.decoding.call(model, config)
         self._is_compiled = config is not None
         self._cache: Cache = DynamicCache()
@@ -132,7 +137,7 @@ class RunningBatch:
 
     def _read(self, row: Row) -> Layers:
         """Keys and values of a row's prompt and of what it has written; the row gets the logits behind them."""
-        cache = DynamicCache()  # all tokens of all layers: with a sliding window the mask alone leaves the old ones out
+        cache = DynamicCache()  # every token in every layer: a sliding window is a matter of the mask
 
         def begin(model, input_ids, logits_processor, stopping_criteria, generation_config, **inputs):
             prepared = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs)
@@ -183,10 +188,8 @@ class RunningBatch:
 
     def _layers(self) -> Layers:
         count, width = len(self.rows), self.width
-        return [
-            (layer.keys[:count, :, :width], layer.values[:count, :, :width])  # type: ignore[index]
-            for layer in self._cache.layers
-        ]
+        layers = ((layer.keys, layer.values) for layer in self._cache.layers)
+        return [(keys[:count, :, :width], values[:count, :, :width]) for keys, values in layers]
 
     def _place(self, rows: list[Row], layers: Layers) -> None:
         """Let rows run with these keys and values, which are no views of the present cache."""
