@@ -29,9 +29,13 @@ class Engine:
     Args:
         model, tokenizer: the model, and its thinker's tokenizer.
         settings, metrics: see there.
+
+    Raises:
+        ValueError: a model that threads cannot share, see `raise_if_offloaded`, or see `RunningBatch`.
     """
 
     def __init__(self, model, tokenizer, settings: EngineSettings, metrics: Metrics):
+        raise_if_offloaded(model)
         self.model, self.settings, self.metrics = model, settings, metrics
         self._changed = threading.Condition()
         self._jobs: deque[tuple[Job, float]] = deque()
@@ -213,6 +217,20 @@ class Engine:
         if isinstance(ended, Finished):
             self.metrics.prompt_tokens.inc(ended.prompt_tokens)
             self.metrics.new_tokens.inc(ended.completion_tokens)
+
+
+def raise_if_offloaded(model) -> None:
+    """Refuse weights that are fetched for each pass: one thread would take them away while another computes.
+
+    Raises:
+        ValueError: it names a weight.
+    """
+    away = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    if away is not None:
+        raise ValueError(
+            f"model: {away} is offloaded, and a server computes in several threads; load the model on one device, "
+            "quantised where the memory is small"
+        )
 
 
 def _lane(job: Job) -> str:

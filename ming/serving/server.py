@@ -427,13 +427,16 @@ def create_app(
         limits, settings, site: see there; None takes the defaults.
         fetcher: reads URLs of requests; the default reads data URLs only.
 
+    Raises:
+        ValueError: see `Engine`.
+
     Returns:
         An app whose `state.service.engine` works between its start and its shutdown.
     """
     limits, site, metrics = limits or Limits(), site or Site(), Metrics()
+    engine = Engine(model, processor.tokenizer, settings or EngineSettings(), metrics)
     load_components(model)
     preparer = Preparer(model, processor, limits, fetcher or Fetcher(), site.transcription_prompt)
-    engine = Engine(model, processor.tokenizer, settings or EngineSettings(), metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
