@@ -1,4 +1,4 @@
-"""Several people at the engine of a server: what a new chat waits for, and what chats and spoken replies cost together.
+"""Several people at the engine of a server: what a new chat waits for, and what chats and replies cost together.
 
 Ming-Tiny answers, and no chat ends before its limit, so that all have the same work.
 """
