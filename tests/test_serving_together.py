@@ -3,10 +3,12 @@
 What happens beside what is arranged, by hooks and events, and not a matter of time.
 """
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import httpx
 import openai
 import pytest
 import torch
@@ -18,6 +20,7 @@ from ming.events import AudioChunk, ImageDone, ImageProgress, TextDelta
 from ming.serving.batching import to_model
 from ming.serving.engine import Engine
 from ming.serving.engine_jobs import Failed, Finished, Job, Sampling, StreamJob, TextJob
+from ming.serving.forwarding import IDENTITY
 from ming.serving.metrics import Metrics
 from ming.serving.running_batch import RunningBatch
 from ming.serving.settings import EngineSettings
@@ -378,3 +381,23 @@ def test_a_spoken_chat_whose_client_leaves_frees_the_place_of_its_text(omni):
         leave.set()
         assert chat.result(DEADLINE) == "four"
     until(lambda: omni.metric("ming_jobs_running") == 0)
+
+
+def test_a_request_that_a_proxy_repeats_draws_the_same_text(omni):
+    """A replica that takes over gets the name of the request, and makes a seed of it where the client gave none."""
+
+    def asked_as(name: str) -> str:
+        async def named(scope, receive, send):
+            await omni.app({**scope, "extensions": {IDENTITY: {"id": name, "created": 1}}}, receive, send)
+
+        async def ask() -> str:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(named), base_url=omni.url) as client:
+                body = {"messages": LONG, "temperature": 2.0, "max_tokens": 12}
+                answer = await client.post("/v1/chat/completions", json=body, timeout=DEADLINE)
+            return answer.json()["choices"][0]["message"]["content"]
+
+        return asyncio.run(ask())
+
+    names = [f"{number:x}" for number in range(4)]
+    texts = [asked_as(name) for name in names]
+    assert [asked_as(name) for name in names] == texts and len(set(texts)) > 1

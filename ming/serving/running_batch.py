@@ -11,7 +11,7 @@ Letters: B rows, L tokens, H heads, D width of a head, V vocabulary.
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -129,11 +129,7 @@ class RunningBatch:
         if row.ended:
             row.finish("cancelled")  # has no effect on a job that has ended
             return
-        rows = [*self.rows, row]
-        try:
-            self._place(rows, _beside(self._layers(), layers) if self.rows else layers)
-        except Exception as error:
-            self._part(rows, error)
+        self._rearrange([*self.rows, row], lambda: _beside(self._layers(), layers) if self.rows else layers)
 
     def _read(self, row: Row) -> Layers:
         """Keys and values of a row's prompt and of what it has written; the row gets the logits behind them."""
@@ -191,8 +187,14 @@ class RunningBatch:
         layers = ((layer.keys, layer.values) for layer in self._cache.layers)
         return [(keys[:count, :, :width], values[:count, :, :width]) for keys, values in layers]
 
+    def _rearrange(self, rows: list[Row], layers: Callable[[], Layers]) -> None:
+        """Let rows run, with keys and values that are no views of the present cache."""
+        try:
+            self._place(rows, layers() if rows else [])
+        except Exception as error:  # two caches need more memory than one
+            self._part(rows, error)
+
     def _place(self, rows: list[Row], layers: Layers) -> None:
-        """Let rows run with these keys and values, which are no views of the present cache."""
         self.close()
         self.rows = rows
         if not rows:
@@ -214,11 +216,11 @@ class RunningBatch:
         kept = [place for place, row in enumerate(self.rows) if not row.ended]
         if len(kept) == len(self.rows):
             return
-        layers, width = self._layers(), self.width
         rows = [self.rows[place] for place in kept]
-        cut = width - max((row.length for row in rows), default=0)
-        # One at a time: the whole cache may be a good part of the memory.
-        self._place(rows, [(keys[kept, :, cut:], values[kept, :, cut:]) for keys, values in layers] if rows else [])
+        cut = self.width - max((row.length for row in rows), default=0)
+        self._rearrange(
+            rows, lambda: [(keys[kept, :, cut:], values[kept, :, cut:]) for keys, values in self._layers()]
+        )
 
     def _part(self, rows: list[Row], error: Exception) -> None:
         """After a pass that failed: one row alone is to blame for it; several are tried again, each alone."""
