@@ -277,23 +277,6 @@ def test_the_option_of_the_command_line():
     assert not load_options(parser.parse_args([])).compiled
 
 
-def test_a_server_compiles_before_it_starts(graphs, caplog):
-    served = tiny_model(3, llm_config={"num_hidden_layers": 1})
-    served.compile_decoding = CAPTURED
-    with caplog.at_level(logging.INFO, "ming.serving.compiling"):
-        compile_steps(served, batch=2, new_tokens=100)
-    assert caplog.messages[0] == "compiling text, 1 at once (1 of 6)"
-    assert caplog.messages[-1].startswith("compiled speech, 8 at once in ")
-    compiled = graphs()
-    assert compiled == 6
-    for chats in ([ONE["audio"]], [ONE["text"], ONE["image"]]):
-        served.generate(**batch(chats), **{**GREEDY, "max_new_tokens": 100})
-    voice = torch.zeros(served.talker.config.vp_feature_size)
-    prompts = [replace(PROMPTS[1], speaker_embedding=voice)] * 3
-    served.talker.generate(prompts, generators(1, 2, 3), attempts=1, compiled=CAPTURED)
-    assert graphs() == compiled
-
-
 def decoded(served, tokenizer, chats: list[dict], at_once: int) -> list[list]:
     """What chats of a server get, of which one more joins at each token."""
     sent: list[list] = [[] for _ in chats]
@@ -307,16 +290,25 @@ def decoded(served, tokenizer, chats: list[dict], at_once: int) -> list[list]:
     return sent
 
 
-def test_chats_of_a_server_that_come_and_go_run_the_same_graphs(processor, graphs):
-    """What they are told does not change, whoever comes beside them, and in a cache that is padded."""
+def test_a_server_compiles_before_it_starts(processor, graphs, caplog):
+    """Chats that come and go run what was compiled, and are answered as without it."""
     served = tiny_model(3, llm_config={"num_hidden_layers": 1})
-    chats = [dict(batch([chat])) for chat in ONE.values()]
-    plain = decoded(served, processor.tokenizer, chats, at_once=1)
+    each = [dict(batch([chat])) for chat in ONE.values()]
+    plain = decoded(served, processor.tokenizer, each, at_once=1)
     served.compile_decoding = CAPTURED
-    compile_steps(served, batch=4, new_tokens=100)
+    with caplog.at_level(logging.INFO, "ming.serving.compiling"):
+        compile_steps(served, batch=2, new_tokens=100)
+    assert caplog.messages[0] == "compiling text, 1 at once (1 of 6)"
+    assert caplog.messages[-1].startswith("compiled speech, 8 at once in ")
     compiled = graphs()
-    assert decoded(served, processor.tokenizer, chats, at_once=1) == plain
-    assert decoded(served, processor.tokenizer, chats, at_once=3) == plain
+    assert compiled == 6
+    for chats in ([ONE["audio"]], [ONE["text"], ONE["image"]]):
+        served.generate(**batch(chats), **{**GREEDY, "max_new_tokens": 100})
+    voice = torch.zeros(served.talker.config.vp_feature_size)
+    prompts = [replace(PROMPTS[1], speaker_embedding=voice)] * 3
+    served.talker.generate(prompts, generators(1, 2, 3), attempts=1, compiled=CAPTURED)
+    for at_once in (1, 2):
+        assert decoded(served, processor.tokenizer, each, at_once) == plain
     assert graphs() == compiled
 
 
