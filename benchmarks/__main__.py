@@ -10,7 +10,7 @@ import torch
 from . import report
 from .timing import profiled, share_table
 
-NAMES = ("moe", "layers", "thinker", "vision", "audio", "speech", "image", "processor", "load", "growth")
+NAMES = ("moe", "layers", "thinker", "vision", "audio", "speech", "image", "processor", "load", "server", "growth")
 ON_GPU = ("released",)  # not part of "all"
 LONG = ("load_test",)  # not part of "all"
 WITH_MODEL = ("speech", "load_test")

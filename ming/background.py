@@ -9,29 +9,19 @@ import torch
 from transformers import StoppingCriteria
 
 
-class BackgroundWork:
-    """Runs `work(self)` in a thread; what it puts into `items` is read with `read`.
+class Arrivals:
+    """Items that another thread puts in, and that are read one by one."""
 
-    An exception in the thread is raised in the reader. `close` sets `cancelled`, at which the work has to stop, and
-    waits for it.
-    """
-
-    def __init__(self, work: Callable[["BackgroundWork"], None]):
+    def __init__(self) -> None:
         self.items: queue.SimpleQueue = queue.SimpleQueue()
-        self.cancelled = threading.Event()
         self.finished = False
         self._error: BaseException | None = None
         self._end = object()
-        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._thread.start()
 
-    def _run(self, work: Callable[["BackgroundWork"], None]) -> None:
-        try:
-            work(self)
-        except BaseException as error:  # handed to the reader, who raises it
-            self._error = error
-        finally:
-            self.items.put(self._end)
+    def end(self, error: BaseException | None = None) -> None:
+        """Nothing more comes; an error is raised in the reader."""
+        self._error = error
+        self.items.put(self._end)
 
     def __iter__(self) -> Iterator[Any]:
         """All items, until the work is finished."""
@@ -53,6 +43,29 @@ class BackgroundWork:
             wait = False
             yield item
 
+
+class BackgroundWork(Arrivals):
+    """Runs `work(self)` in a thread; what it puts into `items` is read with `read`.
+
+    An exception in the thread is raised in the reader. `close` sets `cancelled`, at which the work has to stop, and
+    waits for it.
+    """
+
+    def __init__(self, work: Callable[["BackgroundWork"], None]):
+        super().__init__()
+        self.cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[["BackgroundWork"], None]) -> None:
+        error: BaseException | None = None
+        try:
+            work(self)
+        except BaseException as raised:  # handed to the reader, who raises it
+            error = raised
+        finally:
+            self.end(error)
+
     def close(self) -> None:
         self.cancelled.set()
         self._thread.join()
@@ -68,4 +81,4 @@ class StopWhenSet(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
 
 
-__all__ = ["BackgroundWork", "StopWhenSet"]
+__all__ = ["Arrivals", "BackgroundWork", "StopWhenSet"]

@@ -15,7 +15,7 @@ import torch
 from transformers.utils import ModelOutput, logging
 
 from .argument_checks import raise_if_no_settings, shown
-from .background import BackgroundWork
+from .background import Arrivals
 from .compiled import raise_if_not_compilable
 from .components import AUDIO_DETOKENIZER
 from .encoding import save_audio
@@ -260,7 +260,7 @@ class Speaker:
         yield Done(text, reply.speaker.spoken)
 
     def stream_reply(
-        self, work: BackgroundWork, settings: SpeechSettings, states: PromptStates
+        self, work: Arrivals, settings: SpeechSettings, states: PromptStates
     ) -> Generator[StreamEvent, None, Done]:
         """Speak a reply that `work` is decoding; returns the last event.
 
@@ -381,7 +381,7 @@ class SpokenReply:
         work: source of more text, asked after every step of the talker.
     """
 
-    def __init__(self, speaker: PieceSpeaker, work: BackgroundWork | None = None):
+    def __init__(self, speaker: PieceSpeaker, work: Arrivals | None = None):
         self.speaker, self.work = speaker, work
         self.cutter = SpeechTextStream(one_sentence=speaker.speaker.one_sentence)
         self.waiting: list[str] = []

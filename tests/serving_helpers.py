@@ -17,7 +17,7 @@ from speech_helpers import build_speaking_repository
 
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.processing_bailingmm import BailingMMProcessor
-from ming.serving.engine_jobs import Finished, StreamJob
+from ming.serving.engine_jobs import Finished, Job, Sampling, StreamJob, TextJob
 from ming.serving.server import create_app
 from ming.serving.settings import EngineSettings, Limits, Site
 
@@ -67,21 +67,35 @@ class Server:
 
     @contextmanager
     def held(self):
-        """The engine works on a job that ends with the block."""
-        began, release = threading.Event(), threading.Event()
-
-        def events():
-            began.set()
-            release.wait(DEADLINE)
-            yield Finished("stop")
-
-        self.engine.reserve()
-        self.engine.submit(StreamJob("hold", lambda event: None, events()))
-        assert began.wait(DEADLINE)
+        """Text and speech wait: the engine works on jobs of these lanes that end with the block."""
+        release = threading.Event()
+        for number in range(1 + self.engine.settings.streams):
+            began = threading.Event()
+            self.engine.reserve()
+            self.engine.submit(_holding(began, release, is_text=number == 0))
+            assert began.wait(DEADLINE)
         try:
             yield
         finally:
             release.set()
+
+
+def _holding(began: threading.Event, release: threading.Event, is_text: bool) -> Job:
+    """A job that begins and does not go on."""
+
+    def wait(event=None) -> None:
+        began.set()
+        release.wait(DEADLINE)
+
+    def events():
+        wait()
+        yield Finished("stop")
+
+    if not is_text:
+        return StreamJob("hold", lambda event: None, events())
+    one = torch.ones(1, 1, dtype=torch.long)
+    inputs = {"input_ids": one, "attention_mask": one, "mm_token_type_ids": one - 1}
+    return TextJob(wait, inputs, Sampling(temperature=0), max_new_tokens=1, kind="hold")
 
 
 def until(condition) -> None:

@@ -10,7 +10,21 @@ import torch
 from image_helpers import small_image_gen
 from PIL import Image
 
-from benchmarks import audio, image, layers, load, load_test, moe, processor, released, report, speech, thinker, vision
+from benchmarks import (
+    audio,
+    image,
+    layers,
+    load,
+    load_test,
+    moe,
+    processor,
+    released,
+    report,
+    server,
+    speech,
+    thinker,
+    vision,
+)
 from benchmarks.__main__ import LONG, NAMES, run
 from benchmarks.growth import Cost, plot, table
 from benchmarks.timing import OUTSIDE, profiled, share_table
@@ -105,6 +119,15 @@ def test_drawing_draws_what_the_pipeline_draws():
 def test_speech_table_shows_ratios():
     lines = speech.table([speech.Cost("red", 2.0, 4.0, 1.0, 5.0)]).splitlines()
     assert lines[2] == "| 3 | 2.0 | 0.25 | 1.25 | 2.50 |"
+
+
+def test_several_people_are_measured(monkeypatch):
+    small = {"LONG": 6, "NEW": 2, "TOGETHER": 2, "REPLIES": 2, "REPEATS": 1, "SPOKEN": "Red."}
+    for name, value in small.items():
+        monkeypatch.setattr(server, name, value)
+    costs = server.measure()
+    assert len(costs) == 5 and all(cost.ratio > 0 for cost in costs)
+    assert len(server.table(costs).splitlines()) == 7 and len(server.plot(costs).lines["times of one run"][0]) == 5
 
 
 def test_all_implementations_of_the_experts_are_measured_and_agree():

@@ -26,6 +26,8 @@ from ming.events import AudioChunk
 from ming.loading import load_model
 from ming.modeling_talker import StopRules
 from ming.serving.compiling import compile_steps
+from ming.serving.engine_jobs import Sampling, TextJob
+from ming.serving.running_batch import RunningBatch
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
@@ -275,8 +277,24 @@ def test_the_option_of_the_command_line():
     assert not load_options(parser.parse_args([])).compiled
 
 
-def test_a_server_compiles_before_it_starts(graphs, caplog):
+def decoded(served, tokenizer, chats: list[dict], at_once: int) -> list[list]:
+    """What chats of a server get, of which one more joins at each token."""
+    sent: list[list] = [[] for _ in chats]
+    batch = RunningBatch(served, tokenizer)
+    jobs = [TextJob(got.append, chat, Sampling(temperature=0), 10) for got, chat in zip(sent, chats, strict=True)]
+    while jobs or not batch.is_idle:
+        if jobs and len(batch.rows) < at_once:
+            batch.join(jobs.pop(0))
+        batch.step()
+    batch.close()
+    return sent
+
+
+def test_a_server_compiles_before_it_starts(processor, graphs, caplog):
+    """Chats that come and go run what was compiled, and are answered as without it."""
     served = tiny_model(3, llm_config={"num_hidden_layers": 1})
+    each = [dict(batch([chat])) for chat in ONE.values()]
+    plain = decoded(served, processor.tokenizer, each, at_once=1)
     served.compile_decoding = CAPTURED
     with caplog.at_level(logging.INFO, "ming.serving.compiling"):
         compile_steps(served, batch=2, new_tokens=100)
@@ -289,6 +307,8 @@ def test_a_server_compiles_before_it_starts(graphs, caplog):
     voice = torch.zeros(served.talker.config.vp_feature_size)
     prompts = [replace(PROMPTS[1], speaker_embedding=voice)] * 3
     served.talker.generate(prompts, generators(1, 2, 3), attempts=1, compiled=CAPTURED)
+    for at_once in (1, 2):
+        assert decoded(served, processor.tokenizer, each, at_once) == plain
     assert graphs() == compiled
 
 

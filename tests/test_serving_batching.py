@@ -1,24 +1,14 @@
-"""What lies under the batches: text that comes token by token, and inputs joined as the processor joins them."""
+"""What lies under the batches: text that comes token by token."""
 
 import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from ming.processing_bailingmm import BailingMMProcessor
-from ming.serving.batching import ReplyText, join_inputs
+from ming.serving.batching import ReplyText
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
-RECORDING = {"type": "audio", "audio": str(ROOT / "demo" / "recording.wav")}
-CLIP = {"type": "video", "video": str(ROOT / "demo" / "clip.mp4")}
-CHATS = [
-    [{"role": "user", "content": "What comes after three?"}],
-    [{"role": "user", "content": [PICTURE, CLIP, {"type": "text", "text": "Look."}]}],
-    [{"role": "user", "content": [RECORDING, PICTURE, RECORDING]}],
-    [{"role": "user", "content": [RECORDING]}],
-]
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +60,3 @@ def test_a_character_cut_by_the_end_is_shown_as_such(processor):
 def test_stop_strings_and_their_beginnings(processor, stop, said, stopped):
     pieces, reply = pieces_of(processor, processor.tokenizer("a red circle")["input_ids"], *stop)
     assert "".join(pieces) == said and reply.stopped == stopped
-
-
-@pytest.mark.parametrize("use_whisper_encoder", [False, True])
-def test_joined_inputs_are_those_of_one_call(processor, use_whisper_encoder):
-    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    options["use_whisper_encoder"] = use_whisper_encoder
-    rows = [dict(processor.apply_chat_template([chat], **options)) for chat in CHATS]
-    joined = join_inputs(rows, processor.tokenizer.pad_token_id)
-    together = dict(processor.apply_chat_template(CHATS, **options))
-    together.pop("audio_placeholder_loc_lens")  # only read where there are no token types
-    assert joined.keys() == together.keys()
-    for name, tensor in together.items():
-        assert torch.equal(joined[name], tensor), name

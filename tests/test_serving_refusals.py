@@ -21,6 +21,7 @@ from serving_helpers import (
     processor,
     reading_model,
 )
+from thinker_helpers import tiny_model
 
 from ming.serving.metrics import Metrics
 from ming.serving.middleware import AdmissionMiddleware
@@ -302,7 +303,18 @@ def test_the_document_names_every_status_and_content_type(omni):
 def test_limits_are_numbers():
     with pytest.raises(ValueError, match="queue=0 must be at least 1"):
         EngineSettings(queue=0)
-    with pytest.raises(ValueError, match="window_ms=inf must be a finite number of at least 0"):
-        EngineSettings(window_ms=float("inf"))
+    with pytest.raises(ValueError, match="streams=inf must be a finite number of at least 1"):
+        EngineSettings(streams=float("inf"))
     with pytest.raises(ValueError, match="media_seconds=nan must be a finite number of at least 0"):
         Limits(media_seconds=float("nan"))
+
+
+def test_models_that_threads_cannot_share_are_refused():
+    """Weights that are moved for each pass, and a static cache whose tokens wander."""
+    away, sliding = tiny_model(), tiny_model(llm_config={"use_sliding_window": True, "sliding_window": 6})
+    away.linear_proj.to("meta")
+    with pytest.raises(ValueError, match=r"linear_proj\.0\.weight is offloaded.*load the model on one device"):
+        create_app(away, processor())
+    sliding.compile_decoding = True
+    with pytest.raises(ValueError, match="a model with a sliding window is not compiled for a server"):
+        create_app(sliding, processor())

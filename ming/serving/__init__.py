@@ -4,7 +4,8 @@
     requests.py     its JSON is validated
     media.py        its images, audio and videos are read (fetch.py) and measured
     prepare.py      the processor makes the model's inputs: a job (engine_jobs.py)
-    engine.py       jobs wait in a queue; one thread runs them on the model (batching.py)
+    engine.py       jobs wait in a queue; threads run them on the model, one of them all texts (running_batch.py)
+    batching.py     tokens become the text of each job
     server.py       routes; the job's events become an answer or a stream (responses.py, audio_formats.py)
 
 openapi.py documents the routes, options.py builds the app from what the command line says (settings.py). With several

@@ -1,24 +1,27 @@
-"""A bounded queue, and one thread that runs its jobs on the model.
+"""A bounded queue, and the threads that run its jobs on the model.
 
-Waiting text jobs that sample alike become one batch; speech and images are made one at a time.
+Jobs run in lanes, so that none of them waits for another kind: text, with one thread that decodes all chats side by
+side (`running_batch.py`); speech, with a thread for each of so many spoken replies; images, with one thread.
 """
 
 import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
-from ming.serving.batching import answer
 from ming.serving.engine_jobs import Failed, Finished, Job, StreamJob, TextJob
 from ming.serving.errors import ApiError, shutting_down
 from ming.serving.metrics import Metrics
+from ming.serving.running_batch import RunningBatch
 from ming.serving.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Runs jobs in the order they came, in one thread.
+    """Starts the jobs of each lane in the order they came.
 
     A request first takes a place (`reserve`), so that a full queue is refused before its media are read, and gives it
     back (`release`) or submits a job in it (`submit`).
@@ -26,34 +29,43 @@ class Engine:
     Args:
         model, tokenizer: the model, and its thinker's tokenizer.
         settings, metrics: see there.
+
+    Raises:
+        ValueError: a model that threads cannot share, see `raise_if_offloaded`, or see `RunningBatch`.
     """
 
     def __init__(self, model, tokenizer, settings: EngineSettings, metrics: Metrics):
-        self.model, self.tokenizer, self.settings, self.metrics = model, tokenizer, settings, metrics
+        raise_if_offloaded(model)
+        self.model, self.settings, self.metrics = model, settings, metrics
         self._changed = threading.Condition()
         self._jobs: deque[tuple[Job, float]] = deque()
         self._places = 0
-        self._running: list[Job] = []
+        self._running: dict[Job, float] = {}  # when it began
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._batch = RunningBatch(model, tokenizer)
+        lanes = [*["speech"] * settings.streams, "image"]
+        self._threads = [threading.Thread(target=self._decode_texts, name="text", daemon=True)]
+        self._threads += [threading.Thread(target=self._run_streams, args=(each,), daemon=True) for each in lanes]
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether all threads run."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
-        """Cancel all jobs and wait for the thread's end."""
+        """Cancel all jobs and wait for the threads' ends."""
         with self._changed:
             self._closing = True
             for job in [*self._running, *(job for job, _ in self._jobs)]:
                 job.cancel()
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def waiting_jobs(self) -> list[Job]:
         """Jobs that wait, oldest first."""
@@ -92,19 +104,19 @@ class Engine:
 
     def submit(self, job: Job) -> None:
         """Let a job wait in a place that was taken with `reserve`."""
+        job.on_end = self._count
         with self._changed:
-            if self._closing:
-                job.cancel()
-            self._jobs.append((job, time.monotonic()))
+            is_late = self._closing
+            self._count_places(-1 if is_late else 0)
+            if not is_late:
+                self._jobs.append((job, time.monotonic()))
             self._changed.notify_all()
+        if is_late:
+            job.send(Finished("cancelled"))
 
     def _count_places(self, change: int) -> None:
         self._places += change
         self.metrics.waiting.set(self._places)
-
-    def _work(self) -> None:
-        while batch := self._next():
-            self._run(batch)
 
     def cancel(self, job: Job) -> None:
         """End a job: one that waits leaves the queue at once, one that runs stops at its next token, audio
@@ -114,82 +126,92 @@ class Engine:
             waiting = [entry for entry in self._jobs if entry[0] is job]
             for entry in waiting:
                 self._jobs.remove(entry)
-                self._count_places(-1)
+                self._count_places(-1 if job.kind else 0)
+            self._changed.notify_all()
         if waiting:
             job.send(Finished("cancelled"))
-            self._count(job, 0.0)
+        if isinstance(job, StreamJob) and job.text is not None:
+            self.cancel(job.text)
 
-    def _next(self) -> list[Job]:
-        """The jobs to run next; [] when the engine is closed and nothing waits."""
+    def _next(self, lane: str, has_room: Callable[[Any], bool], is_busy: Callable[[], bool]) -> Job | None:
+        """Take the oldest job of a lane out of the queue, where there is room for it.
+
+        Waits for a job unless the lane is busy; None without one means that the engine is closed and nothing waits.
+        """
         with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self._jobs or self._closing)
-                if not self._jobs:
-                    return []
-                self._changed.wait_for(self._is_full, timeout=self.settings.window_ms / 1000)
-                if self._jobs:  # the last one may have been cancelled meanwhile
-                    return self._take(self._fitting())
-
-    def _is_full(self) -> bool:
-        """Whether no further text job could join the next batch."""
-        alone = not self._jobs or not isinstance(self._jobs[0][0], TextJob)
-        return alone or self._closing or len(self._fitting()) >= self.settings.batch
-
-    def _take(self, batch: list[Job]) -> list[Job]:
-        now = time.monotonic()
-        for entry in [entry for entry in self._jobs if entry[0] in batch]:
-            self.metrics.queue_seconds.observe(now - entry[1])
+            self._changed.wait_for(lambda: is_busy() or self._closing or self._oldest(lane) is not None)
+            entry = self._oldest(lane)
+            if entry is None or not has_room(entry[0]):
+                return None
+            job, since = entry
             self._jobs.remove(entry)
-        self._count_places(-len(batch))
-        self._running = batch
-        return batch
+            if job.kind is not None:
+                self._count_places(-1)
+                self.metrics.queue_seconds.observe(time.monotonic() - since)
+            self._running[job] = time.monotonic()
+            self._count_running()
+            return job
 
-    def _fitting(self) -> list[Job]:
-        """The oldest waiting job and, if it is text, those that can be decoded together with it, oldest first."""
-        first = self._jobs[0][0]
-        if not isinstance(first, TextJob):
-            return [first]
-        batch: list[Job] = [first]
-        length, width = first.prompt_tokens + first.max_new_tokens, first.audio_width
-        for job, _ in list(self._jobs)[1:]:
-            if len(batch) == self.settings.batch:
-                break
-            if not isinstance(job, TextJob) or job.group != first.group:
-                continue
-            longest = max(length, job.prompt_tokens + job.max_new_tokens)
-            one_encoder = width is None or job.audio_width in (None, width)
-            if one_encoder and longest * (len(batch) + 1) <= self.settings.batch_tokens:
-                batch.append(job)
-                length, width = longest, width or job.audio_width
-        return batch
+    def _oldest(self, lane: str) -> tuple[Job, float] | None:
+        return next((entry for entry in self._jobs if _lane(entry[0]) == lane), None)
 
-    def _run(self, batch: list[Job]) -> None:
-        live = [job for job in batch if not job.cancelled]
-        alone: list[Job] = []  # what one request brought down is tried again without its neighbours
-        self.metrics.running.set(len(live))
-        started = time.monotonic()
+    def _count_running(self) -> None:
+        self.metrics.running.set(sum(job.kind is not None for job in self._running))
+
+    def _decode_texts(self) -> None:
+        """The lane of text: between two tokens of the running chats at most one more is read."""
+        batch, limits = self._batch, self.settings
+        while True:
+            job = self._next(
+                "text",
+                lambda job: batch.has_room(job, limits.batch, limits.batch_tokens),
+                lambda: not batch.is_idle,
+            )
+            if job is None and batch.is_idle:
+                batch.close()
+                return
+            if isinstance(job, TextJob):
+                batch.join(job)
+            if batch.rows:
+                self.metrics.batch_rows.observe(len(batch.rows))
+            batch.step()
+
+    def _run_streams(self, lane: str) -> None:
+        """A lane of speech or images: one job after the other."""
+        while (job := self._next(lane, lambda job: True, lambda: False)) is not None:
+            if isinstance(job, StreamJob):
+                self._run_stream(job)
+
+    def _run_stream(self, job: StreamJob) -> None:
         try:
-            if texts := [job for job in live if isinstance(job, TextJob)]:
-                self.metrics.batch_rows.observe(len(texts))
-                answer(self.model, self.tokenizer, texts)
-            for job in live:
-                if isinstance(job, StreamJob):
-                    _send_events(job)
-        except Exception as error:  # every client that waits for it gets the error; the thread goes on with other jobs
-            logger.exception("%d %s job(s) failed", len(live), live[0].kind)
-            alone = [job for job in live if len(live) > 1 and not job.has_begun]
-            for job in live:
-                if job not in alone:
-                    job.send(Failed(error))
-        self.metrics.running.set(0)
-        for job in alone:
-            self._run([job])
-        for job in (job for job in batch if job not in alone):
-            job.send(Finished("cancelled"))  # has no effect on a job that has ended
-            self._count(job, time.monotonic() - started)
+            if job.text is not None:
+                self._submit_part(job.text)
+            _send_events(job)
+        except Exception as error:  # the client that waits for it gets the error; the thread goes on with other jobs
+            logger.exception("a %s job failed", job.kind)
+            job.send(Failed(error))
+        finally:
+            if job.text is not None:
+                self.cancel(job.text)
+        job.send(Finished("cancelled"))  # has no effect on a job that has ended
 
-    def _count(self, job: Job, seconds: float) -> None:
-        self.metrics.seconds.labels(job.kind).observe(seconds)
+    def _submit_part(self, text: TextJob) -> None:
+        """Let the text of a running job be decoded next: it has waited with that job."""
+        text.on_end = self._count
+        with self._changed:
+            if self._closing:
+                text.cancel()
+            self._jobs.appendleft((text, time.monotonic()))
+            self._changed.notify_all()
+
+    def _count(self, job: Job) -> None:
+        """Count a job that has ended, before its client is told."""
+        with self._changed:
+            began = self._running.pop(job, None)
+            self._count_running()
+        if job.kind is None:
+            return
+        self.metrics.seconds.labels(job.kind).observe(0.0 if began is None else time.monotonic() - began)
         ended = job.ended
         self.metrics.jobs.labels(job.kind, ended.reason if isinstance(ended, Finished) else "failed").inc()
         if isinstance(ended, Finished):
@@ -197,10 +219,30 @@ class Engine:
             self.metrics.new_tokens.inc(ended.completion_tokens)
 
 
+def raise_if_offloaded(model) -> None:
+    """Refuse weights that are fetched for each pass: one thread would take them away while another computes.
+
+    Raises:
+        ValueError: it names a weight.
+    """
+    away = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    if away is not None:
+        raise ValueError(
+            f"model: {away} is offloaded, and a server computes in several threads; load the model on one device, "
+            "quantised where the memory is small"
+        )
+
+
+def _lane(job: Job) -> str:
+    if isinstance(job, TextJob):
+        return "text"
+    return "image" if job.kind == "image" else "speech"
+
+
 def _send_events(job: StreamJob) -> None:
     """Send the events of a job's iterator, until its end or until the job is cancelled."""
     try:
-        for event in job.events:
+        for event in () if job.cancelled else job.events:
             if job.cancelled:
                 return
             job.send(event)

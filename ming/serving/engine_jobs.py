@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ming.events import AudioChunk, ImageDone, ImageProgress, TextDelta
+from ming.speech import PromptStates
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,13 @@ class Sampling:
     Args:
         temperature: 0 takes the likeliest token.
         top_p, top_k: keep the likeliest tokens only.
-        seed: of the random numbers; a job with a seed is decoded alone, so that other jobs draw none of its numbers.
+        seed: of the random numbers; None takes a fresh one. Every job draws its own.
     """
 
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
-
-    @property
-    def is_seeded(self) -> bool:
-        return self.seed is not None and self.temperature != 0
 
     def options(self) -> dict[str, Any]:
         """Options of `generate`."""
@@ -69,19 +66,19 @@ class Sampling:
 
 
 class Job:
-    """A request for the engine's thread.
+    """A request for the engine.
 
     Args:
-        kind: "text", "speech" or "image", for the metrics.
-        deliver: takes the events, in the engine's thread; must not block.
+        kind: "text", "speech" or "image", for the metrics; None for a part of another job.
+        deliver: takes the events, in a thread of the engine; must not block.
     """
 
-    def __init__(self, kind: str, deliver: Deliver):
+    def __init__(self, kind: str | None, deliver: Deliver):
         self.kind = kind
         self._deliver = deliver
         self._cancelled = threading.Event()
         self.ended: Finished | Failed | None = None
-        self.has_begun = False  # whether any event was sent
+        self.on_end: Callable[[Job], None] | None = None  # told before the last event is delivered
 
     def cancel(self) -> None:
         """Ask for the end; from any thread, also after the end."""
@@ -95,9 +92,10 @@ class Job:
         """Deliver an event; nothing follows the last one."""
         if self.ended is not None:
             return
-        self.has_begun = True
         if isinstance(event, Finished | Failed):
             self.ended = event
+            if self.on_end is not None:
+                self.on_end(self)
         self._deliver(event)
 
 
@@ -109,6 +107,8 @@ class TextJob(Job):
         sampling: how tokens are chosen.
         max_new_tokens: of the reply.
         stop: strings that end the reply and are not part of it.
+        prompt_states: gets the states of the prompt that the talker is told.
+        kind: see `Job`.
     """
 
     def __init__(
@@ -118,34 +118,29 @@ class TextJob(Job):
         sampling: Sampling,
         max_new_tokens: int,
         stop: tuple[str, ...] = (),
+        prompt_states: PromptStates | None = None,
+        kind: str | None = "text",
     ):
-        super().__init__("text", deliver)
+        super().__init__(kind, deliver)
         self.inputs, self.sampling, self.max_new_tokens, self.stop = inputs, sampling, max_new_tokens, stop
+        self.prompt_states = prompt_states
 
     @property
     def prompt_tokens(self) -> int:
         return self.inputs["input_ids"].shape[1]
 
-    @property
-    def group(self) -> tuple:
-        """Jobs of equal groups choose their tokens alike."""
-        return self.sampling, id(self) if self.sampling.is_seeded else None
-
-    @property
-    def audio_width(self) -> int | None:
-        """Width of the audio features, which names the audio encoder; None without audio."""
-        return self.inputs["audio_feats"].shape[-1] if "audio_feats" in self.inputs else None
-
 
 class StreamJob(Job):
-    """Speech or images: events of an iterator that has not started yet, one job at a time.
+    """Speech or images: events of an iterator that has not started yet. Jobs run side by side.
 
-    Closing the iterator cancels the work.
+    Args:
+        events: closing them cancels the work.
+        text: a chat whose reply the events read aloud; the engine decodes it from when the events start.
     """
 
-    def __init__(self, kind: str, deliver: Deliver, events: Generator[Event, None, None]):
+    def __init__(self, kind: str, deliver: Deliver, events: Generator[Event, None, None], text: TextJob | None = None):
         super().__init__(kind, deliver)
-        self.events = events
+        self.events, self.text = events, text
 
 
 __all__ = ["Deliver", "Event", "Failed", "Finished", "Job", "Sampling", "StreamJob", "TextJob"]

@@ -16,7 +16,7 @@ class Metrics:
         self.jobs = Counter("ming_jobs", "Jobs by how they ended", ["kind", "outcome"], **own)
         self.seconds = Histogram("ming_job_seconds", "Seconds in the engine", ["kind"], buckets=SECONDS, **own)
         self.queue_seconds = Histogram("ming_queue_seconds", "Seconds before the engine", buckets=SECONDS, **own)
-        self.batch_rows = Histogram("ming_batch_rows", "Text jobs decoded at once", buckets=ROWS, **own)
+        self.batch_rows = Histogram("ming_batch_rows", "Chats that get a token at once", buckets=ROWS, **own)
         self.waiting = Gauge("ming_jobs_waiting", "Requests being prepared or waiting", **own)
         self.running = Gauge("ming_jobs_running", "Jobs in the engine", **own)
         self.prompt_tokens = Counter("ming_prompt_tokens", "Tokens of prompts read", **own)

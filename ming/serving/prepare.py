@@ -7,18 +7,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList
 
+from ming.background import Arrivals
 from ming.components import IMAGE_GEN
-from ming.events import Done, StreamEvent
-from ming.generation_arguments import end_token_ids, raise_if_too_long
-from ming.serving.batching import CountTokens, own_randomness, to_model
-from ming.serving.engine_jobs import Deliver, Event, Finished, Sampling, StreamJob, TextJob
+from ming.events import Done, StreamEvent, TextDelta
+from ming.generation_arguments import raise_if_too_long
+from ming.serving.batching import to_model
+from ming.serving.engine_jobs import Deliver, Event, Failed, Finished, Sampling, StreamJob, TextJob
 from ming.serving.errors import ApiError, shorten
 from ming.serving.fetch import Fetcher
 from ming.serving.media import MediaReader
 from ming.serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest, to_chat
 from ming.serving.settings import Limits
+from ming.speech import PromptStates
 
 Inputs = dict[str, torch.Tensor]
 
@@ -124,23 +125,28 @@ class Preparer:
     def _spoken_chat(
         self, deliver: Deliver, inputs: Inputs, request: ChatRequest, new_tokens: int, voice: str | None
     ) -> StreamJob:
-        prompt_tokens = inputs["input_ids"].shape[1]
-        counter = CountTokens(prompt_tokens)
-        events = self._stream(
-            to_model(inputs, self.model),
-            **request.sampling.options(),
-            generation_mode="audio",
-            max_new_tokens=new_tokens,
-            stopping_criteria=StoppingCriteriaList([counter]),
-            speaker=voice,
-            seed=request.seed,
-        )
-        ends = end_token_ids(self.model)
+        """The text is decoded among the other chats, the audio follows it."""
+        try:
+            settings = self.model.speech.resolve(1, speaker=voice, seed=request.seed)
+        except ValueError as error:
+            raise ApiError(str(error)) from error
+        states = PromptStates(inputs["input_ids"].shape[1], inputs["attention_mask"])
+        arrivals = Arrivals()
+
+        def arrive(event: Event) -> None:
+            if isinstance(event, TextDelta):
+                arrivals.items.put(event.text)
+            elif isinstance(event, Finished | Failed):
+                arrivals.end(event.error if isinstance(event, Failed) else None)
+
+        text = TextJob(arrive, inputs, request.sampling, new_tokens, prompt_states=states, kind=None)
+        events = self.model.speech.stream_reply(arrivals, settings, states)
 
         def finished() -> Finished:
-            return Finished("stop" if counter.last_id in ends else "length", prompt_tokens, counter.count)
+            assert isinstance(text.ended, Finished)  # an error has been raised by `arrivals`
+            return text.ended
 
-        return StreamJob("speech", deliver, _seeded(_until_done(events, finished), request.seed, self.model.device))
+        return StreamJob("speech", deliver, _until_done(events, finished), text)
 
     def _stream(self, inputs: Inputs, **options: Any) -> Iterator[StreamEvent]:
         """The model's events; `stream` checks its arguments at once and works when the first event is asked for."""
@@ -257,13 +263,6 @@ def _until_done(
         if isinstance(events, Generator):
             events.close()
     yield finished()
-
-
-def _seeded(events: Generator, seed: int | None, device: torch.device) -> Generator[Event, None, None]:
-    """Events that are made with the random numbers of a seed: the text of a spoken reply is sampled from PyTorch's
-    global generator."""
-    with own_randomness(seed, device):
-        yield from events
 
 
 __all__ = ["Preparer", "load_components", "missing_outputs"]

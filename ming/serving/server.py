@@ -256,8 +256,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
         raise ApiError(
             f"audio.format: {body.audio.format!r} cannot be streamed in a chat; use 'pcm16'", "audio.format"
         )
-    if body.wants_audio:  # seeded chats in text would be decoded one by one
-        body = _with_own_seed(request, body)
+    body = _with_own_seed(request, body)
     job, reply = await service.submit(lambda deliver: service.preparer.chat(body, deliver))
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -428,13 +427,16 @@ def create_app(
         limits, settings, site: see there; None takes the defaults.
         fetcher: reads URLs of requests; the default reads data URLs only.
 
+    Raises:
+        ValueError: see `Engine`.
+
     Returns:
         An app whose `state.service.engine` works between its start and its shutdown.
     """
     limits, site, metrics = limits or Limits(), site or Site(), Metrics()
+    engine = Engine(model, processor.tokenizer, settings or EngineSettings(), metrics)
     load_components(model)
     preparer = Preparer(model, processor, limits, fetcher or Fetcher(), site.transcription_prompt)
-    engine = Engine(model, processor.tokenizer, settings or EngineSettings(), metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
