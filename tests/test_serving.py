@@ -437,6 +437,9 @@ def test_transcription(omni):
     whisper = {"use_whisper_encoder": True}
     text = client.audio.transcriptions.create(model="omni", file=file, response_format="text", extra_body=whisper)
     assert text.strip() == EXPECTED["recording"]
+    verbose = client.audio.transcriptions.create(model="omni", file=file, response_format="verbose_json")
+    assert (verbose.text, verbose.language) == (EXPECTED["recording"], "english")
+    assert verbose.duration == pytest.approx(soundfile.info(DEMO / "recording.wav").duration, abs=0.01)
     events = list(client.audio.transcriptions.create(model="omni", file=file, stream=True))
     assert "".join(event.delta for event in events[:-1]) == events[-1].text == EXPECTED["recording"]
 

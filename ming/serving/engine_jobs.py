@@ -78,6 +78,7 @@ class Job:
         self._deliver = deliver
         self._cancelled = threading.Event()
         self.ended: Finished | Failed | None = None
+        self.audio_seconds = 0.0  # of the recordings that were sent, where the answer tells it
         self.on_end: Callable[[Job], None] | None = None  # told before the last event is delivered
 
     def cancel(self) -> None:

@@ -94,11 +94,14 @@ class Preparer:
 
     def transcription(self, request: TranscriptionRequest, file: bytes, deliver: Deliver) -> TextJob:
         """A job that writes down what a recording says."""
-        recording = self._reader().audio(file, "file")
+        reader = self._reader()
+        recording = reader.audio(file, "file")
         text = {"type": "text", "text": request.prompt or self.transcription_prompt}
         chat = [{"role": "user", "content": [text, recording]}]
         inputs = self._inputs(chat, "file", use_whisper_encoder=request.use_whisper_encoder)
-        return TextJob(deliver, inputs, Sampling(request.temperature), self._new_tokens(inputs, None, "file"))
+        job = TextJob(deliver, inputs, Sampling(request.temperature), self._new_tokens(inputs, None, "file"))
+        job.audio_seconds = reader.seconds["audio"]
+        return job
 
     def speech(self, request: SpeechRequest, deliver: Deliver) -> StreamJob:
         """A job that reads a text aloud."""

@@ -277,7 +277,7 @@ class TranscriptionRequest(Request):
     """
 
     prompt: Text | None = None
-    response_format: Literal["json", "text"] = "json"
+    response_format: Literal["json", "text", "verbose_json"] = "json"
     temperature: float | None = Field(None, ge=0, le=1)
     stream: bool = False
     use_whisper_encoder: bool = False

@@ -1,6 +1,7 @@
 """The ASGI app: routes, and how the events of a job become an answer."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from ming.serving.prepare import Preparer, load_components
 from ming.serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest
 from ming.serving.responses import END_OF_STREAM, ChatResponse, encode_base64, server_sent_event, usage
 from ming.serving.settings import EngineSettings, Limits, Site
+from ming.spoken_kinds import HAN
 
 JSON, EVENTS, AUDIO = "application/json", "text/event-stream", (*audio_formats.MIME_TYPES.values(),)
 CLIENT_LEFT = 499  # the client does not read it, but the metrics count it
@@ -344,7 +346,12 @@ async def transcriptions(request: Request) -> Response:
     events = await service.while_connected(request, job, _collect(reply))
     if body.response_format == "text":
         return PlainTextResponse(_text(events) + "\n")
-    return JSONResponse({"text": _text(events), "usage": _transcript_usage(reply.finished)})
+    text = _text(events)
+    answer: dict[str, Any] = {"text": text, "usage": _transcript_usage(reply.finished)}
+    if body.response_format == "verbose_json":
+        language = "chinese" if re.search(f"[{HAN}]", text) else "english"
+        answer |= {"task": "transcribe", "language": language, "duration": job.audio_seconds}
+    return JSONResponse(answer)
 
 
 async def _transcript_pieces(reply: JobEvents) -> AsyncIterator[bytes]:
