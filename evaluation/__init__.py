@@ -1,4 +1,4 @@
-"""The tables of the paper, published and measured side by side: `python -m evaluation table NAME`, see docs/evaluation.md.
+"""The tables of the paper, published and measured: `python -m evaluation table NAME`, see docs/evaluation.md.
 
 A table is a file in `tables/`; each of its rows names what runs it:
 

@@ -28,11 +28,13 @@ class Answerer:
         self.session = Session(model, options, seed=seed, quiet=True)
         self.seed, self.use_whisper_encoder = seed, use_whisper_encoder
         self.model: Any = None
+        self.parts: set[str] = set()
 
     def load(self, *parts: str) -> None:
         """Read the weights of text and of the named parts of `ming.loading.PARTS`, if they are not there yet."""
-        if self.model is None:
-            self.model = self.session.load(*parts)
+        if self.model is None or not self.parts.issuperset(parts):
+            self.parts |= set(parts)
+            self.model = self.session.load(*sorted(self.parts))
 
     @property
     def hearing(self) -> str:

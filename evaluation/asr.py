@@ -208,13 +208,24 @@ def read_corpus(task: str, data: Path, limit: int | None) -> list[Recording]:
 
 
 def transcribe(
-    answerer: Answerer, recordings: list[Recording], journal: Journal, batch_size: int, **decoding: Any
+    answerer: Answerer,
+    recordings: list[Recording],
+    journal: Journal,
+    batch_size: int,
+    prompt: str | None = None,
+    **decoding: Any,
 ) -> list[str]:
-    """What the model hears in recordings; those that the journal has are not asked again."""
+    """What the model hears in recordings; those that the journal has are not asked again.
+
+    Args:
+        prompt: before the recording; None is that of the release.
+        decoding: options of `generate`.
+    """
+    prompt = prompt or TRANSCRIPTION_PROMPT
     waiting = [recording for recording in recordings if recording.key not in journal.records]
     for start in tqdm(range(0, len(waiting), batch_size), desc=journal.path.stem, disable=not waiting, leave=False):
         batch = waiting[start : start + batch_size]
-        contents = [message_content(TRANSCRIPTION_PROMPT, {"audio": [recording.source()]}) for recording in batch]
+        contents = [message_content(prompt, {"audio": [recording.source()]}) for recording in batch]
         replies = answerer.answers([[{"role": "user", "content": content}] for content in contents], **decoding)
         journal.add({"key": r.key, "text": r.text, "reply": reply} for r, reply in zip(batch, replies, strict=True))
     return [journal.records[recording.key]["reply"] for recording in recordings]

@@ -1,7 +1,7 @@
 """Image generation: GenEval's folders of images, whose scores its authors' detector writes, and FID by clean-fid.
 
-`geneval/evaluation_metadata.jsonl` (one prompt per line) and `fid/meta_data.json` with `fid/images/` (MJHQ-30K's prompts
-and pictures) lie below the directory of data. Images are written as the authors' script does:
+Below the directory of data lie `geneval/evaluation_metadata.jsonl` (a prompt per line), and `fid/meta_data.json` with
+`fid/images/` (prompts and pictures as of MJHQ-30K). Images are written as the authors' script does:
 
     geneval/00000/metadata.jsonl, geneval/00000/samples/0000.png ... 0003.png
 """
@@ -108,8 +108,8 @@ def fid(drawn: Path, pictures: Path, device: str, features: Any = None) -> float
     """Fréchet distance of two folders of images, by clean-fid.
 
     Args:
-        features: images float [B, 3, 299, 299] of 0..255 -> features [B, D]; None is Inception, whose weights clean-fid
-            downloads.
+        features: images float [B, 3, 299, 299] of 0..255 -> features [B, D]; None is Inception, whose weights
+            clean-fid downloads.
 
     Raises:
         ValueError: clean-fid is not installed.

@@ -1,6 +1,7 @@
 """The model of lmms-eval: `lmms-eval --model ming --model_args pretrained=DIR,...`."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -55,7 +56,7 @@ class Ming(lmms):
         self.batch_size, self.video = int(batch_size), video
         self.answerer = Answerer(str(pretrained), LoadOptions(device, dtype), seed, use_whisper_encoder)
         settings = {"model": str(pretrained), "dtype": dtype, "whisper": use_whisper_encoder, "video": video}
-        self.journal = Journal(path, {**settings, "seed": seed}) if path else None
+        self.journal = Journal(Path(path), {**settings, "seed": seed}) if path else None
         self.answerer.load("vision", self.answerer.hearing)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:

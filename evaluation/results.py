@@ -39,12 +39,7 @@ class Journal:
             self._write([{"settings": settings}])
             return
         header, *records = map(json.loads, lines)
-        if header["settings"] != settings:
-            changed = [name for name in settings if header["settings"].get(name) != settings[name]]
-            raise ValueError(
-                f"{path} holds answers with other settings ({', '.join(changed) or 'fewer'}); "
-                "give another --output, or delete the file"
-            )
+        raise_if_changed(path, header["settings"], settings)
         self.records = {record["key"]: record for record in records}
 
     def add(self, records: Iterable[dict]) -> None:
@@ -115,20 +110,34 @@ def _line(row: Row, measured: Measured, tiny: bool) -> str:
     return f"| {name} | {published} | {value} | {samples} | {'; '.join(note for note in notes if note)} |"
 
 
-def read_measured(folder: Path, settings: dict[str, Any]) -> dict[str, Measured]:
-    """The values that an earlier run with the same settings wrote, by the names of the rows.
+def claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new folder, or compare those of an earlier run, whose answers and images lie there.
 
     Raises:
         ValueError: the earlier run had other settings.
     """
+    path = folder / "settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        return
+    raise_if_changed(folder, json.loads(path.read_text(encoding="utf-8")), settings)
+
+
+def raise_if_changed(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse to go on with what was made with other settings.
+
+    Raises:
+        ValueError: the settings differ.
+    """
+    if changed := sorted(name for name in found.keys() | settings.keys() if found.get(name) != settings.get(name)):
+        raise ValueError(f"{path} was made with another {', '.join(changed)}; give another --output, or delete it")
+
+
+def read_measured(folder: Path) -> dict[str, Measured]:
+    """The values that an earlier run wrote, by the names of the rows."""
     path = folder / "results.json"
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content["settings"] != settings:
-        changed = [name for name in settings if content["settings"].get(name) != settings[name]]
-        raise ValueError(
-            f"{path} was measured with other settings ({', '.join(changed) or 'fewer'}); give another --output"
-        )
-    measured = {row["name"]: Measured(**row["measured"]) for row in content["rows"]}
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    measured = {row["name"]: Measured(**row["measured"]) for row in rows}
     return {name: value for name, value in measured.items() if value.value is not None}

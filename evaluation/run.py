@@ -1,9 +1,11 @@
 """Measuring a table: each row by its runner, and what was measured before is kept."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from ming.loading import LoadOptions
 
 from . import asr, drawing, lmms, own_data
 from .answering import Answerer
-from .results import NOT_REAL, Journal, Measured, read_measured, write_results
+from .results import NOT_REAL, Journal, Measured, claim, read_measured, write_results
 from .tables import Row, Table
 
 TINY = "tiny"
@@ -88,10 +90,9 @@ class TableRun:
             raise ValueError(f"table {self.table.name} has no row {', '.join(unknown)}; it has {', '.join(names)}")
         chosen = [row for row in self.table.rows if rows is None or row.name in rows]
         if self.settings.tiny:
-            from . import tiny
-
-            tiny.raise_if_no_copy(self.table, chosen)
-        known = read_measured(self.folder, vars(self.settings))
+            _tiny().raise_if_no_copy(self.table, chosen)
+        claim(self.folder, vars(self.settings))
+        known = read_measured(self.folder)
         found = {row.name: Measured(reason=self._excuse(row, chosen)) for row in self.table.rows} | known
         for runner, run in self.runners.items():
             waiting = [row for row in chosen if row.runner == runner and row.name not in known]
@@ -115,10 +116,8 @@ class TableRun:
 
     def _asr(self, rows: list[Row]) -> dict[str, Measured]:
         if self.settings.tiny:
-            from . import tiny
-
             tasks = [str(row.task) for row in self.table.of_runner("asr")]
-            tiny.write_corpora(self.data, tasks, self.settings.limit or 1, self.settings.seed)
+            _tiny().write_corpora(self.data, tasks, self.settings.limit or 1, self.settings.seed)
         found = {}
         for row in rows:
             recordings = asr.read_corpus(str(row.task), self.data, self.settings.limit)
@@ -126,26 +125,24 @@ class TableRun:
                 found[row.name] = self._no_data(row, asr.CORPORA[str(row.task)].folder)
                 continue
             journal = Journal(self.folder / f"{row.task}.jsonl", vars(self.settings))
-            options = {"batch_size": self.batch_size, **self.table.decoding}
+            options = {"batch_size": self.batch_size, "prompt": self.table.prompt, **self.table.decoding}
             found[row.name] = asr.measure(self.answerer, str(row.task), row.metrics[0], recordings, journal, **options)
         return found
 
     def _geneval(self, rows: list[Row]) -> dict[str, Measured]:
         if self.settings.tiny:
-            from . import tiny
-
-            tiny.write_generation(self.data, self.settings.limit or 1, self.settings.seed)
+            _tiny().write_generation(self.data, self.settings.limit or 1, self.settings.seed)
         prompts = drawing.read_geneval(self.data, None if self.settings.tiny else self.settings.limit)
         if not prompts:
             return {row.name: self._no_data(row, f"geneval/{drawing.METADATA}") for row in rows}
         folder = self.folder / "geneval"
         drawing.draw_geneval(self.answerer, prompts, folder, self.batch_size, None)
         if self.settings.tiny:
-            tiny.judge_geneval(folder)
+            _tiny().judge_geneval(folder)
         scores = drawing.geneval_scores(folder)
         missing = Measured(reason=drawing.DETECTOR.format(folder=folder) if not scores else "no such prompt")
-        judged = {name: Measured(s.value, s.samples, "judged by code" if self.settings.tiny else None)
-                  for name, s in scores.items()}  # fmt: skip
+        judge = "judged by code" if self.settings.tiny else None
+        judged = {name: Measured(score.value, score.samples, judge) for name, score in scores.items()}
         return {row.name: judged.get(row.metrics[0], missing) for row in rows}
 
     def _fid(self, rows: list[Row]) -> dict[str, Measured]:
@@ -153,6 +150,8 @@ class TableRun:
         drawn = self.folder / "fid"
         if find_spec("cleanfid") is None:
             return {row.name: Measured(reason=f"needs clean-fid: {lmms.INSTALL}")}
+        if self.settings.tiny:
+            self.answerer.load("image_gen", "vision")
         number = drawing.draw_fid(self.answerer, self.data, drawn, self.settings.limit, self.batch_size)
         if not number:
             return {row.name: self._no_data(row, "fid/meta_data.json")}
@@ -178,13 +177,14 @@ class TableRun:
         include, environment, names = None, {}, {str(row.task): str(row.task) for row in rows}
         found: dict[str, Measured] = {}
         if self.settings.tiny:
-            from . import tiny
-
+            tiny = _tiny()
             include = tiny.write_lmms_tasks(
                 self.data, rows, [lmms.TASKS, lmms.their_tasks()], self.settings.limit or 1, self.settings.seed
             )
             names = {str(row.task): tiny.task_name(row) for row in rows}
             environment = {"HF_HOME": str((self.data / "hub").resolve()), "HF_HUB_OFFLINE": "1"}
+            # VoiceBench's module wants a key when it is imported; no task of the copies asks a judge.
+            environment |= {"OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "none")}
         else:
             for task in set(names) & _own_tasks():
                 written = own_data.own_task(task, self.data, self.folder / "tasks", self.settings.limit)
@@ -194,7 +194,11 @@ class TableRun:
         rows = [row for row in rows if row.name not in found]
         if not rows:
             return found
-        model = {"pretrained": self.settings.model, "dtype": self.settings.dtype, "device": self.device}
+        model: dict[str, Any] = {
+            "pretrained": self.settings.model,
+            "dtype": self.settings.dtype,
+            "device": self.device,
+        }
         model |= {"use_whisper_encoder": self.settings.whisper or None, **self.table.video}
         how = lmms.LmmsRun(model, self.folder, self.batch_size, self.settings.limit, self.settings.seed, environment)
         results = how.results([names[str(row.task)] for row in _first_of_tasks(rows)], include, self.table.decoding)
@@ -202,6 +206,19 @@ class TableRun:
 
     def _no_data(self, row: Row, place: str) -> Measured:
         return Measured(reason=f"no {place} in {self.data}; from {row.data}")
+
+
+def _tiny() -> ModuleType:
+    """What makes tiny copies.
+
+    Raises:
+        ValueError: this is no checkout, which has the recipe of Ming-Tiny.
+    """
+    if find_spec("training") is None:
+        raise ValueError(f"--data {TINY} needs the recipe of Ming-Tiny; run it in a checkout of the repository")
+    from . import tiny
+
+    return tiny
 
 
 def _own_tasks() -> set[str]:

@@ -66,7 +66,7 @@ class Table:
         title: above it.
         source: of the published values.
         rows: in the order of the source.
-        prompt: of all questions; None leaves it to the task.
+        prompt: before recordings; tasks of lmms-eval bring their own.
         decoding: options of `generate`; None leaves them to the task.
         video: options of the processor's videos, of `ming.video.VideoOptions`.
     """

@@ -1,7 +1,7 @@
 """Small local copies of the data sets, laid out as their owners lay them out, with the content of Ming-Tiny's world.
 
-Pictures, clips and spoken sentences come from the generators of `training/tiny`, test split. What a copy cannot have is
-said in docs/evaluation.md: recordings are in English also in the Chinese corpora.
+Pictures, clips and spoken sentences come from the generators of `training/tiny`, test split. Recordings are in English
+also in the Chinese corpora, since Ming-Tiny knows no other speech.
 """
 
 import csv
@@ -314,7 +314,7 @@ def write_owners_infoseek(folder: Path, samples: Samples) -> None:
         name = f"oven_{index:08d}"
         sample["image"].save(folder / "images" / f"{name}.jpg", quality=95)
         split = ("val_unseen_question", "val_unseen_entity")[index % 2]
-        entry = {"data_id": f"infoseek_val_{index:08d}", "image_id": name, "data_split": split}
+        entry: dict[str, Any] = {"data_id": f"infoseek_val_{index:08d}", "image_id": name, "data_split": split}
         entry |= {"question": sample["question"], "answer": [sample["answer"]], "answer_eval": [sample["answer"]]}
         lines.append(json.dumps(entry))
     write_lines(folder / "infoseek_val.jsonl", lines)
