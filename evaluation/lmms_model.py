@@ -78,8 +78,8 @@ class Ming(lmms):
     def _answer(self, requests: list[Instance]) -> list[str]:
         chats = []
         for _, doc_to_messages, _, doc_id, task, split in (request.args for request in requests):
-            messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
-            chats.append(messages.to_hf_messages(video_kwargs=self.video))
+            messages = heard(doc_to_messages(self.task_dict[task][split][doc_id]))
+            chats.append(ChatMessages(messages=messages).to_hf_messages(video_kwargs=self.video))
         asked = requests[0].args[2]
         answers = [cut(answer, asked.get("until")) for answer in self.answerer.answers(chats, **decoding(asked))]
         if self.journal:
@@ -99,6 +99,17 @@ class Ming(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not offered."""
         raise NotImplementedError("the model ming answers one round; choose a task of output_type generate_until")
+
+
+def heard(messages: list[dict]) -> list[dict]:
+    """Messages in which decoded recordings are audio: lmms-eval 0.7.3 takes every dict for a video."""
+
+    def item(content: dict) -> dict:
+        value = content.get("url")
+        is_recording = isinstance(value, dict) and {"array", "sampling_rate"} <= value.keys()
+        return {**content, "type": "audio"} if is_recording else content
+
+    return [{**message, "content": [item(content) for content in message["content"]]} for message in messages]
 
 
 def decoding(asked: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lmms_eval.models import MODEL_REGISTRY_V2
 
 from evaluation import lmms, tiny
 from evaluation.drawing import fid
-from evaluation.lmms_model import Ming, cut, decoding
+from evaluation.lmms_model import Ming, cut, decoding, heard
 from evaluation.run import Settings, TableRun
 from evaluation.tables import NAMES, read_table
 from ming.cli.usage import UsageError
@@ -74,6 +74,13 @@ def test_decoding_is_greedy_unless_a_temperature_is_asked_for():
 
 def test_an_answer_ends_at_the_strings_of_the_task():
     assert cut("red\n\nASSISTANT: blue", ["\n\n"]) == "red" and cut(" red ", None) == "red"
+
+
+def test_decoded_recordings_are_heard_not_seen():
+    recording = {"array": [0.0], "sampling_rate": 16_000}
+    items = [{"type": "video", "url": recording}, {"type": "video", "url": "a.mp4"}, {"type": "text", "text": "a"}]
+    (message,) = heard([{"role": "user", "content": items}])
+    assert message["content"] == [{"type": "audio", "url": recording}, *items[1:]]
 
 
 def test_the_manifest_names_a_model_of_chats():
