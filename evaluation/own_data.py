@@ -29,7 +29,7 @@ def write_task(folder: Path, name: str, base: Path, split: str, parquet: Path, *
         changes: further keys that take the place of those of `base`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    data: dict[str, Any] = {"dataset_path": "parquet", "dataset_name": None, "tag": [], "test_split": split}
+    data: dict[str, Any] = {"dataset_path": "parquet", "dataset_name": None, "test_split": split}
     data["dataset_kwargs"] = {"data_files": {split: str(parquet.resolve())}}
     content = {"include": str(base.resolve()), "task": name, **data, **changes}
     # JSON is YAML
