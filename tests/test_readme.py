@@ -68,7 +68,7 @@ ELSEWHERE = {
 }
 # What makes this environment, what runs this test, what needs several GPUs, of which the page says so, and what needs
 # another environment (`make test-vllm` and `make test-evaluation` start the same in their own) or data.
-NOT_RUN = ("pip install", "make test", "accelerate launch", "vllm serve", "lmms-eval")
+NOT_RUN = ("pip install", "make test", "accelerate launch", "vllm serve", "export OPENAI_API_KEY", "lmms-eval")
 NOT_RUN += tuple(f"python -m evaluation table {table} --model RELEASED" for table in ("image video", "asr"))
 SHORT = {
     "ming finetune": "--steps 1 --batch-size 2",

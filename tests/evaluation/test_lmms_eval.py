@@ -96,13 +96,13 @@ def test_fid_of_a_folder_with_itself_is_nothing(tmp_path):
 
 
 def test_lmms_evals_client_of_openai_asks_the_server(tmp_path):
-    """As docs/evaluation.md says; pictures alone: its client sends recordings in another way."""
+    """As docs/evaluation.md says."""
     rows = [row for row in read_table("ocr").rows if row.name == "ChartQA_TEST"]
     tasks = tiny.write_lmms_tasks(tmp_path / "data", rows, [lmms.TASKS, lmms.their_tasks()], 4, 0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "ming", "serve", "--model", str(ROOT), "--port", port]
+    command = [sys.executable, "-m", "ming", "serve", "--model", str(ROOT), "--name", "ming-tiny", "--port", port]
     with log.open("w") as said, subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said) as server:
         try:
             deadline = time.monotonic() + 120
@@ -110,7 +110,7 @@ def test_lmms_evals_client_of_openai_asks_the_server(tmp_path):
                 assert server.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
             command = [sys.executable, "-m", "lmms_eval", "--model", "openai", "--tasks", "tiny_chartqa"]
-            command += ["--model_args", f"model_version=ming,base_url=http://127.0.0.1:{port}/v1,api_key=none"]
+            command += ["--model_args", f"model_version=ming-tiny,base_url=http://127.0.0.1:{port}/v1,timeout=120"]
             command += ["--include_path", str(tasks), "--output_path", str(tmp_path / "out"), "--verbosity", "DEBUG"]
             environment = {**os.environ, "OPENAI_API_KEY": "none", "HF_HOME": str(tmp_path / "hub")}
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
