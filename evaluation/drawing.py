@@ -27,21 +27,19 @@ DETECTOR = (
 )
 
 
-def draw_missing(answerer: Answerer, wanted: dict[Path, tuple[str, int]], batch_size: int, size: int | None) -> None:
+def draw_missing(answerer: Answerer, wanted: dict[Path, tuple[str, int]], batch_size: int) -> None:
     """Draw the images that are not on the disk yet.
 
     Args:
         wanted: prompt and seed by file.
-        size: height and width in pixels; None leaves them to the model.
     """
     waiting = [(path, prompt, seed) for path, (prompt, seed) in wanted.items() if not path.exists()]
-    options: dict[str, Any] = {} if size is None else {"height": size, "width": size}
     for start in tqdm(range(0, len(waiting), batch_size), desc="drawing", disable=not waiting, leave=False):
         paths, prompts, seeds = zip(*waiting[start : start + batch_size], strict=True)
         answerer.load("image_gen")
         inputs = prompt_batch(answerer.session.processor, [[{"role": "user", "content": p}] for p in prompts])
         inputs = inputs.to(answerer.model.device, answerer.model.dtype)
-        images = answerer.model.generate(**inputs, generation_mode="image", seed=list(seeds), **options).images
+        images = answerer.model.generate(**inputs, generation_mode="image", seed=list(seeds)).images
         for path, image in zip(paths, images, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial:
@@ -63,7 +61,7 @@ def read_geneval(data: Path, limit: int | None) -> list[dict]:
     return lines
 
 
-def draw_geneval(answerer: Answerer, prompts: list[dict], folder: Path, batch_size: int, size: int | None) -> None:
+def draw_geneval(answerer: Answerer, prompts: list[dict], folder: Path, batch_size: int) -> None:
     """Draw `SAMPLES_PER_PROMPT` images of every prompt into the folders of GenEval's layout."""
     wanted = {}
     for index, metadata in enumerate(prompts):
@@ -74,7 +72,7 @@ def draw_geneval(answerer: Answerer, prompts: list[dict], folder: Path, batch_si
         for number in range(SAMPLES_PER_PROMPT):
             seed = answerer.seed + SAMPLES_PER_PROMPT * index + number
             wanted[place / "samples" / f"{number:04d}.png"] = (metadata["prompt"], seed)
-    draw_missing(answerer, wanted, batch_size, size)
+    draw_missing(answerer, wanted, batch_size)
 
 
 def geneval_scores(folder: Path) -> dict[str, Measured]:
@@ -100,7 +98,7 @@ def draw_fid(answerer: Answerer, data: Path, folder: Path, limit: int | None, ba
     wanted = {
         folder / f"{key}.png": (entry["prompt"], answerer.seed + index) for index, (key, entry) in enumerate(prompts)
     }
-    draw_missing(answerer, wanted, batch_size, None)
+    draw_missing(answerer, wanted, batch_size)
     return len(prompts)
 
 

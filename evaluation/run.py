@@ -115,12 +115,14 @@ class TableRun:
         return None
 
     def _asr(self, rows: list[Row]) -> dict[str, Measured]:
+        if find_spec("jiwer") is None:
+            raise ValueError(f"error rates need jiwer, which is not installed: {lmms.INSTALL}")
         if self.settings.tiny:
-            tasks = [str(row.task) for row in self.table.of_runner("asr")]
+            tasks = [str(row.task) for row in rows]
             _tiny().write_corpora(self.data, tasks, self.settings.limit or 1, self.settings.seed)
         found = {}
-        for row in rows:
-            recordings = asr.read_corpus(str(row.task), self.data, self.settings.limit)
+        corpora = [(row, asr.read_corpus(str(row.task), self.data, self.settings.limit)) for row in rows]
+        for row, recordings in corpora:
             if not recordings:
                 found[row.name] = self._no_data(row, asr.CORPORA[str(row.task)].folder)
                 continue
@@ -129,14 +131,17 @@ class TableRun:
             found[row.name] = asr.measure(self.answerer, str(row.task), row.metrics[0], recordings, journal, **options)
         return found
 
-    def _geneval(self, rows: list[Row]) -> dict[str, Measured]:
+    def _make_prompts(self) -> None:
         if self.settings.tiny:
             _tiny().write_generation(self.data, self.settings.limit or 1, self.settings.seed)
+
+    def _geneval(self, rows: list[Row]) -> dict[str, Measured]:
+        self._make_prompts()
         prompts = drawing.read_geneval(self.data, None if self.settings.tiny else self.settings.limit)
         if not prompts:
             return {row.name: self._no_data(row, f"geneval/{drawing.METADATA}") for row in rows}
         folder = self.folder / "geneval"
-        drawing.draw_geneval(self.answerer, prompts, folder, self.batch_size, None)
+        drawing.draw_geneval(self.answerer, prompts, folder, self.batch_size)
         if self.settings.tiny:
             _tiny().judge_geneval(folder)
         scores = drawing.geneval_scores(folder)
@@ -150,6 +155,7 @@ class TableRun:
         drawn = self.folder / "fid"
         if find_spec("cleanfid") is None:
             return {row.name: Measured(reason=f"needs clean-fid: {lmms.INSTALL}")}
+        self._make_prompts()
         if self.settings.tiny:
             self.answerer.load("image_gen", "vision")
         number = drawing.draw_fid(self.answerer, self.data, drawn, self.settings.limit, self.batch_size)

@@ -3,6 +3,7 @@
 Tasks of lmms-eval are tested in tests/evaluation/, in an environment that has it.
 """
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from evaluation import asr, drawing, lmms, own_data, tiny
+from evaluation import asr, drawing, lmms, own_data, run, tiny
 from evaluation.__main__ import main
 from evaluation.answering import Answerer
 from evaluation.lmms_tasks import utils
@@ -30,7 +31,7 @@ TABLES = {name: read_table(name) for name in NAMES}
 def command(monkeypatch, capsys):
     """Runs `python -m evaluation` in this process; returns exit code, output and errors."""
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def start(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["evaluation", *arguments])
         try:
             main()
@@ -40,7 +41,7 @@ def command(monkeypatch, capsys):
         said = capsys.readouterr()
         return code, said.out, said.err
 
-    return run
+    return start
 
 
 # Tables
@@ -240,14 +241,14 @@ def test_a_table_is_printed_written_and_not_measured_twice(command, tmp_path):
 def test_images_lie_as_genevals_authors_want_them_and_are_drawn_once(tmp_path):
     prompts = [tiny.geneval_prompt("colors", np.random.default_rng(3))]
     answerer = Answerer(str(ROOT), LoadOptions(), 0)
-    drawing.draw_geneval(answerer, prompts, tmp_path, 4, None)
+    drawing.draw_geneval(answerer, prompts, tmp_path, 4)
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["00000/metadata.jsonl", *(f"00000/samples/{number:04d}.png" for number in range(4))]
     assert json.loads((tmp_path / "00000" / "metadata.jsonl").read_text()) == prompts[0]
     assert drawing.geneval_scores(tmp_path) == {}
     (tmp_path / "00000" / "samples" / "0001.png").unlink()
     kept = (tmp_path / "00000" / "samples" / "0000.png").stat().st_mtime_ns
-    drawing.draw_geneval(answerer, prompts, tmp_path, 4, None)
+    drawing.draw_geneval(answerer, prompts, tmp_path, 4)
     assert (tmp_path / "00000" / "samples" / "0000.png").stat().st_mtime_ns == kept
     tiny.judge_geneval(tmp_path)
     assert drawing.geneval_scores(tmp_path)["overall"].samples == 4
@@ -266,8 +267,8 @@ def test_images_without_verdicts_name_the_authors_command(tmp_path):
     tiny.write_generation(tmp_path / "data", 1, 0)
     prompts = tmp_path / "data" / "geneval" / drawing.METADATA
     prompts.write_text(prompts.read_text().splitlines()[0] + "\n")
-    run = TableRun(TABLES["generation"], Settings(str(ROOT), str(tmp_path / "data")), tmp_path / "out")
-    text = run.measure(["GenEval"])
+    settings = Settings(str(ROOT), str(tmp_path / "data"))
+    text = TableRun(TABLES["generation"], settings, tmp_path / "out").measure(["GenEval"])
     assert "| GenEval | 0.64 | - |" in text and "python evaluation/evaluate_images.py" in text
 
 
@@ -280,6 +281,12 @@ def test_without_lmms_eval_its_tables_say_how_to_install_it(command, tmp_path, m
         "table", "gui", "--model", str(ROOT), "--data", "tiny", "--limit", "1", "--output", str(tmp_path)
     )
     assert code == 2 and said.endswith("lmms-eval, which is not installed: pip install '.[evaluation]'\n")
+
+
+def test_without_jiwer_error_rates_say_how_to_install_it(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "find_spec", lambda name: None if name == "jiwer" else importlib.util.find_spec(name))
+    code, _, said = command("table", "asr", "--model", str(ROOT), "--data", "tiny", "--output", str(tmp_path))
+    assert code == 2 and said.endswith("jiwer, which is not installed: pip install '.[evaluation]'\n")
 
 
 def test_values_are_found_in_the_results_of_lmms_eval():

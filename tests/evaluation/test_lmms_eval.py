@@ -95,6 +95,14 @@ def test_fid_of_a_folder_with_itself_is_nothing(tmp_path):
     assert fid(folder, folder, "cpu", features) == pytest.approx(0, abs=1e-3)
 
 
+def test_images_of_prompts_are_compared_with_pictures(tmp_path):
+    text = TableRun(read_table("generation"), Settings(str(ROOT), "tiny", 4), tmp_path).measure(["FID"])
+    content = json.loads((tmp_path / "generation" / "results.json").read_text())
+    (measured,) = [row["measured"] for row in content["rows"] if row["name"] == "FID"]
+    assert measured["samples"] == 4 and 0 <= measured["value"] < 0.1, text
+    assert "features of the model's own vision tower, not FID" in text
+
+
 def test_lmms_evals_client_of_openai_asks_the_server(tmp_path):
     """As docs/evaluation.md says."""
     rows = [row for row in read_table("ocr").rows if row.name == "ChartQA_TEST"]
