@@ -72,7 +72,7 @@ NOT_RUN = ("pip install", "make test", "accelerate launch", "vllm serve", "expor
 NOT_RUN += tuple(f"python -m evaluation table {table} --model RELEASED" for table in ("image video", "asr"))
 SHORT = {
     "ming finetune": "--steps 1 --batch-size 2",
-    "evaluation table": "--limit 1",
+    "evaluation table": "--limit 1 --rows aishell1 cv15_en",
     "training.tiny.evaluate": "--rows image_qa --samples 2",
 }
 
