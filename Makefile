@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-programs test-oldest test-common test-vllm fuzz mutants lint audit clean
+.PHONY: setup demo test test-programs test-oldest test-common test-vllm test-evaluation fuzz mutants lint audit clean
 
 setup: $(READY)
 
@@ -58,6 +58,17 @@ $(VLLM)/.ready: requirements.txt Makefile
 	@$(VLLM)/bin/python -c "import torchvision" 2>/dev/null || \
 		$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec
 	@$(VLLM)/bin/python -c "import torchaudio" 2>/dev/null || rm -f $(VLLM)/lib/python3*/site-packages/torchaudio/lib/*.so
+	@touch $@
+
+# lmms-eval on small local copies of its data sets, in an environment of its own, since it pins av<16.
+EVALUATION := .venv-evaluation
+
+test-evaluation: $(EVALUATION)/.ready
+	HF_HUB_OFFLINE=1 $(EVALUATION)/bin/python -m pytest tests/evaluation
+
+$(EVALUATION)/.ready: requirements.txt pyproject.toml Makefile
+	@test -x $(EVALUATION)/bin/python || $(PYTHON) -m venv $(EVALUATION)
+	$(EVALUATION)/bin/python -m pip install --disable-pip-version-check '.[evaluation,serving]' espeakng-loader pytest
 	@touch $@
 
 # Odd inputs of every kind; make fuzz INPUTS=500 tries fewer, FROM=1000 others.

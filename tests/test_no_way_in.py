@@ -63,6 +63,9 @@ ALLOWED = {
     ("benchmarks/load_test.py", "subprocess"): "the server that is loaded",
     ("benchmarks/load_test.py", "socket"): "a free port",
     ("benchmarks/load_test.py", "httpx"): "whether the server is ready, and its figures",
+    ("evaluation/lmms.py", "subprocess"): "lmms-eval",
+    ("evaluation/lmms.py", "importlib"): "whether lmms-eval is installed, and where",
+    ("evaluation/run.py", "importlib"): "whether optional packages are installed",
     ("tools/audit.py", "subprocess"): "pip-audit",
     ("tools/bare_machine.py", "subprocess"): "the command that is tried",
     ("tools/breakages.py", "subprocess"): "the tests of a broken copy",
@@ -186,7 +189,7 @@ sys.path[:0] = [TESTS, ROOT]
 from watching import watch
 seen = watch((ROOT, CHECKPOINT))
 skipped = []
-for name in ("ming", "audio_detokenizer", "image_gen", "tools", "training", "benchmarks", "demo"):
+for name in ("ming", "audio_detokenizer", "image_gen", "tools", "training", "benchmarks", "evaluation", "demo"):
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, name + "."):
         if module.name in NOT_IMPORTED:
@@ -211,7 +214,8 @@ print(json.dumps(seen))
 """
 PARTS = ("audio_detokenizer", "image_gen", "talker", "codec_bpe", "voices")
 # Ray starts when it is imported: it asks the system for its version and its memory.
-NOT_IMPORTED = ["ming.serving.cluster"]
+# lmms-eval is in an environment of its own.
+NOT_IMPORTED = ["ming.serving.cluster", "evaluation.lmms_model"]
 # Programs that libraries ask when they are imported: where a shared library is (ctypes.util), which fonts there are.
 LOOKS_FOR_IPV6 = ("urllib3", "util", "connection.py")  # when it is imported, at ::1 of this machine
 ASKED = {"ldconfig", "gcc", "cc", "ld", "objdump", "uname", "fc-list"}

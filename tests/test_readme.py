@@ -63,13 +63,16 @@ ELSEWHERE = {
     "make mutants": ("test_mutants.py", "run(area"),
     "python -m tools.faults": ("test_faults.py", "kill_often("),
     "python -m benchmarks load_test": ("test_benchmarks.py", "load_test."),
+    "python -m evaluation table all": ("evaluation/test_lmms_eval.py", "TableRun(table"),
     "python -m training.tiny all": ("test_tiny_recipe.py", '"-m", "training.tiny", "all", "--quick"'),
 }
 # What makes this environment, what runs this test, what needs several GPUs, of which the page says so, and what needs
-# another environment (`make test-vllm` starts the same engine in its own).
-NOT_RUN = ("pip install", "make test", "accelerate launch", "vllm serve")
+# another environment (`make test-vllm` and `make test-evaluation` start the same in their own) or data.
+NOT_RUN = ("pip install", "make test", "accelerate launch", "vllm serve", "export OPENAI_API_KEY", "lmms-eval")
+NOT_RUN += tuple(f"python -m evaluation table {table} --model RELEASED" for table in ("image video", "asr"))
 SHORT = {
     "ming finetune": "--steps 1 --batch-size 2",
+    "evaluation table": "--limit 1 --rows aishell1 cv15_en",
     "training.tiny.evaluate": "--rows image_qa --samples 2",
 }
 
@@ -196,7 +199,7 @@ def test_every_link_and_image_leads_somewhere(path):
 
 
 def test_the_readme_leads_to_every_page():
-    assert len(PAGES) == 12
+    assert len(PAGES) == 14
     for path in PAGES[1:]:
         assert f"](docs/{path.name})" in TEXTS[README]
 
@@ -285,7 +288,7 @@ def test_numbers_in_the_running_text_are_those_of_the_code(page):
 def test_optional_dependencies_of_the_pages_exist():
     known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     named = {name for text in TEXTS.values() for name in re.findall(r"pip install '\.\[(\w+)\]'", text)}
-    assert named == {"finetuning", "serving", "cluster", "page"} and named <= known.keys()
+    assert named == {"finetuning", "serving", "cluster", "page", "evaluation"} and named <= known.keys()
 
 
 def test_make_demo_hands_on_the_files_of_the_user():

@@ -205,6 +205,7 @@ def imported_packages(paths: list[Path]) -> dict[str, set[str]]:
     """Modules of other people that Python files import -> the installed packages they belong to."""
     own = {path.stem for path in PYTHON_FILES} | {path.parent.name for path in PYTHON_FILES}
     own.add("vllm")  # in an environment of its own, see `make test-vllm`
+    own |= {"lmms_eval", "cleanfid"}  # in an environment of its own, see `make test-evaluation`
     own.add("library_tests")  # of transformers' source archive, see tests/common/conftest.py
     names: set[str] = set()
     for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
@@ -229,6 +230,8 @@ def test_what_is_imported_is_required(files, shipped):
         "tests",
         "tools",
         "benchmarks",
+        "evaluation",
+        "lmms_tasks",
         "demo",
         "examples",
         "tiny",
