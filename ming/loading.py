@@ -9,7 +9,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from .argument_checks import raise_if_no_settings
-from .compiled import QUANTIZED, raise_if_not_compilable
+from .compiled import raise_if_not_compilable, raise_if_quantized_apart
 from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from .quantization import four_bit
 
@@ -83,13 +83,13 @@ def load_model(
     Raises:
         OSError: there is no such checkpoint.
         ValueError: an unknown part or quantisation, or the weights do not fit the configuration; or `compile` with a
-            quantised model.
+            quantised model whose experts are called one by one: all but 4 bit on a GPU.
     """
     compiled = options.pop("compile", False)
     raise_if_no_settings({"compile": compiled})
-    if compiled and quantization is not None:
-        raise ValueError(QUANTIZED)
     device = torch.device(device) if device is not None else default_device()
+    if compiled and quantization is not None:
+        raise_if_quantized_apart(quantization, device)
     dtype = dtype or default_dtype(device)
     if quantization is not None:
         options["quantization_config"] = _quantization_config(quantization, dtype)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CompileConfig, StoppingCriteriaList, TextIteratorStreamer
+from transformers import CompileConfig, GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -52,7 +52,7 @@ from .compat import (
     sequential_loading,
     takes_experts_implementation,
 )
-from .compiled import CompiledDecoding, generate_compiled, raise_if_not_compilable, step_config
+from .compiled import CompiledDecoding, StepCompileConfig, generate_compiled, raise_if_not_compilable, step_config
 from .components import Components, is_trainer_checkpoint
 from .configuration_bailingmm import BailingMMConfig
 from .drawing import Painter
@@ -950,6 +950,15 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             if token_types is not None:
                 token_types = F.pad(token_types.repeat_interleave(repeats, dim=0), (0, num_new))
         self(inputs_embeds=embeds, attention_mask=mask, mm_token_type_ids=token_types, use_cache=False)
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> bool:
+        """Whether the library's `generate` compiles, which it never does with weights of bitsandbytes.
+
+        What `compile=` asks for has been checked, see `raise_if_not_compilable`.
+        """
+        if isinstance(generation_config.compile_config, StepCompileConfig):
+            return True
+        return super()._valid_auto_compile_criteria(model_kwargs, generation_config)
 
     def get_compiled_call(self, compile_config: CompileConfig | None):
         """What the library's `generate` calls for each token but the first where it compiles."""
