@@ -354,7 +354,6 @@ class EndOtherRows(StoppingCriteria):
 
 __all__ = [
     "CompiledDecoding",
-    "StepCompileConfig",
     "generate_compiled",
     "longest",
     "max_length",

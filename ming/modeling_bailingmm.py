@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CompileConfig, GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
+from transformers import CompileConfig, StoppingCriteriaList, TextIteratorStreamer
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -45,6 +45,7 @@ from .background import BackgroundWork, StopWhenSet
 from .chat import Chat
 from .compat import (
     checks_requests,
+    compiles_where_asked,
     execution_device,
     is_remote_code,
     is_split_over_processes,
@@ -52,7 +53,7 @@ from .compat import (
     sequential_loading,
     takes_experts_implementation,
 )
-from .compiled import CompiledDecoding, StepCompileConfig, generate_compiled, raise_if_not_compilable, step_config
+from .compiled import CompiledDecoding, generate_compiled, raise_if_not_compilable, step_config
 from .components import Components, is_trainer_checkpoint
 from .configuration_bailingmm import BailingMMConfig
 from .drawing import Painter
@@ -146,6 +147,7 @@ class BailingMMPreTrainedModel(PreTrainedModel):
         return execution_device(self, super().device)
 
 
+@compiles_where_asked
 @keeps_auto_map
 class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, GenerationMixin):
     """The whole model under the released weight names.
@@ -709,8 +711,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 chat, the numbers after it its further ones. `image_gen=True` with `image_gen_seed` and so on, as
                 released, returns the image itself.
             talker_kwargs: further options of `speak`; `top_k`, `temperature` and so on outside are the thinker's.
-            compile: whether text and speech are decoded by compiled steps over static caches, see `compiled.py`; a
-                `CompileConfig` says how. The first call of a size waits for the compiler. None: `compile_decoding`.
+            compile: whether text and speech are decoded by compiled steps over static caches, see `compiled.py`, and
+                images are drawn by compiled steps; a `CompileConfig` says how. The first call of a size waits for the
+                compiler. None: `compile_decoding`.
 
         Raises:
             ValueError: an output mode this model does not have, or a prompt longer than its context; or `compile` with
@@ -950,15 +953,6 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             if token_types is not None:
                 token_types = F.pad(token_types.repeat_interleave(repeats, dim=0), (0, num_new))
         self(inputs_embeds=embeds, attention_mask=mask, mm_token_type_ids=token_types, use_cache=False)
-
-    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> bool:
-        """Whether the library's `generate` compiles, which it never does with weights of bitsandbytes.
-
-        What `compile=` asks for has been checked, see `raise_if_not_compilable`.
-        """
-        if isinstance(generation_config.compile_config, StepCompileConfig):
-            return True
-        return super()._valid_auto_compile_criteria(model_kwargs, generation_config)
 
     def get_compiled_call(self, compile_config: CompileConfig | None):
         """What the library's `generate` calls for each token but the first where it compiles."""
