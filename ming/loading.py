@@ -37,7 +37,7 @@ class LoadOptions:
         device: its name; None chooses by the machine.
         dtype: a key of `DTYPES`; None chooses by the device.
         load_in_4bit: whether weights are quantised.
-        compiled: whether the steps of text and speech are compiled.
+        compiled: whether the steps of text, speech and images are compiled.
     """
 
     device: str | None = None
@@ -77,8 +77,8 @@ def load_model(
         quantization: "4bit", "8bit", or a configuration as `from_pretrained` takes it.
         trust_remote_code: whether code in the checkpoint may run; without it, only the code of this package runs.
         options: further options of `from_pretrained`, such as `revision`, `token` or `cache_dir`. Beside these,
-            `compile`: whether text and speech are decoded by compiled steps, see `generate`. The first call of a size
-            waits for the compiler.
+            `compile`: whether text, speech and images are made by compiled steps, see `generate`. The first call of a
+            size waits for the compiler.
 
     Raises:
         OSError: there is no such checkpoint.
