@@ -101,13 +101,26 @@ def _saying(rows: int, compiles: bool, bar: float | None = None) -> Task:
     return Task(name, FACTOR, WHOLE, call, bar, (f"talker {rows}",) if compiles else ())
 
 
+def _drawing(rows: int, compiles: bool, bar: float | None = None) -> Task:
+    graphs = (f"image head {rows}",) if compiles else ()
+    if rows == 1:
+        return Task("an image", "s", HEAD, partial(gpu_calls.drawing, count=1, compiles=compiles), bar, graphs)
+    call = partial(gpu_calls.drawing_many, count=rows, compiles=compiles)
+    return Task(f"images, {rows} at once", "images/min", HEAD, call, bar, graphs)
+
+
+def _denoising(compiles: bool) -> Task:
+    call = partial(gpu_calls.denoising, compiles=compiles)
+    return Task("denoising", "steps/s", HEAD, call, None, ("image head 1",) if compiles else ())
+
+
 def _reading(work: Work, kind: str, bar: float | None = None) -> Task:
     return Task(f"{work.prompt} tokens read", "tokens/s", kind, gpu_calls.reading, bar)
 
 
 def _barred(work: Work) -> list[Task]:
     """What the bars are about."""
-    first, both = partial(gpu_calls.sounding_first, compiles=True), ("thinker 1", "talker 1")
+    first, both = partial(gpu_calls.sounding_first, compiles=True), ("thinker 1", "talker 1", "flow, a chunk")
     return [
         _writing(1, WHOLE, compiles=True, bar=150),
         _saying(1, compiles=True, bar=0.15),
@@ -115,28 +128,32 @@ def _barred(work: Work) -> list[Task]:
         _writing(1, FOUR_BIT, compiles=False, bar=60),
         _reading(work, FOUR_BIT, bar=15_000),
         _writing(1, FOUR_BIT, compiles=True, bar=120),
-        Task("an image", "s", HEAD, partial(gpu_calls.drawing, count=1, compiles=False), 1.5),
+        _drawing(1, compiles=False, bar=1.5),
+        _drawing(1, compiles=True, bar=1.5),
     ]
 
 
 def _further(work: Work) -> list[Task]:
     """The other measurements; what must be compiled for them alone comes last."""
-    many, drawn = work.batches[1:], f"images, {work.pictures} at once"
+    many = work.batches[1:]
     return [
-        Task("denoising", "steps/s", HEAD, partial(gpu_calls.denoising, compiles=False)),
-        Task(drawn, "images/min", HEAD, partial(gpu_calls.drawing_many, count=work.pictures, compiles=False)),
+        _denoising(compiles=True),
+        _denoising(compiles=False),
+        _drawing(work.pictures, compiles=False),
         Task("vision tower", "s", WHOLE, gpu_calls.seeing),
         Task("SANM", "s", WHOLE, partial(gpu_calls.hearing, whisper=False)),
         Task("Whisper", "s", WHOLE, partial(gpu_calls.hearing, whisper=True)),
         _reading(work, WHOLE),
         *(_writing(rows, WHOLE, compiles=False) for rows in work.batches),
-        Task("audio detokenizer", FACTOR, WHOLE, gpu_calls.sounding),
-        Task("speech", FACTOR, WHOLE, partial(gpu_calls.speaking, compiles=True), None, ("talker 1",)),
+        Task("audio detokenizer", FACTOR, WHOLE, partial(gpu_calls.sounding, compiles=False)),
+        Task("audio detokenizer", FACTOR, WHOLE, partial(gpu_calls.sounding, compiles=True), None, ("flow",)),
+        Task("speech", FACTOR, WHOLE, partial(gpu_calls.speaking, compiles=True), None, ("talker 1", "flow")),
         _saying(1, compiles=False),
         *(_writing(rows, FOUR_BIT, compiles=False) for rows in many),
         *(_writing(rows, FOUR_BIT, compiles=True) for rows in many),
         _saying(work.people, compiles=True),
         *(_writing(rows, WHOLE, compiles=True) for rows in many),
+        _drawing(work.pictures, compiles=True),
     ]
 
 

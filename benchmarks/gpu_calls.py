@@ -230,24 +230,27 @@ def _codes(bench: Bench, ids: torch.Tensor) -> torch.Tensor:
     return ids % bench.models.detokenizer.config.flow["vocab_size"]
 
 
-def _spoken(bench: Bench, codes: torch.Tensor) -> list[torch.Tensor]:
+def _spoken(bench: Bench, codes: torch.Tensor, compiles: bool = False) -> list[torch.Tensor]:
+    """The waveform of codes."""
+    compiled, _ = bench.asked(compiles)
     speaker = torch.ones(1, bench.models.detokenizer.config.flow["spk_embed_dim"])
-    return bench.models.detokenizer.decode([codes], speaker, generator=_generators(1))
+    return bench.models.detokenizer.decode([codes], speaker, generator=_generators(1), compile=compiled)
 
 
-def sounding(bench: Bench) -> Measured:
-    """Real-time factor of the audio detokenizer, flow and vocoder."""
+def sounding(bench: Bench, compiles: bool) -> Measured:
+    """Real-time factor of the audio detokenizer, flow and vocoder; the flow alone is compiled."""
+    _, warm_ups = bench.asked(compiles)
     codes = bench.draw(bench.models.detokenizer.config.flow["vocab_size"], bench.work.ids)
-    found = _against_operations(bench, partial(_spoken, bench, codes))
-    assert found.limit is not None
-    return Measured(found.value / _audio_seconds(bench), found.limit / _audio_seconds(bench))
+    seconds = bench.measured(partial(_spoken, bench, codes, compiles), warm_ups)
+    limit = _operations(partial(_spoken, bench, codes)) / bench.rate
+    return Measured(seconds / _audio_seconds(bench), limit / _audio_seconds(bench))
 
 
 def speaking(bench: Bench, compiles: bool) -> Measured:
     """Real-time factor of talker and audio detokenizer together."""
     _, warm_ups = bench.asked(compiles)
     say = _said(bench, 1, compiles)
-    seconds = bench.measured(lambda: _spoken(bench, _codes(bench, say()[0].codec_ids)), warm_ups)
+    seconds = bench.measured(lambda: _spoken(bench, _codes(bench, say()[0].codec_ids), compiles), warm_ups)
     operations = _operations(partial(_spoken, bench, _codes(bench, torch.arange(bench.work.ids))))
     limit = bench.work.ids * talker_step_bytes(bench) / bench.bandwidth + operations / bench.rate
     return Measured(seconds / _audio_seconds(bench), limit / _audio_seconds(bench))
@@ -266,7 +269,7 @@ def _first_sound(bench: Bench, compiles: bool) -> None:
     _written(bench, 1, compiles, bench.work.first_text)()
     detokenizer, rules = bench.models.detokenizer, StopRules(min_new_ids=bench.work.ids, max_new_ids=bench.work.ids)
     speaker = torch.ones(1, detokenizer.config.flow["spk_embed_dim"])
-    stream = detokenizer.stream(speaker, generator=torch.Generator().manual_seed(0))
+    stream = detokenizer.stream(speaker, generator=torch.Generator().manual_seed(0), compile=compiled)
     for step in bench.models.main.talker.stream([_prompt(bench)], _generators(1), rules, compiled=compiled):
         if len(stream.push(_codes(bench, step.codec_ids[step.codec_ids != NO_ID]).cpu())):
             return
@@ -288,8 +291,9 @@ def _drawn(bench: Bench, count: int, compiles: bool, steps: int) -> Callable[[],
     config, side = bench.models.image_gen.config, bench.work.picture
     condition = torch.ones(count, config.scales[-1] ** 2, config.hidden_size, device=bench.models.device)
     condition = F.normalize(condition, dim=-1).to(bench.models.dtype)
-    draw = bench.models.image_gen.draw
-    return lambda: draw(condition, side, side, num_inference_steps=steps, generator=_generators(count))
+    draw, (compiled, _) = bench.models.image_gen.draw, bench.asked(compiles)
+    options = {"num_inference_steps": steps, "compile": compiled}
+    return lambda: draw(condition, side, side, generator=_generators(count), **options)
 
 
 def drawing(bench: Bench, count: int, compiles: bool) -> Measured:
