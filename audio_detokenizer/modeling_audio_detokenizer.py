@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import CompileConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer import FastSpeech2ConformerAttention
 
+from .compiled_estimator import CompiledEstimator, EstimatorGraphs, raise_if_not_compilable
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
 from .inputs import Rows, code_rows, generator_rows, prompt_rows, raise_if_no_steps, speaker_rows, streaming_settings
 from .modeling_flow import Flow
@@ -41,6 +42,7 @@ class AudioDetokenizer(PreTrainedModel):
         super().__init__(config)
         self.flow = Flow(config)
         self.hift = HiFT(config)
+        self.graphs = EstimatorGraphs()
         self.post_init()
 
     @torch.no_grad()
@@ -94,6 +96,7 @@ class AudioDetokenizer(PreTrainedModel):
         code_lengths: torch.Tensor | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator | None] | None = None,
         num_steps: int | None = None,
+        compile: bool | CompileConfig = False,
     ) -> list[torch.Tensor]:
         """Waveforms of whole utterances.
 
@@ -106,14 +109,19 @@ class AudioDetokenizer(PreTrainedModel):
             generator: one per row (a row then sounds the same in any batch), one for all, or None: a fresh draw.
                 PyTorch's global generator is never used.
             num_steps: Euler steps of the flow; None takes the configured number.
+            compile: whether the flow's velocity network is compiled, into one graph for each number of rows and each
+                of few lengths; a `CompileConfig` says how. The first call of a size waits for the compiler.
 
         Returns:
             A float32 waveform [S] per row at `config.sample_rate`; its first 20 ms are silent, as released.
 
         Raises:
-            ValueError: codes out of range or none, no steps, or shapes that do not fit; before any work.
+            ValueError: codes out of range or none, no steps, shapes that do not fit, or `compile` with a model that
+                does not compile; before any work.
+            TypeError: `compile` is neither a flag nor a `CompileConfig`.
         """
         raise_if_no_steps(num_steps)
+        estimator = self._compiled(compile)
         rows = code_rows(codes, code_lengths, self.config.flow["vocab_size"])
         speaker = speaker_rows(speaker_embedding, len(rows), self.config.flow["spk_embed_dim"]).to(self.device)
         prompts, cuts = prompt_rows(prompt_codes, prompt_mel, len(rows), self.config)
@@ -131,6 +139,7 @@ class AudioDetokenizer(PreTrainedModel):
             speaker,
             nn.utils.rnn.pad_sequence(noise, batch_first=True).transpose(1, 2).to(self.device),
             num_steps,
+            estimator,
         )
         mels = [row[:, cut:n] for row, cut, n in zip(mel, cuts, frames, strict=True)]
         return self.vocode(mels, [own[1] for own in generators])
@@ -170,6 +179,7 @@ class AudioDetokenizer(PreTrainedModel):
         prompt_mel: Rows | None = None,
         generator: torch.Generator | None = None,
         num_steps: int | None = None,
+        compile: bool | CompileConfig = False,
         **settings,
     ) -> DetokenizerStream:
         """Start one utterance whose codes are pushed into the returned stream; arguments as of `decode` with one row.
@@ -178,13 +188,21 @@ class AudioDetokenizer(PreTrainedModel):
         that of `decode` with the same generator state.
 
         Raises:
-            ValueError: unknown settings, or shapes that do not fit.
+            ValueError: unknown settings, shapes that do not fit, or `compile` with a model that does not compile.
+            TypeError: `compile` is neither a flag nor a `CompileConfig`.
         """
         raise_if_no_steps(num_steps)
+        estimator = self._compiled(compile)
         speaker = speaker_rows(speaker_embedding, 1, self.config.flow["spk_embed_dim"]).to(self.device)
         (prompt,), (cut,) = prompt_rows(prompt_codes, prompt_mel, 1, self.config)
         chosen = streaming_settings(self.config.streaming, settings)
-        return DetokenizerStream(self, speaker, (prompt, cut), spawn_generators(generator, 2), chosen, num_steps)
+        generators = spawn_generators(generator, 2)
+        return DetokenizerStream(self, speaker, (prompt, cut), generators, chosen, num_steps, estimator)
+
+    def _compiled(self, compile: bool | CompileConfig) -> CompiledEstimator | None:
+        estimator = self.flow.decoder.estimator
+        raise_if_not_compilable(compile, estimator)
+        return self.graphs.of(estimator, compile, self.device) if compile else None
 
 
 # The other component has a copy: each is a folder that loads alone and imports nothing outside of it.

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer import FastSpeech2ConformerAttention
 
+from .compiled_estimator import Velocity
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
 from .modeling_estimator import FrameGroupNorm, VelocityEstimator, masked
 
@@ -165,13 +166,15 @@ class ConditionalFlowMatching(nn.Module):
         mask: torch.Tensor | None,
         num_steps: int,
         cond: torch.Tensor | None = None,
+        estimator: Velocity | None = None,
     ) -> torch.Tensor:
         """Euler integration. noise, mu, cond [B, M, T], speaker [B, M], mask [B, 1, T] -> mel [B, M, T] float32.
 
         The state stays float32; the estimator computes in its own dtype. Guidance (arXiv 2207.12598) has the form
         v + rate * (v - v_free), where v_free is the velocity with conditions of zero; one call computes both, stacked
-        as rows.
+        as rows. `estimator` takes the place of the own one.
         """
+        estimator = estimator or self.estimator
         cond = torch.zeros_like(mu) if cond is None else cond
         mu, speaker, cond = (torch.cat([x, torch.zeros_like(x)]) for x in (mu, speaker, cond))
         mask = None if mask is None else mask.repeat(2, 1, 1)
@@ -180,7 +183,7 @@ class ConditionalFlowMatching(nn.Module):
         t, step = schedule[0], schedule[1] - schedule[0]
         for k in range(1, num_steps + 1):
             timesteps = torch.full((mu.shape[0],), t, device=mu.device)
-            velocity = self.estimator(x.to(mu.dtype).repeat(2, 1, 1), mask, mu, timesteps, speaker, cond).float()
+            velocity = estimator(x.to(mu.dtype).repeat(2, 1, 1), mask, mu, timesteps, speaker, cond).float()
             guided, free = velocity.chunk(2)
             x = x + step * ((1 + self.guidance_rate) * guided - self.guidance_rate * free)
             t += step
@@ -240,6 +243,7 @@ class Flow(nn.Module):
         speaker_embedding: torch.Tensor,
         noise: torch.Tensor,
         num_steps: int | None = None,
+        estimator: Velocity | None = None,
     ) -> torch.Tensor:
         """codes [B, L] after those of the prompt, code_lengths [B], speaker_embedding [B, 192], noise [B, M, T]
         -> mel [B, M, T] float32, including the frames of the prompt; T is `config.num_frames` of the longest row.
@@ -250,7 +254,7 @@ class Flow(nn.Module):
         frame_lengths = torch.tensor([self.config.num_frames(n) for n in code_lengths.tolist()], device=codes.device)
         mu, mask = self.condition(codes, code_lengths, frame_lengths)
         speaker = self.embed_speaker(speaker_embedding)
-        return self.decoder(noise, mu, speaker, mask, num_steps or self.config.num_steps)
+        return self.decoder(noise, mu, speaker, mask, num_steps or self.config.num_steps, estimator=estimator)
 
     def window(
         self,
@@ -259,9 +263,10 @@ class Flow(nn.Module):
         speaker_embedding: torch.Tensor,
         noise: torch.Tensor,
         num_steps: int | None = None,
+        estimator: Velocity | None = None,
     ) -> torch.Tensor:
         """Part of an utterance: codes [1, L] of the part, tokens [T] (which of them each frame has),
         speaker_embedding [1, 192], noise [1, M, T] -> mel [1, M, T] float32."""
         mu = self.length_regulator(self.embed_codes(codes, None), tokens[None], None)
         speaker = self.embed_speaker(speaker_embedding)
-        return self.decoder(noise, mu, speaker, None, num_steps or self.config.num_steps)
+        return self.decoder(noise, mu, speaker, None, num_steps or self.config.num_steps, estimator=estimator)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .compiled_estimator import Velocity
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
 from .inputs import code_row
 from .modeling_flow import nearest_tokens
@@ -50,6 +51,7 @@ class DetokenizerStream:
         generators: list[torch.Generator],
         settings: dict[str, Any],
         num_steps: int | None,
+        estimator: Velocity | None = None,
     ):
         """Start an utterance.
 
@@ -60,8 +62,9 @@ class DetokenizerStream:
             generators: one for the noise of the flow and one for the vocoder, on the CPU.
             settings: all entries of `config.streaming`.
             num_steps: Euler steps of the flow; None takes the configured number.
+            estimator: in the place of the flow's own one.
         """
-        self.detokenizer = detokenizer
+        self.detokenizer, self.estimator = detokenizer, estimator
         self.config: AudioDetokenizerConfig = detokenizer.config
         self.speaker = speaker
         self.settings = settings
@@ -153,7 +156,7 @@ class DetokenizerStream:
         first = int(tokens[0])
         noise = self.flow_noise(start, num_frames).T[None].to(device)
         mel = self.detokenizer.flow.window(
-            self.codes[None, first:known], tokens - first, self.speaker, noise, num_steps
+            self.codes[None, first:known], tokens - first, self.speaker, noise, num_steps, self.estimator
         )
         return mel[:, :, self.frame - start :]
 

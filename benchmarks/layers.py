@@ -50,11 +50,16 @@ def models(config: BailingMoeConfig, dtype: torch.dtype, device: str) -> dict[st
     return {"ours": ours, "library, Qwen3-MoE": library}
 
 
-def used_weights(model: nn.Module) -> float:
-    """The number of weights that a text token is multiplied with."""
-    share = model.config.num_experts_per_tok / model.config.num_experts
+def used_weights(model: nn.Module, tokens: int = 1, size: Callable[[torch.Tensor], int] = torch.numel) -> float:
+    """The number of weights that text tokens are multiplied with, where routing is even.
+
+    Args:
+        tokens: at once; together they use each weight once.
+        size: of a weight, in another unit.
+    """
+    share = 1 - (1 - model.config.num_experts_per_tok / model.config.num_experts) ** tokens
     return sum(
-        weight.numel() * (share if ".experts." in name else 1)
+        size(weight) * (share if ".experts." in name else 1)
         for name, weight in model.named_parameters()
         if not any(part in name for part in UNUSED)
     )

@@ -1,8 +1,8 @@
-"""The released sizes on one GPU, with random weights: memory against `ming memory`, and the speed of generation.
+"""The released sizes on one GPU, with random weights: loading, and memory against `ming memory`.
 
 The benchmark writes a random checkpoint of decoder, encoders and talker (38 GB; `--folder` names a directory with as
 much space, possibly in main memory), loads it in bfloat16 and in 4 bit as users do, and measures. The values of the
-weights do not matter for memory; they affect speed only through routing, which is even here.
+weights do not matter. Speeds are measured by `gpu`.
 """
 
 import shutil
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ming.cli.memory import GIB, QUANTIZATION, Workload, estimate
 from ming.configuration_bailingmm import BailingMMConfig, BailingMMTalkerConfig
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
+from .gpu_models import random_model
 from .report import Plot
 
-PROMPT, NEW_TOKENS = 2048, 64
+PROMPT = 2048  # tokens
 WAYS = {"bfloat16": None, "8 bit": "8bit", "4 bit": "4bit"}
 
 
@@ -36,16 +36,7 @@ class Cost:
 
 def random_checkpoint(folder: Path, device: str, config: BailingMMConfig) -> None:
     """Write a checkpoint with random bfloat16 weights."""
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device), torch.no_grad():
-            model = BailingMMNativeForConditionalGeneration(config)
-            for parameter in model.parameters():
-                nn.init.normal_(parameter, std=0.02)
-        model.save_pretrained(folder, max_shard_size="4GB")
-    finally:
-        torch.set_default_dtype(usual)
+    random_model(config, device, torch.bfloat16).save_pretrained(folder, max_shard_size="4GB")
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -69,16 +60,14 @@ def costs_of(way: str, folder: Path, device: str) -> list[Cost]:
     seconds = _timed(lambda: holder.append(load(folder, **options).eval()))
     (model,) = holder
     weights, loading = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
-    work = Workload(context=PROMPT + NEW_TOKENS, images=0, seconds=0)
+    work = Workload(context=PROMPT, images=0, seconds=0)
     computed = estimate(str(folder), quantization=quantization, work=work)
     ids = torch.randint(1000, 2000, (1, PROMPT), device=device)
     read = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     model(**read, logits_to_keep=1)
     torch.cuda.reset_peak_memory_stats()
-    reading = _timed(lambda: model(**read, logits_to_keep=1))
+    model(**read, logits_to_keep=1)
     peak = torch.cuda.max_memory_allocated() - before - weights
-    write = {**read, "do_sample": False, "min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
-    writing = min(_timed(lambda: model.generate(**write)) for _ in range(2)) - reading
     text = next(item for item in computed if item.part == "text")
     found = {
         "seconds to load": seconds,
@@ -87,8 +76,6 @@ def costs_of(way: str, folder: Path, device: str) -> list[Cost]:
         "peak while loading / weights": loading / weights,
         f"peak of reading {PROMPT} tokens (GiB), computed": (text.activations + text.cache) / GIB,
         f"peak of reading {PROMPT} tokens (GiB), measured": peak / GIB,
-        "tokens read per second": PROMPT / reading,
-        "tokens written per second": NEW_TOKENS / writing,
     }
     return [Cost(way, name, value) for name, value in found.items()]
 
@@ -99,7 +86,7 @@ def measure(
     ways: tuple[str, ...] = ("bfloat16", "4 bit"),
     config: BailingMMConfig | None = None,
 ) -> list[Cost]:
-    """Memory and speed of the ways to load.
+    """Memory and loading time of the ways to load.
 
     Args:
         folder: directory for the temporary checkpoint; None is the temporary folder.

@@ -100,6 +100,12 @@ def draw(plot: Plot, path: Path) -> None:
 
 def save(directory: Path, name: str, costs: list[Any], plot: Plot, options: dict[str, Any]) -> None:
     """Write `NAME.json` (options, machine, every cost) and `NAME.png`."""
+    write(directory, name, costs, options)
+    draw(plot, directory / f"{name}.png")
+
+
+def write(directory: Path, name: str, costs: list[Any], options: dict[str, Any], table: str | None = None) -> None:
+    """Write `NAME.json` and, if there is a table, `NAME.md`."""
     directory.mkdir(parents=True, exist_ok=True)
     machine = {
         "processor": platform.machine(),
@@ -110,7 +116,21 @@ def save(directory: Path, name: str, costs: list[Any], plot: Plot, options: dict
     record = {"options": options, "machine": machine, "costs": [asdict(cost) for cost in costs]}
     with replacing(directory / f"{name}.json") as path:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    draw(plot, directory / f"{name}.png")
+    if table is not None:
+        with replacing(directory / f"{name}.md") as path:
+            path.write_text(table + "\n", encoding="utf-8")
 
 
-__all__ = ["REFERENCE", "RESULTS", "Case", "Plot", "Versus", "draw", "save", "versus", "versus_plot", "versus_table"]
+__all__ = [
+    "REFERENCE",
+    "RESULTS",
+    "Case",
+    "Plot",
+    "Versus",
+    "draw",
+    "save",
+    "versus",
+    "versus_plot",
+    "versus_table",
+    "write",
+]

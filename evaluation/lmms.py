@@ -89,7 +89,7 @@ class LmmsRun:
             paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
             environment = {**os.environ, "PYTHONPATH": paths, **(self.environment or {})}
             with log.open("w", encoding="utf-8") as said:
-                done = subprocess.run(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
+                done = subprocess.run(command, env=environment, stdout=said, stderr=subprocess.STDOUT)  # nosec B603
             files = sorted(Path(output).rglob("*_results.json"))
             if done.returncode or not files:
                 words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST_LINES:]

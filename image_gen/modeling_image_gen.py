@@ -26,9 +26,10 @@ from diffusers.image_processor import PixArtImageProcessor
 from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel, Qwen2Config, Qwen2Model
+from transformers import CompileConfig, PreTrainedModel, Qwen2Config, Qwen2Model
 from transformers import initialization as init
 
+from .compiled_transformer import TransformerGraphs, raise_if_not_compilable
 from .configuration_image_gen import ImageGenConfig
 
 NAMES_SHOWN = 8
@@ -90,6 +91,7 @@ class ImageGen(PreTrainedModel):
         self.connector.embed_tokens = nn.Identity()  # it gets embeddings; the released table has 311 M weights
         self.transformer = SanaTransformer2DModel.from_config(config.transformer)
         self.vae = AutoencoderDC.from_config(config.vae)
+        self.graphs = TransformerGraphs()
         self.offload_hook: Any = None  # of the part that `enable_model_cpu_offload` moves last
         self.post_init()
 
@@ -153,6 +155,7 @@ class ImageGen(PreTrainedModel):
         callback: StepCallback | None = None,
         progress: bool = False,
         resize: bool = True,
+        compile: bool | CompileConfig = False,
     ) -> Drawing:
         """Images of conditions.
 
@@ -167,13 +170,18 @@ class ImageGen(PreTrainedModel):
                 the CPU give the same noise on every device. PyTorch's global generator is never used.
             callback: see `StepCallback`.
             progress: show a progress bar.
+            compile: whether the transformer is compiled, into one graph for each native size and number of images; a
+                `CompileConfig` says how. The first call of a size waits for the compiler.
 
         Raises:
-            ValueError: sizes, steps, guidance or generators that cannot be used, before any work.
+            ValueError: sizes, steps, guidance or generators that cannot be used, before any work; or `compile` with
+                a head that does not compile.
+            TypeError: `compile` is neither a flag nor a `CompileConfig`.
             concurrent.futures.CancelledError: the callback cancelled.
         """
         options = self.resolve_options(height, width, num_inference_steps, guidance_scale, num_images_per_prompt)
         size, native, num_steps, scale = options
+        self.raise_if_not_compilable(compile)
         count = len(condition) * num_images_per_prompt
         if isinstance(generator, torch.Generator):
             generator = [generator]
@@ -184,7 +192,8 @@ class ImageGen(PreTrainedModel):
             for own in generator:
                 own.seed()
         condition = condition.repeat_interleave(num_images_per_prompt, dim=0)
-        latents = self._denoise(condition, native, num_steps, scale, generator, callback, progress)
+        transformer = self.graphs.of(self.transformer, compile, self.device) if compile else self.transformer
+        latents = self._denoise(transformer, condition, native, num_steps, scale, generator, callback, progress)
         return Drawing(self.decode(latents, size if resize else native), native)
 
     def resolve_options(
@@ -216,8 +225,21 @@ class ImageGen(PreTrainedModel):
             raise ValueError(f"guidance_scale must be at least 1 (no guidance), got {str(scale)[:80]}")
         return (int(size[0]), int(size[1])), native, int(num_steps), scale
 
+    def raise_if_not_compilable(self, compile: bool | CompileConfig) -> None:
+        """Refuse what `compile=` of `draw` cannot be, before any work.
+
+        Raises:
+            TypeError: neither a flag nor a `CompileConfig`.
+            ValueError: it is asked for, and this head does not compile.
+        """
+        if not isinstance(compile, (bool, CompileConfig)):
+            raise TypeError(f"compile={str(compile)[:80]!r} must be True, False or a CompileConfig of transformers")
+        if compile:
+            raise_if_not_compilable(self.transformer)
+
     def _denoise(
         self,
+        transformer: Any,
         condition: torch.Tensor,
         native: tuple[int, int],
         num_steps: int,
@@ -228,7 +250,7 @@ class ImageGen(PreTrainedModel):
     ) -> torch.Tensor:
         """The library's sampling loop: condition [I, N, H], arguments as of `draw` -> latents [I, C, h, w] float32.
 
-        The latents are scaled by `vae.scaling_factor`.
+        The latents are scaled by `vae.scaling_factor`. The transformer is the head's own, or a compiled one.
         """
         from diffusers import SanaPipeline
 
@@ -239,7 +261,7 @@ class ImageGen(PreTrainedModel):
             # The library's own asks the weights, which are on the device "meta" when they are offloaded.
             _execution_device = captions.device
 
-        pipeline = Pipeline(None, None, self.vae, self.transformer, scheduler)
+        pipeline = Pipeline(None, None, self.vae, transformer, scheduler)
         pipeline.set_progress_bar_config(disable=not progress)
         mask = torch.ones(captions.shape[:2], device=captions.device)
 

@@ -120,6 +120,22 @@ def compiles_on_all_devices(config: Any) -> Any:
     return config
 
 
+def compiles_where_asked(cls: type) -> type:
+    """Class decorator: `generate` compiles what `compiles_on_all_devices` asks for, with quantised weights, too.
+
+    The library never compiles with weights of bitsandbytes, whose operators are no obstacle. That a model compiles is
+    checked before, see `raise_if_not_compilable`.
+    """
+    criteria = cls._valid_auto_compile_criteria  # type: ignore[attr-defined]
+
+    def is_compiled(self: Any, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+        config = generation_config.compile_config
+        return bool(getattr(config, "_compile_all_devices", None)) or criteria(self, model_kwargs, generation_config)
+
+    cls._valid_auto_compile_criteria = is_compiled  # type: ignore[attr-defined]
+    return cls
+
+
 def is_split(experts: nn.Module, weight: torch.Tensor) -> bool:
     """Whether the experts of a layer are spread over processes (expert or tensor parallel)."""
     return getattr(experts, "_is_expert_parallel", False) or hasattr(weight, "placements")
@@ -202,6 +218,7 @@ def _end_sequential_loading() -> None:
 __all__ = [
     "checks_requests",
     "compiles_on_all_devices",
+    "compiles_where_asked",
     "execution_device",
     "ignores_experts_implementation",
     "is_remote_code",

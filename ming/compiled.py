@@ -26,6 +26,7 @@ from transformers.utils import ModelOutput
 
 from .argument_checks import raise_if_no_settings, shown
 from .compat import compiles_on_all_devices
+from .modeling_bailing_moe import BailingMoeSeparateExperts
 from .quantization import is_quantized
 
 SMALLEST_CACHE = 256  # tokens of the shortest cache of a model, where it says nothing else
@@ -33,7 +34,8 @@ KEPT_CACHES = 4  # of a model, the last used ones; each holds keys and values of
 GRAPHS = 128  # of a model; PyTorch would give up after 8
 DEFAULT_REPLY = 20  # tokens that the library writes where nothing limits a reply
 QUANTIZED = (
-    "compile: a quantised model is not compiled by the library; load it without quantization, or leave compile out"
+    "compile: a quantised model whose experts are called one by one is not compiled, and only experts that are all in "
+    "4 bit and on a GPU are not; load it without quantization, or leave compile out"
 )
 # What `generate` can do with a model, but not with its compiled step: name -> whether a value asks for it.
 UNCOMPILED: dict[str, Callable[[Any], bool]] = {
@@ -83,6 +85,20 @@ def step_config(device: torch.device, compiled: bool | CompileConfig | None = Tr
     return compiles_on_all_devices(config)
 
 
+def raise_if_quantized_apart(quantization: Any, device: torch.device) -> None:
+    """Refuse a quantisation whose experts are called one by one on a device, before a model is read.
+
+    Args:
+        quantization: "4bit", "8bit", or a configuration of the library.
+
+    Raises:
+        ValueError: it names the reason and the remedy.
+    """
+    in_4_bit = quantization == "4bit" or getattr(quantization, "load_in_4bit", False)
+    if device.type == "cpu" or not in_4_bit:
+        raise ValueError(QUANTIZED)
+
+
 def raise_if_not_compilable(model: Any) -> None:
     """Refuse models whose step is no graph.
 
@@ -90,7 +106,10 @@ def raise_if_not_compilable(model: Any) -> None:
         ValueError: it names the reason and the remedy.
     """
     if is_quantized(model.config):
-        raise ValueError(QUANTIZED)
+        experts = [layer.mlp.experts for layer in model.get_decoder().layers if layer.is_sparse]
+        apart = [each for each in experts if isinstance(each, BailingMoeSeparateExperts)]
+        if not all(each.is_graph(model.device) for each in apart):
+            raise ValueError(QUANTIZED)
     devices = sorted({str(device) for device in getattr(model, "hf_device_map", {}).values()})
     if len(devices) > 1:
         raise ValueError(
@@ -341,6 +360,7 @@ __all__ = [
     "moved",
     "padded_rows",
     "raise_if_not_compilable",
+    "raise_if_quantized_apart",
     "settings_of",
     "step_config",
 ]

@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import GenerationConfig, GenerationMixin
 
 from .background import BackgroundWork
+from .compiled import step_config
 from .components import IMAGE_GEN
 from .events import ImageDone, ImageProgress
 from .finite import naming_layers, raise_if_not_finite
@@ -78,6 +79,8 @@ class Painter:
         if isinstance(seed, int | Integral):
             seed = [int(seed) + index for _ in range(rows) for index in range(per_prompt)]
         options["generator"] = row_generators(seed, generator, rows * per_prompt)
+        options["compile"] = step_config(self.model.device, options.get("compile")) or False
+        image_gen.raise_if_not_compilable(options["compile"])
         if options.get("height") is None and options.get("width") is None:
             options["sizes"] = self._sizes_like_sources(inputs)
         return options

@@ -43,7 +43,7 @@ class GenerationArguments:
         text: for the library's `generate`.
         speech, image: for `Speaker.speak` and for the image mode.
         released: asked for in the released way (`image_gen=True`), which returns the bare image.
-        compiled: whether the steps of text and speech are compiled, and how.
+        compiled: whether the steps of text, speech and images are compiled, and how.
     """
 
     modes: tuple[str, ...]
@@ -114,7 +114,7 @@ def sort_arguments(
         modes,
         kwargs,
         {"compile": compiled} | speech | randomness if "audio" in modes else {},
-        image | randomness if "image" in modes else {},
+        {"compile": compiled} | image | randomness if "image" in modes else {},
         released,
         compiled,
     )

@@ -9,7 +9,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from .argument_checks import raise_if_no_settings
-from .compiled import QUANTIZED, raise_if_not_compilable
+from .compiled import raise_if_not_compilable, raise_if_quantized_apart
 from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from .quantization import four_bit
 
@@ -37,7 +37,7 @@ class LoadOptions:
         device: its name; None chooses by the machine.
         dtype: a key of `DTYPES`; None chooses by the device.
         load_in_4bit: whether weights are quantised.
-        compiled: whether the steps of text and speech are compiled.
+        compiled: whether the steps of text, speech and images are compiled.
     """
 
     device: str | None = None
@@ -77,19 +77,19 @@ def load_model(
         quantization: "4bit", "8bit", or a configuration as `from_pretrained` takes it.
         trust_remote_code: whether code in the checkpoint may run; without it, only the code of this package runs.
         options: further options of `from_pretrained`, such as `revision`, `token` or `cache_dir`. Beside these,
-            `compile`: whether text and speech are decoded by compiled steps, see `generate`. The first call of a size
-            waits for the compiler.
+            `compile`: whether text, speech and images are made by compiled steps, see `generate`. The first call of a
+            size waits for the compiler.
 
     Raises:
         OSError: there is no such checkpoint.
         ValueError: an unknown part or quantisation, or the weights do not fit the configuration; or `compile` with a
-            quantised model.
+            quantised model whose experts are called one by one: all but 4 bit on a GPU.
     """
     compiled = options.pop("compile", False)
     raise_if_no_settings({"compile": compiled})
-    if compiled and quantization is not None:
-        raise ValueError(QUANTIZED)
     device = torch.device(device) if device is not None else default_device()
+    if compiled and quantization is not None:
+        raise_if_quantized_apart(quantization, device)
     dtype = dtype or default_dtype(device)
     if quantization is not None:
         options["quantization_config"] = _quantization_config(quantization, dtype)

@@ -255,15 +255,26 @@ class BailingMoeSeparateExperts(nn.ModuleList):
             output.index_add_(0, token, self[expert](hidden_states[token]) * top_k_weights[token, slot, None])
         return output.to(hidden_states.dtype)
 
+    def is_graph(self, device: torch.device) -> bool:
+        """Whether a step on a device reads nothing back from it: all chosen experts are dequantised together."""
+        return self._wants_stacks(device) and can_be_stacked(self)
+
+    def _wants_stacks(self, device: torch.device) -> bool:
+        return device.type != "cpu" if self.stacked is None else self.stacked
+
     def _current_stacks(self, hidden_states: torch.Tensor) -> StackedExperts | None:
         """The stacks of experts in 4 bit where they serve; they are made at the first call.
 
-        Gradients would keep all dequantised weights: the modules dequantise theirs once more.
+        Whether they are still those of the modules is asked of all experts where a prompt is read, and of one in the
+        steps after it: asking all would take longer than the step. A compiled step comes after a prompt and cannot
+        ask. Gradients would keep all dequantised weights: the modules dequantise theirs once more.
         """
-        wanted = hidden_states.device.type != "cpu" if self.stacked is None else self.stacked
-        if not wanted or (torch.is_grad_enabled() and hidden_states.requires_grad):
+        if not self._wants_stacks(hidden_states.device) or (torch.is_grad_enabled() and hidden_states.requires_grad):
             return None
-        if self._stacks is None or not self._stacks.is_current(self):
+        if torch.compiler.is_compiling():
+            return self._stacks
+        asked = len(self) if len(hidden_states) > 1 else 1
+        if self._stacks is None or not self._stacks.is_current(self, asked):
             self._stacks = StackedExperts(self) if can_be_stacked(self) else None
         return self._stacks
 

@@ -46,6 +46,7 @@ from .background import BackgroundWork, StopWhenSet
 from .chat import Chat
 from .compat import (
     checks_requests,
+    compiles_where_asked,
     execution_device,
     is_remote_code,
     is_split_over_processes,
@@ -147,6 +148,7 @@ class BailingMMPreTrainedModel(PreTrainedModel):
         return execution_device(self, super().device)
 
 
+@compiles_where_asked
 @keeps_auto_map
 class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, GenerationMixin):
     """The whole model under the released weight names.
@@ -710,8 +712,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 chat, the numbers after it its further ones. `image_gen=True` with `image_gen_seed` and so on, as
                 released, returns the image itself.
             talker_kwargs: further options of `speak`; `top_k`, `temperature` and so on outside are the thinker's.
-            compile: whether text and speech are decoded by compiled steps over static caches, see `compiled.py`; a
-                `CompileConfig` says how. The first call of a size waits for the compiler. None: `compile_decoding`.
+            compile: whether text and speech are decoded by compiled steps over static caches, see `compiled.py`, and
+                images are drawn by compiled steps; a `CompileConfig` says how. The first call of a size waits for the
+                compiler. None: `compile_decoding`.
 
         Raises:
             ValueError: an output mode this model does not have, or a prompt longer than its context; or `compile` with

@@ -15,6 +15,7 @@ Shape letters: B batch, L tokens, V whole vocabulary, H talker width, D thinker 
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from .compat import execution_device
 from .compiled import CompiledDecoding, max_length, padded_rows, step_config
 from .configuration_bailingmm import BailingMMTalkerConfig
 from .finite import naming_layers, raise_if_not_finite
+from .randomness import MAX_SEED
 
 NO_ID = -1  # in a step's ids: this row has ended
 RELEASED_EOS_MARGIN = 10
@@ -44,7 +46,7 @@ LIMIT_BASE, LIMIT_PER_TEXT_TOKEN = 60, 40
 # CPU a step takes longer with every token that there is room for.
 SMALLEST_CACHE = {"cpu": 512, "cuda": 2048}
 
-# Probabilities [A, V] of the rows (indices) that go on -> ids [A].
+# Probabilities [A, V] of the rows (indices) that go on -> ids [A], on their device.
 Draw = Callable[[torch.Tensor, list[int]], torch.Tensor]
 
 
@@ -125,7 +127,7 @@ class TalkerStep:
     """A step of decoding.
 
     Args:
-        codec_ids: int64 [B], `NO_ID` in rows that have ended.
+        codec_ids: int64 [B] on the CPU, `NO_ID` in rows that have ended.
         finish_reasons: per row why it ended, see `TalkerPiece`; None while it goes on.
     """
 
@@ -172,24 +174,44 @@ def filter_logits(
     return logits
 
 
-def multinomial_draw(generators: list[torch.Generator] | None) -> Draw:
-    """Draws with one generator per row, so that a row does not depend on its neighbours; None draws the best id."""
+class SeededDraw:
+    """Draws with one generator per row, so that a row depends neither on its neighbours nor on the device.
 
-    def draw(probabilities: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        if generators is None:
-            return probabilities.argmax(dim=-1)
-        drawn = []
-        for row, index in zip(probabilities, rows, strict=True):
-            generator = generators[index]
-            own = row.to(generator.device)
-            try:
-                drawn.append(torch.multinomial(own, 1, generator=generator).to(row.device))
-            except RuntimeError:  # PyTorch's words for NaN
-                raise_if_not_finite("the probabilities of the talker are", own)
-                raise
-        return torch.cat(drawn)
+    The uniform numbers are drawn on the CPU, a block of steps ahead, and go to the device in one copy; there each
+    picks the id in whose part of the summed probabilities it falls. No step waits for the host. Of a row's generator
+    every `SeededDraw` takes one number, however many steps there are.
+    """
 
-    return draw
+    block_steps = 64
+
+    def __init__(self, generators: list[torch.Generator]):
+        seeds = [torch.randint(MAX_SEED, (1,), generator=own, device=own.device).item() for own in generators]
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.uniforms: torch.Tensor | None = None
+        self.step = 0
+
+    def __call__(self, probabilities: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """The id of every row, at the end of which lies its number: see `Draw`."""
+        place = self.step % self.block_steps
+        if place == 0 or self.uniforms is None:
+            block = [torch.rand(self.block_steps, generator=own, dtype=torch.float64) for own in self.generators]
+            self.uniforms = torch.stack(block).to(probabilities.device)
+        self.step += 1
+        uniforms = self.uniforms[:, place]
+        return inverted(probabilities, uniforms if len(rows) == len(uniforms) else uniforms[rows])
+
+
+def inverted(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The ids [A] at which the sums of probabilities [A, V] pass the share uniforms [A] in [0, 1) of the whole."""
+    summed = probabilities.double().cumsum(dim=-1)
+    whole = summed[:, -1]
+    passed = summed > torch.minimum(uniforms * whole, whole.nextafter(torch.zeros_like(whole)))[:, None]
+    return passed.int().argmax(dim=-1)
+
+
+def likeliest(probabilities: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """The best id of every row: see `Draw`."""
+    return probabilities.argmax(dim=-1)
 
 
 class BailingMMTalker(PreTrainedModel):
@@ -198,6 +220,8 @@ class BailingMMTalker(PreTrainedModel):
     Attributes:
         decoding: what is kept for compiled steps.
         step_callbacks: functions that are called after every step; a compiled one calls no hooks.
+        runs_ahead: whether a step is begun before the ids of the one before it have reached the host, which tells the
+            rows that end. The last step is then for nothing. None: on all devices but a CPU, where nothing waits.
     """
 
     config: BailingMMTalkerConfig
@@ -219,6 +243,7 @@ class BailingMMTalker(PreTrainedModel):
         self.vp_head = nn.Conv1d(config.vp_feature_size, hidden_size, kernel_size, padding=kernel_size // 2)
         self.decoding = CompiledDecoding(config.llm_config, SMALLEST_CACHE)
         self.step_callbacks: list[Callable[[], None]] = []
+        self.runs_ahead: bool | None = None
         self.post_init()
 
     @property
@@ -385,7 +410,9 @@ class BailingMMTalker(PreTrainedModel):
         rules = rules or StopRules()
         top_k, temperature = self.resolve_options(top_k, temperature, cache_implementation)
         self._raise_if_unusable(prompts, generators)
-        sampler = _Sampler(self.config, rules, top_k, temperature, draw or multinomial_draw(generators))
+        if draw is None:
+            draw = likeliest if generators is None else SeededDraw(generators)
+        sampler = _Sampler(self.config, rules, top_k, temperature, draw)
         if rules.released and len(prompts) > 1:
             raise ValueError(f"released stop rules say one piece at a time, got {len(prompts)}")
         rows = [self._row(prompt, rules) for prompt in prompts]
@@ -419,7 +446,7 @@ class BailingMMTalker(PreTrainedModel):
         start_position: int,
         config: CompileConfig | None,
     ) -> Iterator[TalkerStep]:
-        inputs = self._prefill_inputs(rows, start_position)
+        inputs, pad = self._prefill_inputs(rows, start_position), self.config.special_token_ids["<audio_pad>"]
         step = self if config is None else self.decoding.call(self, config)
         size = len(rows) if config is None else padded_rows(len(rows))
         if size > len(rows):  # copies of the last row, which nobody hears
@@ -433,6 +460,9 @@ class BailingMMTalker(PreTrainedModel):
             self(**last_pass)
 
         length = width + max(row.limit for row in rows)
+        runs_ahead = self.device.type != "cpu" if self.runs_ahead is None else self.runs_ahead
+        lag = int(runs_ahead and not sampler.rules.released)  # these end pieces while their prompts are read
+        texts, drawn = self._texts(rows, size), deque[_Drawn]()
         with self._caches(size, length, cache_implementation, config) as cache_with_room:
             cache = cache_with_room(0, width)
             logits = self(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[: len(rows)]
@@ -441,8 +471,10 @@ class BailingMMTalker(PreTrainedModel):
                     sampler.draw_while_reading(logits, rows, position[: len(rows)])
             for seen in count(width):
                 with naming_layers({"talker": self}, read_again):
-                    ids = sampler(logits[:, -1], rows, position[: len(rows)])
-                yield TalkerStep(ids, [row.reason for row in rows])
+                    drawn.append(sampler(logits[:, -1], rows, position[: len(rows)]))
+                    ids, step_done = drawn[-1].ids, sampler.note(drawn.popleft(), rows) if len(drawn) > lag else None
+                if step_done is not None:
+                    yield step_done
                 if all(row.finish_reason is not None for row in rows):
                     return
                 position = position + 1
@@ -452,7 +484,8 @@ class BailingMMTalker(PreTrainedModel):
                 if attention_mask.shape[1] < masked:
                     attention_mask = F.pad(attention_mask, (0, masked - attention_mask.shape[1]), value=1)
                 last_pass = {
-                    **self._step_inputs(rows, ids, size),
+                    "audio_ids": F.pad(ids, (0, size - len(rows)), value=pad)[:, None],
+                    "text_ids": texts[min(seen - width, len(texts) - 1)][:, None],
                     "attention_mask": attention_mask,
                     "position_ids": position[:, None],
                     "past_key_values": cache,
@@ -574,13 +607,42 @@ class BailingMMTalker(PreTrainedModel):
             inputs.update(thinker_start=shift + 3, thinker_length=lengths)
         return inputs
 
-    def _step_inputs(self, rows: list[_Row], ids: torch.Tensor, size: int) -> dict[str, torch.Tensor]:
-        """Ids [B] of the last step and the text ids that go with them [size >= B]; ended rows get padding."""
-        pad = self.config.special_token_ids["<audio_pad>"]
-        audio_ids = torch.where(ids == NO_ID, pad, ids + self.config.text_vocab_size)
-        text_ids = [self._text_id(row, len(row.audio_ids) + row.num_new - 1) for row in rows]
-        streams = {"audio_ids": audio_ids, "text_ids": torch.tensor(text_ids, device=ids.device)}
-        return {name: F.pad(stream, (0, size - len(rows)), value=pad)[:, None] for name, stream in streams.items()}
+    def _texts(self, rows: list[_Row], size: int) -> torch.Tensor:
+        """Text ids [n, size] of the steps after the prompt; the last ones stand for all that follow."""
+        pad = self.config.special_token_ids["<text_pad>"]
+        texts = [row.text_ids[len(row.audio_ids) :] for row in rows]
+        width = max(len(text) for text in texts) + 1
+        texts = [text + [pad] * (width - len(text)) for text in texts]
+        texts += [[pad] * width] * (size - len(rows))
+        return torch.tensor(texts, device=self.device).T.contiguous()
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What a step drew.
+
+    Args:
+        ids: audio ids [B], on the device; padding in rows that had ended.
+        on_host: the same, or -1 where the probabilities were not finite; to be read after `arrived`.
+        going: the rows that had not ended as far as the host knew.
+        probabilities: [A, V] of these.
+    """
+
+    ids: torch.Tensor
+    on_host: torch.Tensor
+    arrived: torch.cuda.Event | None
+    going: list[int]
+    probabilities: torch.Tensor
+
+
+def _sent_to_host(ids: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Ids on the host, and the event after which they are there; nothing waits for it."""
+    if not ids.is_cuda:
+        return ids.cpu(), None
+    on_host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True).copy_(ids, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return on_host, arrived
 
 
 class _Sampler:
@@ -588,8 +650,9 @@ class _Sampler:
 
     def __init__(self, config: BailingMMTalkerConfig, rules: StopRules, top_k: int, temperature: float, draw: Draw):
         self.rules, self.top_k, self.temperature, self.draw = rules, top_k, temperature, draw
-        self.eos = config.special_token_ids["<audio_eos>"]
+        self.eos, self.pad = (config.special_token_ids[name] for name in ("<audio_eos>", "<audio_pad>"))
         self.text_vocab_size = config.text_vocab_size
+        self.num_drawn = 0  # in every row that goes on
 
     def probabilities(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> torch.Tensor:
         """[B, V] from the logits [B, V] of the tokens at position [B]."""
@@ -597,17 +660,42 @@ class _Sampler:
             num_prompt = torch.tensor([len(row.prompt.prompt_ids) for row in rows], device=position.device)
             eos_allowed = position >= num_prompt + RELEASED_EOS_MARGIN
         else:
-            eos_allowed = torch.tensor([row.num_new >= self.rules.min_new_ids for row in rows], device=position.device)
+            eos_allowed = torch.full_like(position, self.num_drawn >= self.rules.min_new_ids, dtype=torch.bool)
         first_allowed = 0 if self.rules.released else self.text_vocab_size
         filtered = filter_logits(logits / self.temperature, self.top_k, self.eos, eos_allowed, first_allowed)
         return filtered.softmax(dim=-1)
 
-    def __call__(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> torch.Tensor:
-        """Codec ids [B], `NO_ID` in rows that have ended."""
+    def __call__(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> _Drawn:
+        """Draw from the logits [B, V] of the tokens at position [B], without waiting for the device."""
         going = [index for index, row in enumerate(rows) if row.finish_reason is None]
+        probabilities = self.probabilities(logits, rows, position)
+        ids = torch.full((len(rows),), self.pad, device=logits.device)
+        if len(going) < len(rows):
+            probabilities = probabilities[going]
+        if going:
+            drawn = self.draw(probabilities, going).to(logits.device)
+            ids = drawn if len(going) == len(rows) else ids.index_copy(0, torch.tensor(going).to(ids.device), drawn)
+            self.num_drawn += 1
+        else:
+            drawn = ids[:0]
+        is_usable = probabilities.sum(dim=-1).isfinite()
+        on_host, arrived = _sent_to_host(torch.where(is_usable, drawn, NO_ID))
+        return _Drawn(ids, on_host, arrived, going, probabilities)
+
+    def note(self, drawn: _Drawn, rows: list[_Row]) -> TalkerStep:
+        """What a step said, and which rows it ended; rows that ended while it was drawn say nothing.
+
+        Raises:
+            FloatingPointError: NaN among the probabilities.
+        """
+        if drawn.arrived is not None:
+            drawn.arrived.synchronize()
         ids = [NO_ID] * len(rows)
-        drawn = self.draw(self.probabilities(logits, rows, position)[going], going).tolist() if going else []
-        for index, audio_id in zip(going, drawn, strict=True):
+        for index, audio_id in zip(drawn.going, drawn.on_host.tolist(), strict=True):
+            if audio_id == NO_ID:
+                raise_if_not_finite("the probabilities of the talker are", drawn.probabilities)
+            if rows[index].finish_reason is not None:
+                continue
             if audio_id == self.eos:
                 rows[index].finish_reason = "stop"
             else:
@@ -616,7 +704,7 @@ class _Sampler:
         for row in rows:
             if row.finish_reason is None and row.num_new >= row.limit:
                 row.finish_reason = "length"
-        return torch.tensor(ids, device=logits.device)
+        return TalkerStep(torch.tensor(ids), [row.reason for row in rows])
 
     def draw_while_reading(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> None:
         """The released loop draws at every prompt step and throws the id away, unless it is the end token."""
@@ -630,10 +718,10 @@ class _Sampler:
 __all__ = [
     "NO_ID",
     "BailingMMTalker",
+    "SeededDraw",
     "StopRules",
     "TalkerPiece",
     "TalkerPrompt",
     "TalkerStep",
     "filter_logits",
-    "multinomial_draw",
 ]

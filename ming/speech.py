@@ -12,11 +12,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import CompileConfig
 from transformers.utils import ModelOutput, logging
 
 from .argument_checks import raise_if_no_settings, shown
 from .background import Arrivals
-from .compiled import raise_if_not_compilable
+from .compiled import raise_if_not_compilable, step_config
 from .components import AUDIO_DETOKENIZER
 from .encoding import save_audio
 from .events import AudioChunk, Done, SpokenPiece, StreamEvent, TextDelta
@@ -111,11 +112,13 @@ class SpeechSettings:
         generators: one per reply.
         options: of `BailingMMTalker.generate`: `top_k`, `temperature`, `cache_implementation`, `compiled`, `rules`,
             `attempts`.
+        compiled: whether the audio detokenizer's flow is compiled, and how.
     """
 
     voice: Voice
     generators: list[torch.Generator]
     options: dict[str, Any]
+    compiled: bool | CompileConfig = False
 
 
 class Speaker:
@@ -190,7 +193,8 @@ class Speaker:
         self.model.components.audio_detokenizer.load()
         voice = self.model.components.talker_processor().voice(**voice_arguments)
         raise_if_longer(voice, self.require_talker().config.max_prompt_seconds)
-        return SpeechSettings(voice, generators, arguments)
+        compiled = step_config(self.model.device, arguments["compiled"]) or False
+        return SpeechSettings(voice, generators, arguments, compiled)
 
     def say(
         self, texts: list[str], settings: SpeechSettings, thinker_states: list[torch.Tensor] | None = None
@@ -218,7 +222,7 @@ class Speaker:
             said += self.model.talker.generate(
                 prompts[part], [talker for talker, _ in generators[part]], **settings.options
             )
-        waveforms = self.detokenize([item.codec_ids for item in said], [own for _, own in generators], voice)
+        waveforms = self.detokenize([item.codec_ids for item in said], [own for _, own in generators], settings)
         rate = self.model.components.audio_detokenizer.load().config.sample_rate
         spoken: list[list[SpokenPiece]] = [[] for _ in texts]
         parts: list[list[torch.Tensor]] = [[torch.zeros(0)] for _ in texts]
@@ -228,11 +232,11 @@ class Speaker:
         return SpeechOutput(text=texts, waveforms=[torch.cat(row) for row in parts], sampling_rate=rate, pieces=spoken)
 
     def detokenize(
-        self, codec_ids: list[torch.Tensor], generators: list[torch.Generator], voice: Voice
+        self, codec_ids: list[torch.Tensor], generators: list[torch.Generator], settings: SpeechSettings
     ) -> list[torch.Tensor]:
         """Codec ids [n] per piece -> waveforms float32 [N] on the CPU, empty where there are no codes."""
         processor, detokenizer = self.model.components.talker_processor(), self.model.components.audio_detokenizer
-        codes = [processor.codes(ids) for ids in codec_ids]
+        codes, voice = [processor.codes(ids) for ids in codec_ids], settings.voice
         waveforms = [torch.zeros(0) for _ in codes]
         voiced = [index for index, row in enumerate(codes) if len(row)]
         for start in range(0, len(voiced), TALKER_BATCH):
@@ -244,7 +248,7 @@ class Speaker:
                 prompt_codes=[voice.prompt_codes],
                 prompt_mel=[voice.prompt_mel],
             )
-            decoded = decode(generator=[generators[index] for index in part])
+            decoded = decode(generator=[generators[index] for index in part], compile=settings.compiled)
             with naming_layers({AUDIO_DETOKENIZER: detokenizer.load()}, decode):
                 for index, waveform in zip(part, decoded, strict=True):
                     waveforms[index] = waveform.float().cpu()
@@ -326,6 +330,7 @@ class PieceSpeaker:
             prompt_codes=[voice.prompt_codes],
             prompt_mel=[voice.prompt_mel],
             generator=generators[0][1],
+            compile=self.settings.compiled,
         )
         options = {name: value for name, value in self.settings.options.items() if name != "attempts"}
         ids: list[list[int]] = [[] for _ in pieces]
@@ -342,7 +347,7 @@ class PieceSpeaker:
             item = TalkerPiece.judged(ids[index], reasons[index], prompts[index], self._rules())
             if index > 0 or not samples:
                 item = self._drawn_again(prompts[index], generators[index][0], item)
-                (waveform,) = self.speaker.detokenize([item.codec_ids], [generators[index][1]], voice)
+                (waveform,) = self.speaker.detokenize([item.codec_ids], [generators[index][1]], self.settings)
                 samples = len(waveform)
                 yield waveform
             self.spoken.append(record_piece(piece, samples / self.rate, item.finish_reason))

@@ -46,11 +46,11 @@ class StackedWeights:
         stacked = torch.stack([tensor.flatten() for own in tensors for tensor in own])
         return stacked.view(len(tensors), len(tensors[0]), -1)
 
-    def is_current(self) -> bool:
-        """Whether the modules' weights are still views of this storage: moving a model makes new ones."""
+    def is_current(self, number: int) -> bool:
+        """Whether the weights of the first `number` experts are views of this storage: moving a model makes others."""
         return all(
             layer.weight.data_ptr() == self.packed[expert, place].data_ptr()
-            for expert, own in enumerate(self.layers)
+            for expert, own in enumerate(self.layers[:number])
             for place, layer in enumerate(own)
         )
 
@@ -84,12 +84,13 @@ class StackedExperts:
         if self.down.packed.is_cuda:  # the pieces that the modules held are too small to be used again
             torch.cuda.empty_cache()
 
-    def is_current(self, experts: nn.ModuleList) -> bool:
-        """Whether these are the stacks of the modules as they are now."""
-        for expert, gate_up, down in zip(experts, self.gate_up.layers, self.down.layers, strict=True):
-            if [expert.gate_proj, expert.up_proj, expert.down_proj] != [*gate_up, *down]:
+    def is_current(self, experts: nn.ModuleList, number: int) -> bool:
+        """Whether these are the stacks of the first `number` modules of a layer as they are now."""
+        for index in range(number):
+            expert, made_of = experts[index], [*self.gate_up.layers[index], *self.down.layers[index]]
+            if [expert.gate_proj, expert.up_proj, expert.down_proj] != made_of:
                 return False
-        return self.gate_up.is_current() and self.down.is_current()
+        return self.gate_up.is_current(number) and self.down.is_current(number)
 
     def computed(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hidden states in the dtype that the modules would multiply in."""

@@ -3,11 +3,15 @@
 import pytest
 import torch
 from test_audio_detokenizer import PROMPT, VOICES, codes_of, golden_model, seeded
+from torch._dynamo.utils import counters
+from transformers import CompileConfig
 
+from audio_detokenizer.compiled_estimator import padded_length
 from audio_detokenizer.noise import FrameNoise, spawn_generators
 from audio_detokenizer.streaming import DetokenizerStream, join
 
 VOICE = VOICES[:1]
+CAPTURED = CompileConfig(fullgraph=True, dynamic=False, mode=None, backend="eager")
 SMALL = {"first_chunk": 6, "left_context": 12}
 LARGE = {"left_context": 1000, "look_ahead": 60}
 
@@ -55,6 +59,36 @@ def whole_vocoder(model, mel, seed=0) -> torch.Tensor:
     """What `decode` makes of a mel [M, T]."""
     (waveform,) = model.vocode([mel], [spawn_generators(seeded(seed), 2)[1]])
     return waveform
+
+
+def test_compiled_flow_says_the_same_with_graphs_of_few_lengths(model):
+    """Whole utterances of like lengths share a graph, a batch has its own; two streams share theirs."""
+    start = counters["stats"]["unique_graphs"]
+    for lengths, graphs in (([50], 1), ([54], 1), ([50, 20], 2)):
+        rows = codes_of(*lengths)
+        plain, compiled = (
+            model.decode(rows, VOICE, generator=[seeded(row) for row, _ in enumerate(rows)], compile=asked)
+            for asked in (False, CAPTURED)
+        )
+        for ours, other in zip(compiled, plain, strict=True):
+            torch.testing.assert_close(ours, other, rtol=0, atol=1e-3)
+        assert counters["stats"]["unique_graphs"] - start == graphs
+    (codes,) = codes_of(70)
+    expected = torch.cat(speak(model, codes, [10], **SMALL))
+    torch.testing.assert_close(
+        torch.cat(speak(model, codes, [10], **SMALL, compile=CAPTURED)), expected, rtol=0, atol=1e-3
+    )
+    streamed = counters["stats"]["unique_graphs"]
+    assert len(speak(model, codes, [7], 1, **SMALL, compile=CAPTURED)) and streamed - start <= 5
+    assert counters["stats"]["unique_graphs"] == streamed and not counters["graph_break"]
+
+
+def test_flows_that_do_not_compile_are_refused():
+    with pytest.raises(TypeError, match="compile='yes' must be True"):
+        golden_model().stream(VOICE, compile="yes")
+    with pytest.raises(ValueError, match="compile: frames are padded, which mask_padding=False changes"):
+        golden_model(mask_padding=False).decode(codes_of(5), VOICE, compile=True)
+    assert [padded_length(frames) for frames in (1, 64, 65, 97, 129, 200)] == [64, 64, 96, 128, 192, 256]
 
 
 def decibels(signal: torch.Tensor, other: torch.Tensor) -> float:

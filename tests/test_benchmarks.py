@@ -9,9 +9,13 @@ import pytest
 import torch
 from image_helpers import small_image_gen
 from PIL import Image
+from thinker_helpers import tiny_config
 
 from benchmarks import (
     audio,
+    gpu,
+    gpu_calls,
+    gpu_models,
     image,
     layers,
     load,
@@ -68,6 +72,73 @@ def test_released_sizes_have_a_column_per_way_to_load():
 def test_released_sizes_need_a_gpu():
     with pytest.raises(RuntimeError, match="ming memory released"):
         released.measure()
+
+
+def test_a_gpu_is_measured_in_one_go_as_tried_on_a_cpu(tmp_path):
+    """Files after every measurement; what found no time says so, and nothing fails."""
+    command = [sys.executable, "-m", "benchmarks", "gpu", "--device", "cpu", "--sizes", "tiny", "--backend", "eager"]
+    result = subprocess.run(
+        [*command, "--minutes", "0.6", "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    table = (tmp_path / "gpu_tiny_cpu.md").read_text()
+    assert table == result.stdout and Image.open(tmp_path / "gpu_tiny_cpu.png").getbbox()
+    costs = [gpu.Cost(**cost) for cost in json.loads((tmp_path / "gpu_tiny_cpu.json").read_text())["costs"]]
+    assert len(costs) == len(table.splitlines()) - 2 == len(gpu.tasks(gpu_models.WORK["tiny"]))
+    assert {cost.note for cost in costs} <= {"", gpu.NO_TIME, gpu.APART}
+    measured = [cost for cost in costs if not cost.note]
+    assert len(measured) >= 3 and all(cost.value > 0 for cost in measured)
+    assert all(cost.limit > 0 for cost in measured if cost.unit not in ("GB/s", "TFLOP/s"))
+
+
+def test_a_gpu_without_time_left_is_not_measured():
+    written = []
+    costs = gpu.measure("cpu", sizes="tiny", minutes=0, after_each=lambda costs: written.append(len(costs)))
+    assert {cost.note for cost in costs} == {gpu.NO_TIME} and written == list(range(1, len(costs) + 1))
+    assert [cost.bar for cost in costs] == [None] * len(costs)  # for the released sizes alone
+    bars = [task.bar for task in gpu.tasks(gpu_models.WORK["released"])[2:]]
+    assert bars[:8] == [150, 0.15, 0.5, 60, 15_000, 120, 1.5, 1.5] and set(bars[8:]) == {None}
+
+
+def test_a_measurement_that_fails_leaves_the_others(monkeypatch):
+    def fail(bench):
+        raise RuntimeError("out of memory\nof the device")
+
+    monkeypatch.setattr(gpu_calls, "bandwidth", fail)
+    monkeypatch.setattr(gpu, "_barred", lambda work: [])
+    monkeypatch.setattr(gpu, "_further", lambda work: [])
+    costs = gpu.measure("cpu", sizes="tiny", minutes=1)
+    assert [bool(cost.value) for cost in costs] == [False, True]
+    assert gpu.failures(costs) == ["copying, float32: failed: RuntimeError: out of memory"]
+
+
+def test_figures_of_a_gpu_stand_beside_limits_and_bars():
+    costs = [
+        gpu.Cost("tokens written", "bfloat16", "tokens/s", 180.0, 600.0, 150, 38.0, 35.5, 60.0),
+        gpu.Cost("an image", "bfloat16", "s", 2.0, 0.5, 1.5),
+        gpu.Cost("talker", "bfloat16", "real-time factor", bar=0.15, note=gpu.NO_TIME),
+    ]
+    lines = gpu.table(costs).splitlines()[2:]
+    assert lines[0] == (
+        "| tokens written | bfloat16 | 180 | tokens/s | 600 | 0.30 | ≥ 150, held | 38.00 | 35.50 | 60 |"
+    )
+    assert lines[1].startswith("| an image | bfloat16 | 2 | s | 0.5 | 0.25 | ≤ 1.5, **missed** |")
+    assert lines[2].startswith("| talker | bfloat16 | no time left | real-time factor |  |  | ≤ 0.15 |")
+    assert gpu.plot(costs).lines == {"bfloat16": (["tokens written", "an image"], [0.3, 0.25])}
+    assert gpu.record_name({}) == "gpu" and gpu.record_name({"device": "cuda", "sizes": "tiny"}) == "gpu_tiny_cuda"
+
+
+def test_random_models_of_any_size_need_no_checkpoint():
+    """In 4 bit the experts are modules whose weights take two numbers a byte, with their scales."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64, "head_dim": 32}
+    config = tiny_config(llm_config={**sizes, "num_hidden_layers": 1, "num_experts": 4})
+    whole, small = (gpu_models.random_model(config, "cpu", torch.bfloat16, in_4_bit) for in_4_bit in (False, True))
+    counts = [sum(map(gpu_models.numbers, model.parameters())) for model in (whole, small)]
+    assert counts[0] == counts[1] == whole.num_parameters()
+    packed = small.get_decoder().layers[0].mlp.experts[3].down_proj.weight
+    assert gpu_models.stored(packed) > packed.nbytes == 64 * 64 // 2
+    used = layers.used_weights(whole.model, 10, torch.numel) / layers.used_weights(whole.model)
+    assert 1 < used < 2
 
 
 def test_versus_divides_by_the_same_input():

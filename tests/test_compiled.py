@@ -24,7 +24,9 @@ from ming.cli.arguments import add_device_options, load_options
 from ming.cli.usage import Parser
 from ming.events import AudioChunk
 from ming.loading import load_model
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.modeling_talker import StopRules
+from ming.quantization import four_bit
 from ming.serving.compiling import compile_steps
 from ming.serving.engine_jobs import Sampling, TextJob
 from ming.serving.running_batch import RunningBatch
@@ -265,9 +267,30 @@ def test_what_does_not_compile_is_refused(small, options, message):
         small.generate(**batch([ONE["text"]]), **{**GREEDY, "compile": True, **options})
 
 
-def test_quantised_models_are_refused_before_they_are_read():
+@pytest.mark.parametrize(
+    "options", [{"quantization": "4bit", "device": "cpu"}, {"quantization": "8bit", "device": "cuda"}]
+)
+def test_quantised_models_are_refused_before_they_are_read(options):
     with pytest.raises(ValueError, match="compile: a quantised model"):
-        load_model("no/such/model", quantization="4bit", compile=True)
+        load_model("no/such/model", compile=True, **options)
+
+
+def test_experts_in_4_bit_that_are_dequantised_together_compile(tmp_path, graphs):
+    """As on a GPU; one token and four at once take the two ways through the experts."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64, "head_dim": 32}
+    tiny_model(4, llm_config={**sizes, "num_hidden_layers": 1, "num_experts": 4}).save_pretrained(tmp_path)
+    own = BailingMMNativeForConditionalGeneration.from_pretrained(
+        tmp_path, dtype=torch.float32, quantization_config=four_bit(torch.float32), device_map="cpu"
+    ).eval()
+    chats = batch([ONE["text"]]), batch([ONE["text"]] * 4)
+    with pytest.raises(ValueError, match="compile: a quantised model whose experts are called one by one"):
+        own.generate(**chats[0], **GREEDY, compile=CAPTURED)
+    experts = own.get_decoder().layers[0].mlp.experts
+    experts.stacked = True
+    for inputs in chats:
+        expected = own.generate(**inputs, **GREEDY)
+        assert torch.equal(own.generate(**inputs, **GREEDY, compile=CAPTURED), expected)
+    assert experts._stacks is not None and graphs() == 2
 
 
 def test_the_option_of_the_command_line():

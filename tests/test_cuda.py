@@ -10,7 +10,7 @@ import test_stacked_experts as stacked_experts
 import torch
 from transformers import AutoModelForMultimodalLM, BitsAndBytesConfig
 
-from benchmarks import released
+from benchmarks import gpu, released
 from ming.configuration_bailingmm import BailingMMConfig
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.training.objectives import next_token_loss
@@ -194,6 +194,18 @@ def test_memory_of_a_card_is_the_computed_one(tmp_path):
         computed, measured = (costs[way, f"weights (GiB), {kind}"] for kind in ("computed", "measured"))
         assert measured == pytest.approx(computed, rel=0.05)
         assert costs[way, "peak while loading / weights"] < 1.15
+
+
+def test_the_benchmark_of_a_gpu_measures_everything():
+    """The released sizes, with a tenth of the layers of the main model."""
+    config = BailingMMConfig(
+        llm_config={"num_hidden_layers": 2},
+        vision_config={"depth": 2, "fullatt_block_indexes": [1]},
+        talker_config={"llm_config": {"num_hidden_layers": 2}},
+    )
+    costs = gpu.measure(minutes=20, config=config)
+    assert not [(cost.name, cost.way, cost.note) for cost in costs if cost.note]
+    assert all(cost.peak >= cost.weights for cost in costs if cost.weights)
 
 
 def test_a_training_step_lowers_the_loss(card, processor, asked):

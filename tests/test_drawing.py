@@ -1,5 +1,6 @@
 """Drawing through the whole model: conversations, batches, seeds, sizes, streams, errors, saving (random weights)."""
 
+import copy
 import subprocess
 import sys
 from concurrent.futures import CancelledError
@@ -10,13 +11,15 @@ import torch
 from image_helpers import ROOT, STEPS, build_drawing_repository, small_config, small_image_gen
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForMultimodalLM
+from torch._dynamo.utils import counters
+from transformers import AutoModel, AutoModelForMultimodalLM, CompileConfig
 
 from image_gen.configuration_image_gen import ImageGenConfig
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
 RECORDING = {"type": "audio", "audio": str(ROOT / "demo" / "recording.wav")}
+CAPTURED = CompileConfig(fullgraph=True, dynamic=False, mode=None, backend="eager")
 CLIP = {"type": "video", "video": str(ROOT / "demo" / "clip.mp4")}
 CHATS = [
     [{"role": "user", "content": "Draw a small red circle on the left."}],
@@ -167,6 +170,37 @@ def test_large_images_can_be_decoded_tile_by_tile():
         vae.enable_tiling()
         assert vae.decode(latents).sample.shape == (1, 3, 640, 640)
     assert calls[0] == 640 and len(calls) > 3 and max(calls[1:]) < 640
+
+
+def test_compiled_steps_draw_the_same_with_one_graph_for_a_size(model, processor):
+    """One image and two, of two sizes and with other seeds: a graph each, and none for what came before."""
+    start, found = counters["stats"]["unique_graphs"], []
+    calls = [
+        (CHATS[:1], 1, {}),
+        (CHATS[3:], 2, {}),
+        (CHATS[:1] * 2, 3, {}),
+        (CHATS[:1], 4, {"height": 64, "width": 256}),
+    ]
+    for chats, seed, options in calls:
+        plain, compiled = (
+            draw(model, processor, chats, seed=seed, **options, compile=asked).images for asked in (False, CAPTURED)
+        )
+        for ours, other in zip(compiled, plain, strict=True):
+            assert np.abs(pixels(ours) - pixels(other)).max() <= 1
+        found.append(counters["stats"]["unique_graphs"] - start)
+    assert found == [1, 1, 2, 3] and not counters["graph_break"]
+    other = copy.deepcopy(model.image_gen.load())
+    assert vars(other.graphs) != vars(model.image_gen.graphs)
+
+
+def test_what_does_not_compile_is_refused_before_any_work():
+    image_gen = small_image_gen()
+    condition = torch.zeros(1, 9, 192)
+    with pytest.raises(TypeError, match="compile='yes' must be True"):
+        image_gen.draw(condition, compile="yes")
+    image_gen.enable_model_cpu_offload("cpu")
+    with pytest.raises(ValueError, match="compile: parts of the image head are moved"):
+        image_gen.draw(condition, compile=True)
 
 
 def test_progress_is_a_bar_for_who_asks(model, processor, capsys):

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from ming.configuration_bailingmm import BailingMMTalkerConfig
-from ming.modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPrompt, filter_logits
+from ming.modeling_talker import (
+    NO_ID,
+    BailingMMTalker,
+    SeededDraw,
+    StopRules,
+    TalkerPrompt,
+    filter_logits,
+    inverted,
+)
 
 TEXT_VOCAB, AUDIO_VOCAB, WIDTH, THINKER_WIDTH, SPEAKER_WIDTH = 60, 40, 32, 24, 12
 
@@ -68,6 +76,65 @@ def test_a_batch_says_what_its_rows_say_alone(talker):
     assert ids_of(together) == ids_of(alone)
     assert [piece.finish_reason for piece in together] == [piece.finish_reason for piece in alone]
     assert len({len(ids) for ids in ids_of(together)}) > 1  # rows of different lengths, or nothing was shown
+
+
+@pytest.fixture
+def ahead(talker):
+    talker.runs_ahead = True
+    yield talker
+    talker.runs_ahead = None
+
+
+def test_a_step_ahead_of_the_host_says_the_same(ahead):
+    """As on a GPU: rows end at different steps, are drawn again, and one more step than needed is computed."""
+    calls = []
+    ahead.step_callbacks.append(lambda: calls.append(1))
+    said = ahead.generate(PROMPTS, generators(5, 6, 7, 8))
+    steps = [list(ahead.stream(PROMPTS[:2], generators(1, 2), StopRules(max_new_ids=9)))]
+    num_ahead, ahead.runs_ahead = len(calls), False
+    expected = ahead.generate(PROMPTS, generators(5, 6, 7, 8))
+    steps.append(list(ahead.stream(PROMPTS[:2], generators(1, 2), StopRules(max_new_ids=9))))
+    ahead.step_callbacks.clear()
+    assert ids_of(said) == ids_of(expected)
+    assert [piece.finish_reason for piece in said] == [piece.finish_reason for piece in expected]
+    ours, theirs = ([(step.codec_ids.tolist(), step.finish_reasons) for step in each] for each in steps)
+    assert ours == theirs and num_ahead > len(calls) - num_ahead
+
+
+def test_ids_are_drawn_as_often_as_their_probabilities_say():
+    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]])
+    draw, counts = SeededDraw(generators(1, 2)), torch.zeros(2, 6)
+    for _ in range(2000):
+        counts[range(2), draw(probabilities, [0, 1])] += 1
+    torch.testing.assert_close(counts / 2000, probabilities, rtol=0, atol=0.04)
+    assert torch.equal(counts > 0, probabilities > 0)
+    ends = torch.tensor([0.0, 1 - 2**-53])
+    assert inverted(probabilities[:1].expand(2, -1), ends.double()).tolist() == [1, 4]
+
+
+def test_a_draw_takes_one_number_of_a_generator_and_none_of_its_neighbours():
+    probabilities, (own, other) = torch.rand(2, 30).softmax(dim=-1), generators(3, 4)
+    both, alone = SeededDraw([own, other]), SeededDraw(generators(3))
+    for step in range(150):
+        rows = [0, 1] if step < 70 else [0]
+        assert both(probabilities[rows], rows)[0] == alone(probabilities[:1], [0])
+    (again,) = generators(3)
+    SeededDraw([again])
+    assert torch.equal(again.get_state(), own.get_state())
+
+
+def test_nan_is_named_also_by_a_step_ahead_of_the_host(ahead):
+    weight = ahead.model.lm_head.weight
+    with torch.no_grad():
+        kept = weight[TEXT_VOCAB].clone()
+        weight[TEXT_VOCAB] = torch.nan
+    try:
+        for draws in (None, generators(1)):
+            with pytest.raises(FloatingPointError, match="lm_head|probabilities of the talker"):
+                ahead.generate(PROMPTS[:1], draws)
+    finally:
+        with torch.no_grad():
+            weight[TEXT_VOCAB] = kept
 
 
 def test_logits_of_a_padded_row_equal_those_alone(talker):

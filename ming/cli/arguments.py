@@ -50,7 +50,7 @@ def add_device_options(group: argparse._ActionsContainer) -> None:
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps, ...; default: a CUDA GPU if there is one")
     group.add_argument("--dtype", choices=tuple(DTYPES), help="default: float32 on a CPU, else bfloat16")
     group.add_argument("--load-in-4bit", action="store_true", help="a quarter of the memory (bitsandbytes)")
-    text = "compile the steps of text and speech: faster, after a first answer that waits for the compiler"
+    text = "compile the steps of text, speech and images: faster, after a first answer that waits for the compiler"
     group.add_argument("--compile", action="store_true", help=text)
 
 

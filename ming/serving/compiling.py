@@ -9,8 +9,9 @@ from itertools import islice
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from ming.compiled import padded_rows
+from ming.compiled import padded_rows, step_config
 from ming.modeling_talker import TalkerPrompt
+from ming.serving.prepare import missing_outputs
 from ming.speech import TALKER_BATCH
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ STEPS = 3  # the first is not compiled; a CUDA graph is recorded by the second c
 
 
 def compile_steps(model, batch: int, new_tokens: int) -> None:
-    """Write and say a few tokens in batches of all sizes, with a line in the log for each.
+    """Write and say a few tokens in batches of all sizes, and draw an image, with a line in the log for each.
 
     Args:
         model: with `compile_decoding`.
@@ -31,6 +32,8 @@ def compile_steps(model, batch: int, new_tokens: int) -> None:
     ]
     if getattr(model, "talker", None) is not None:
         work += [(f"speech, {rows} at once", partial(_speak, model, rows)) for rows in _sizes(TALKER_BATCH)]
+    if "image" not in missing_outputs(model):
+        work.append(("an image of the native size", partial(_draw, model)))
     for place, (what, call) in enumerate(work, 1):
         logger.info("compiling %s (%d of %d)", what, place, len(work))
         started = time.monotonic()
@@ -76,6 +79,14 @@ def _speak(model, rows: int) -> None:
     for _ in islice(steps, STEPS):
         pass
     steps.close()
+
+
+def _draw(model) -> None:
+    """Take the first steps of an image of the native size; others wait for the compiler."""
+    image_gen = model.image_gen.load()
+    condition = torch.zeros(1, image_gen.config.scales[-1] ** 2, image_gen.config.hidden_size)
+    compiled = step_config(model.device, model.compile_decoding)
+    image_gen.draw(condition.to(model.device, model.dtype), num_inference_steps=STEPS, compile=compiled)
 
 
 __all__ = ["compile_steps"]
