@@ -300,6 +300,8 @@ class BailingMMTalkerConfig(PreTrainedConfig):
     speaker embeddings ("voice print"), whose head is a convolution over time of `vp_kernel_size` and `vp_stride`.
     `sampling_top_k` and `sampling_temperature` are how ids are drawn where a call does not say (released: 20 and 1).
     `one_sentence_pieces`: text is spoken sentence by sentence, for a talker that stops behind the first one.
+    `clause_units`: a piece ends at the first clause end that has so many units (`speech_units`), for a talker that
+    says only the first clauses of a sentence; None: pieces grow to half of the longest.
     `max_prompt_seconds`: the longest recording of a voice that the talker follows (released: 30).
     """
 
@@ -317,6 +319,7 @@ class BailingMMTalkerConfig(PreTrainedConfig):
     sampling_top_k: int = 20
     sampling_temperature: float = 1.0
     one_sentence_pieces: bool = False
+    clause_units: int | None = None
     max_prompt_seconds: float = 30.0
 
     def __post_init__(self, **kwargs):
@@ -334,6 +337,9 @@ class BailingMMTalkerConfig(PreTrainedConfig):
         self.llm_config.vocab_size = self.vocab_size
         if self.vp_stride != 1:
             raise ValueError(f"vp_stride={self.vp_stride}: a speaker embedding is one vector; set vp_stride to 1")
+        units = self.clause_units
+        if units is not None and (isinstance(units, bool) or not isinstance(units, int) or units < 1):
+            raise ValueError(f"talker_config: clause_units is {units!r}; give a whole number of at least 1, or null")
         if self.special_token_ids is None:
             first = self.text_vocab_size - len(TALKER_TOKENS)
             self.special_token_ids = {token: first + place for place, token in enumerate(TALKER_TOKENS)}

@@ -136,6 +136,11 @@ class Speaker:
         """Whether a piece may hold one sentence at most, since the talker stops behind the first."""
         return self.require_talker().config.one_sentence_pieces
 
+    @property
+    def clause_units(self) -> int | None:
+        """The length from which on a piece ends at a clause end (`SpeechTextStream`); None leaves it open."""
+        return self.require_talker().config.clause_units
+
     def require_talker(self) -> BailingMMTalker:
         """The talker.
 
@@ -211,7 +216,8 @@ class Speaker:
         generators: list[tuple[torch.Generator, torch.Generator]] = []
         owners: list[int] = []
         for row, (text, row_states) in enumerate(zip(texts, states, strict=True)):
-            row_pieces, dealer = processor.pieces(text, self.one_sentence), PieceGenerators(settings.generators[row])
+            row_pieces = processor.pieces(text, self.one_sentence, self.clause_units)
+            dealer = PieceGenerators(settings.generators[row])
             pieces += row_pieces
             prompts += [processor.prompt(piece, voice, row_states) for piece in row_pieces]
             generators += [dealer.next_pair() for _ in row_pieces]
@@ -388,7 +394,8 @@ class SpokenReply:
 
     def __init__(self, speaker: PieceSpeaker, work: Arrivals | None = None):
         self.speaker, self.work = speaker, work
-        self.cutter = SpeechTextStream(one_sentence=speaker.speaker.one_sentence)
+        own = speaker.speaker
+        self.cutter = SpeechTextStream(one_sentence=own.one_sentence, clause_units=own.clause_units)
         self.waiting: list[str] = []
 
     def push(self, text: str) -> Iterator[StreamEvent]:

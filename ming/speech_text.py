@@ -17,7 +17,9 @@ SYLLABLE = HAN + "\uac00-\ud7af"
 FOLLOWS = "，。！？、：；…,.!?;:)）]】〉》」』”’\"'"
 CLOSING = "\"'”’」』》〉）)】]*"
 PAUSE_LEVELS = {**dict.fromkeys("。！？…；.!?;", 4), **dict.fromkeys("，、：,:", 3)}
-CLAUSE_END, SENTENCE_END = 3, 4  # the strength of a cut at a comma and at a sentence end
+SPACE, CLAUSE_END, SENTENCE_END = 2, 3, 4  # the strength of a cut at a space, a comma and a sentence end
+CONJUNCTIONS = ("and", "or", "but")
+JOINED = 3  # times `clause_units`: from there on a conjunction counts as a clause end, "A and B | and C"
 _LETTER = rf"(?:(?![{SYLLABLE}])[^\W\d_])"
 _ATOM = re.compile(rf"\s+|[{SYLLABLE}]|\d|{_LETTER}(?:{_LETTER}|[\u0300-\u036f]|['’](?={_LETTER}))*|.", re.S)
 _NO = re.compile(r"(?<![^\W_])[Nn]o\.\Z")
@@ -163,21 +165,34 @@ class SpeechTextStream:
     Args:
         max_units: bound of a piece (`speech_units`).
         first_units: the first piece ends at the first clause end that has at least so many units; each further piece
-            needs twice as many as the one before, up to half of `max_units`.
+            needs twice as many as the one before, up to `clause_units`.
         one_sentence: no piece holds more than one sentence (`cut_speech_text`), however short it is.
+        clause_units: a piece ends at the first clause end that has so many units, or before "and", "or" and "but"
+            with `JOINED` times as many, for talkers that say only so much of a sentence; None: pieces grow to half of
+            `max_units`, and conjunctions part nothing.
 
     Raises:
         ValueError: a bound is not a positive whole number, or `first_units` is above `max_units`.
     """
 
-    def __init__(self, max_units: int = 50, first_units: int = 5, one_sentence: bool = False):
+    def __init__(
+        self,
+        max_units: int = 50,
+        first_units: int = 5,
+        one_sentence: bool = False,
+        clause_units: int | None = None,
+    ):
         _raise_if_no_bound(max_units)
         _raise_if_no_bound(first_units, "first_units")
+        if clause_units is not None:
+            _raise_if_no_bound(clause_units, "clause_units")
         if first_units > max_units:
             raise ValueError(f"first_units is {first_units}, above max_units, which is {max_units}")
         self.max_units = max_units
         self.one_sentence = one_sentence
-        self._wanted = first_units
+        self.clauses_joined = 0 if clause_units is None else JOINED * clause_units
+        self.clause_units = max_units // 2 if clause_units is None else clause_units
+        self._wanted = first_units if clause_units is None else min(first_units, clause_units)
         self._reader: TextReader | None = TextReader()
         self._spoken = ""  # words that are in no piece yet
 
@@ -203,7 +218,8 @@ class SpeechTextStream:
         pieces: list[str] = []
         while True:
             atoms, units = self._first_atoms()
-            count = next((cut[0] for cut in _cuts(atoms, self.one_sentence) if self._is_piece(*cut[1:])), 0)
+            cuts = _cuts(atoms, self.one_sentence)
+            count = next((cut[0] for cut in cuts if self._is_piece(*cut[1:], "".join(atoms[cut[0] : cut[0] + 1]))), 0)
             if count:
                 text = "".join(atoms[:count])
             elif units > self.max_units:
@@ -214,10 +230,12 @@ class SpeechTextStream:
                 return pieces
             pieces.append(text.strip())
             self._spoken = self._spoken[len(text) :]
-            self._wanted = max(self._wanted, min(2 * self._wanted, self.max_units // 2))
+            self._wanted = max(self._wanted, min(2 * self._wanted, self.clause_units))
 
-    def _is_piece(self, units: int, strength: int) -> bool:
-        """Whether a piece may end at a cut of this strength, with so many units before it."""
+    def _is_piece(self, units: int, strength: int, following: str) -> bool:
+        """Whether a piece may end at a cut of this strength, with so many units before it and a word behind it."""
+        if self.clauses_joined and strength == SPACE and following in CONJUNCTIONS:
+            return self.clauses_joined <= units <= self.max_units
         if units > self.max_units or strength < CLAUSE_END:
             return False
         return units >= self._wanted or (self.one_sentence and strength == SENTENCE_END)

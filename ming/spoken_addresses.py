@@ -15,7 +15,8 @@ URL_MARKS = {
 _ENDING = "com|org|net|edu|gov|io|ai|cn|co|uk|de|fr|jp|dev|app|info|hk|tw|eu|ru|ca|au|ch|nl|se|in|kr"  # of names
 
 
-def _web_address(token: Token) -> str:
+def read_address(token: Token) -> str:
+    """An address or identifier: words, digits one by one, and its marks by their names."""
     words = []
     address = token[0].rstrip(".,!?;:)>*_'\"/").replace("://", " ")
     for part in re.findall(r"\d+|[^\W\d_]+|.", address):
@@ -26,6 +27,22 @@ def _web_address(token: Token) -> str:
         else:
             words.append(token.choose(*URL_MARKS.get(part, ("", ""))))
     return re.sub(r" +", " ", " ".join(words)).strip()
+
+
+_NAMED_PART = re.compile(  # what is numbered by an identifier, not counted: "part no. 4711-0815"
+    r"(?i:\b(?:part|invoice|serial|account|order|tracking|reference|ref|case|ticket|policy|member|customer|passport|job|"
+    r"item|model|card|phone|tel|fax|batch|lot|id|license|licence|product|catalog(?:ue)?)[ ]?)\Z"
+)
+
+
+def _named(token: Token) -> str:
+    """An identifier digit by digit; "no. 100-2000" is a range."""
+    numbers = re.fullmatch(r"([1-9]\d*)[-–]([1-9]\d*)", token[0])
+    name = re.search(r"(?<![A-Za-z])(?i:no\.|number):?[ ]\Z", token.left)
+    plain = name and not _NAMED_PART.search(token.left[: name.start()])
+    if plain and numbers and int(numbers[1]) < int(numbers[2]):
+        return token.choose("到", " to ").join(read_integer(number, token.lang) for number in numbers.groups())
+    return read_digits(token[0], token.lang)
 
 
 def _phone(token: Token) -> str:
@@ -61,7 +78,7 @@ URLS = (
         (?:(?::\d{1,5})?(?:/[!-~]*[A-Za-z0-9/]|(?![\w/-]|\.\w)))
         |(?<![A-Za-z])[A-Za-z]:(?:\\[\w.-]+)+
         |(?<![\w./~])(?:~|\.{1,2})?(?:/[A-Za-z_][\w.-]*){2,}""".replace("{_ENDING}", _ENDING),
-        _web_address,
+        read_address,
         (
             ("Visit https://www.example.com/a now", "Visit https www dot example dot com slash a now"),
             ("mail test@example.com now", "mail test at example dot com now"),
@@ -80,8 +97,12 @@ IDENTIFIERS = (
         (?!\d{{4}}-\d\d-\d\d(?!\d)|(?i:(?<=call[ ]))\d{{3}}-(?:\d{{3}}-)?\d{{4}}(?!\d))\d+
         (?:[-/]\d+|[ ]\d+(?=[ ]\d|\b)){{1,5}}
         |(?<=CVE-)\d{{4}}-\d{{4,7}})(?![\w-]|[.,/]\d))""",
-        lambda token: read_digits(token[0], token.lang),
+        _named,
         (
+            (
+                "see no. 100-2000 or part no. 100-2000 there",
+                "see number one hundred to two thousand or part number one zero zero, two zero zero zero there",
+            ),
             ("the zip code 90210-1234 is", "the zip code nine zero two one zero, one two three four is"),
             ("the bug CVE-2024-3094 is", "the bug CVE two zero two four, three zero nine four is"),
             ("see part no. 4711-0815 there", "see part number four seven one one, zero eight one five there"),

@@ -20,6 +20,7 @@ PAUSE_OF = {  # punctuation -> the pause that it becomes
     **dict.fromkeys(";:|()（）【】〔〕—→⇒", ","),
     **{"；": "。", "…": ".", "｡": "。"},
 }
+_HEADING = re.compile(r"\s*(?:>[ \t]+)*\#{1,6}[ \t]")
 _WIDE = re.compile(f"[{HAN}]")
 
 
@@ -86,6 +87,30 @@ class Writer:
         self.space, self.apart, self.number = mark in WIDE_PAUSES, False, False
 
 
+@dataclass(frozen=True)
+class Line:
+    """What of a line's beginning decides how its end is read; no block reaches beyond its line.
+
+    Attributes:
+        length: characters of the line up to the end of the block.
+        heading: it is a heading of Markdown.
+    """
+
+    length: int = 0
+    heading: bool = False
+
+    def with_block(self, before: str, text: str) -> "Line":
+        """The line of the next block, which may begin a new one."""
+        if begins_line(before):
+            return Line(len(text.rstrip()), _HEADING.match(text) is not None)
+        return Line(self.length + len(text.rstrip()), self.heading)
+
+
+def begins_line(before: str) -> bool:
+    """Whether what follows `before` begins a line."""
+    return not before or "\n" in before[len(before.rstrip()) :]
+
+
 class Block:
     """One block of cleaned text and its surroundings.
 
@@ -93,10 +118,12 @@ class Block:
         before, after: the text on either side, at most `WINDOW` characters.
         text: of the block.
         complete: no text can come behind `after`.
+        line: the line that the block is part of, as far as it is known.
     """
 
-    def __init__(self, before: str, text: str, after: str, complete: bool):
+    def __init__(self, before: str, text: str, after: str, complete: bool, line: "Line"):
         self.before, self.after, self.complete = before, after, complete
+        self.line = line
         self.text = re.sub(r"(?<=\d)：(?=\d)", ":", text)
 
     def around(self, match: re.Match[str]) -> tuple[str, str]:

@@ -63,6 +63,60 @@ def _slash_date(token: Token) -> str:
     return _full_date(year, month, day, token.lang)
 
 
+def _timestamp(token: Token) -> str:
+    """A date and time of ISO 8601 with its offset from UTC: "2024-05-01T10:30:00Z"."""
+    date, clock = token["stamp_date"] or "", token["stamp_clock"] or token["clock_alone"]
+    digits = re.sub(r"\D", "", date)
+    hours, minutes, seconds = re.findall(r"\d\d", clock.partition(".")[0].ljust(6).replace(":", "") + "00")[:3]
+    day = _full_date(digits[:4], digits[4:6], digits[6:], token.lang) if date else ""
+    if token.lang == "zh":
+        time = _chinese_clock(hours, minutes, seconds)
+    else:
+        time = _english_clock(hours, minutes, seconds if int(seconds) else "", "")
+    offset = _offset(token["stamp_zone"] or token["zone_alone"] or "", token)
+    return token.choose("", " at " if day else "").join(part for part in (day, time) if part) + offset
+
+
+def _offset(zone: str, token: Token) -> str:
+    """The words of an offset from UTC: "Z", "+02:00", "-0530"; "" for none."""
+    if not zone.strip():
+        return ""
+    hours, minutes = (re.sub(r"[^\d]", "", zone) + "0000")[:2], (re.sub(r"[^\d]", "", zone) + "0000")[2:4]
+    if not int(hours + minutes):
+        return token.choose("，", " ") + "UTC"
+    sign = token.choose("减", " minus ") if zone.strip()[0] in "-−" else token.choose("加", " plus ")
+    words = _plain_integer(hours, token.lang)
+    if int(minutes):
+        words += token.choose("小时", " ") + _plain_integer(minutes, token.lang) + token.choose("分", "")
+    return token.choose("，", " ") + "UTC" + sign + words
+
+
+def _week(token: Token) -> str:
+    year, week, day = token["week_year"], token["week"], token["week_day"]
+    words = token.choose(f"{read_year(year, 'zh')}年第", f"{read_year(year, 'en')} week ")
+    words += _plain_integer(week, token.lang) + token.choose("周", "")
+    return (
+        words + token.choose("第", " day ") + read_integer(day, token.lang) + token.choose("天", "") if day else words
+    )
+
+
+def _season(token: Token) -> str:
+    """Two years that follow each other: "2023/24" is "twenty twenty three to twenty four"."""
+    years = re.split("[/–-]", token[0])
+    if token.lang == "zh":
+        return "到".join(read_digits(year, "zh", one="一") for year in years)
+    return " to ".join(read_year(year, "en") if len(year) == 4 else _short_year(year) for year in years)
+
+
+def _short_year(digits: str) -> str:
+    """The last two digits of a year in English: "05" is "oh five"."""
+    return f"oh {read_integer(digits[1], 'en')}" if digits[0] == "0" and digits != "00" else read_number(digits, "en")
+
+
+def _fiscal_year(token: Token) -> str:
+    return read_year(token[0], token.lang) if len(token[0]) == 4 else _short_year(token[0])
+
+
 def _month_of_year(token: Token) -> str:
     """A month with its year, "03/2024", but "2023-24" is a range of years."""
     first, second = re.split("[-/]", token[0])
@@ -121,6 +175,12 @@ def _english_clock(hours: str, minutes: str, seconds: str, half: str) -> str:
     return " ".join(parts or ["zero"])
 
 
+def _military(digits: str) -> str:
+    """A time of four digits in English: "0830" is "oh eight thirty"."""
+    hours = f"oh {read_integer(digits[1], 'en')}" if digits[0] == "0" else read_integer(digits[:2], "en")
+    return f"{hours} {'hundred' if digits[2:] == '00' else _short_year(digits[2:])}"
+
+
 def _decade(token: Token) -> str:
     digits = token[0][:-1].rstrip("'’")
     if token.lang == "zh":
@@ -128,7 +188,62 @@ def _decade(token: Token) -> str:
     return re.sub(r"y$", "ies", re.sub(r"(?<=[^y])$", "s", read_year(digits, "en")))
 
 
+_OFFSET = r"Z(?![A-Za-z])|[+−-]\d\d:?\d\d(?!\d|:\d)|[+−-]\d\d(?![\d:])"
+_CLOCK = r"(?:[01]\d|2[0-4]):?[0-5]\d(?::?[0-5]\d(?:[.,]\d{1,9})?)?"
+_NEXT = "|".join(f"{d}[-/–](?:(?P=hundred))?(?P=tens){d + 1}" for d in range(9))  # 2023/24, 2023/2024
+_NEXT_TEN = "|".join(f"{d}9[-/–](?:(?P=hundred))?{d + 1}0" for d in range(9)) + "|99[-/–](?:20)?00"
+_YEARS_NEXT = rf"(?P<hundred>19|20)(?:(?P<tens>\d)(?:{_NEXT})|{_NEXT_TEN})(?![\w%]|[-./]\d)"
+TIMESTAMPS = (
+    Kind(
+        "timestamp",
+        rf"""(?<![\w.-])(?P<stamp_date>[12]\d{{3}}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])(?=[Tt]\d\d:)
+        |[12]\d{{3}}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?=T\d{{4}}))
+        (?:[Tt](?P<stamp_clock>{_CLOCK})(?P<stamp_zone>[ ]?(?:{_OFFSET}))?)(?![\w:]|[.]\d)
+        |(?<![\w.:-])(?P<clock_alone>(?:[01]\d|2[0-4]):[0-5]\d(?::[0-5]\d(?:[.]\d{{1,9}})?)?)
+        (?P<zone_alone>Z(?![A-Za-z])|\+\d\d:?\d\d(?![\d:])|(?<=:\d\d:\d\d)-\d\d:\d\d(?!\d|:)
+        |(?<=:\d\d:\d\d)[ ][+-]\d{{4}}(?!\d))""",
+        _timestamp,
+        (
+            ("at 2024-05-01T10:30:00Z there", "at May first, twenty twenty four at ten thirty UTC there"),
+            (
+                "at 2024-05-01T10:30:00+05:30 there",
+                "at May first, twenty twenty four at ten thirty UTC plus five thirty there",
+            ),
+            ("时间2024-05-01T10:30:15-08:00", "时间二零二四年五月一日十点三十分十五秒，UTC减八"),
+            (
+                "at 10:30Z or 20240501T103000Z there",
+                "at ten thirty UTC or May first, twenty twenty four at ten thirty UTC there",
+            ),
+        ),
+    ),
+    Kind(
+        "week_date",
+        r"(?<![\w.-])(?P<week_year>[12]\d{3})-W(?P<week>0[1-9]|[1-4]\d|5[0-3])(?:-(?P<week_day>[1-7]))?(?![\w-])",
+        _week,
+        (("in 2024-W18 there", "in twenty twenty four week eighteen there"), ("在2024-W18", "在二零二四年第十八周")),
+    ),
+)
 DATES = (
+    Kind(
+        "fiscal_number",
+        r"(?:(?<=\bFY)|(?<=\bFY[ ]))(?:(?:19|20)\d\d|0\d)(?![\w./-])",
+        _fiscal_year,
+        (("in FY2024 and FY05 we", "in fiscal year twenty twenty four and fiscal year oh five we"),),
+    ),
+    Kind(
+        "season",
+        rf"""(?:(?<![\w./-])|(?<=\bFY))(?=\d{{4}}/|\d{{4}}[-–]\d\d(?:赛季|学年|财年)){_YEARS_NEXT}
+        |(?<![\w./-])\d\d/\d\d(?=[ ]season\b|赛季)""",
+        _season,
+        (
+            (
+                "the 2023/24 or 1999/2000 season is",
+                "the twenty twenty three to twenty four or nineteen ninety nine to two thousand season is",
+            ),
+            ("in FY2023/24 we", "in fiscal year twenty twenty three to twenty four we"),
+            ("2023/24赛季", "二零二三到二四赛季"),
+        ),
+    ),
     Kind(
         "zhdate",
         r"""(?<!\d)(?P<zy>\d{2}|[12]\d{3})年(?:(?P<zm>\d{1,2})月(?:(?P<zd>\d{1,2})(?=[日号]))?)?
@@ -203,6 +318,12 @@ TIMES = (
             ("现在是14:05，上午9:00:01出发", "现在是十四点零五分，上午九点零一秒出发"),
             ("The meeting is at 10:30 a.m. on", "The meeting is at ten thirty AM on"),
         ),
+    ),
+    Kind(
+        "military",
+        r"(?<![\w.,:-])(?:0\d|(?<=\bat[ ])(?:1\d|2[0-3]))[0-5]\d(?=[ ](?:hours|hrs?)\b)",
+        lambda token: _military(token[0]) if token.lang == "en" else read_digits(token[0], "zh"),
+        (("at 0830 hours or at 1700 hours there", "at oh eight thirty hours or at seventeen hundred hours there"),),
     ),
     Kind(
         "hour",

@@ -2,7 +2,7 @@
 
 import re
 
-from .spoken_kinds import Kind, Token
+from .spoken_kinds import HAN, Kind, Token
 from .spoken_money import is_adjective, read_amount
 from .spoken_numbers import EXPONENT, NUMBER, read_integer, read_number, read_scientific
 
@@ -40,6 +40,11 @@ UNITS = {  # Chinese, English for many
     "mi": ("英里", "miles"), "yd": ("码", "yards"), "ft": ("英尺", "feet"), "lbs": ("磅", "pounds"),
     "lb": ("磅", "pounds"),
     "oz": ("盎司", "ounces"), "gal": ("加仑", "gallons"), "ha": ("公顷", "hectares"), "t": ("吨", "tonnes"),
+    "tsp": ("茶匙", "teaspoons"), "tsps": ("茶匙", "teaspoons"), "tbsp": ("汤匙", "tablespoons"),
+    "tbsps": ("汤匙", "tablespoons"), "qt": ("夸脱", "quarts"), "fl oz": ("液盎司", "fluid ounces"),
+    "yds": ("码", "yards"), "yrs": ("年", "years"), "yr": ("年", "years"), "wks": ("周", "weeks"),
+    "hp": ("马力", "horsepower"), "mpg": ("英里每加仑", "miles per gallon"), "psi": ("psi", "P S I"),
+    "sq in": ("平方英寸", "square inches"), "sq mi": ("平方英里", "square miles"), "cu ft": ("立方英尺", "cubic feet"),
     "sq ft": ("平方英尺", "square feet"), "sq km": ("平方公里", "square kilometers"),
     "sq m": ("平方米", "square meters"),
 }  # fmt: skip
@@ -51,9 +56,13 @@ TIMES_OF = {  # behind a slash: "$5/month"
     "day": "天", "week": "周", "wk": "周", "month": "月", "mo": "月", "year": "年", "yr": "年", "hour": "小时",
     "minute": "分钟",
     "second": "秒", "person": "人", "night": "晚", "unit": "个", "share": "股", "user": "用户",
+    "litre": "升", "liter": "升", "gallon": "加仑", "mile": "英里", "kilo": "公斤",
 }  # fmt: skip
 LONG = {"wk": "week", "mo": "month", "yr": "year"}
 DOTTED = {  # with a full stop behind them, as in "5 in. long"
+    **{unit: UNITS[unit] for unit in ("tsp", "tbsp", "tsps", "tbsps", "qt", "yds", "yrs", "yr", "wks", "kg", "km")},
+    "sq. ft": UNITS["sq ft"], "sq. in": UNITS["sq in"], "sq. mi": UNITS["sq mi"], "cu. ft": UNITS["cu ft"],
+    "fl. oz": UNITS["fl oz"], "pt": ("品脱", "pints"), "pts": ("分", "points"),
     "in": ("英寸", "inches"), "ft": UNITS["ft"], "lb": UNITS["lb"], "lbs": UNITS["lb"], "oz": UNITS["oz"],
     "hr": UNITS["h"], "hrs": UNITS["h"], "min": UNITS["min"], "mins": UNITS["min"], "sec": UNITS["s"],
     "mi": UNITS["mi"], "yd": UNITS["yd"], "gal": UNITS["gal"],
@@ -63,7 +72,11 @@ PER = "|".join([*sorted(TIMES_OF, key=len, reverse=True), UNIT])
 SCIENTIFIC_UNITS = {  # letters that are units only behind a number with an exponent
     "N": ("牛顿", "newtons"), "J": ("焦耳", "joules"), "K": ("开尔文", "kelvins"), "eV": ("电子伏特", "electronvolts"),
 }  # fmt: skip
-_SCREEN = "video|tv|TV|screen|monitor|display|resolution|gaming|视频|电视|屏|分辨率|显示器|高清"
+_LET_IN = re.compile(
+    r"\b(?:put|let|got|get|brought|bring|come|came|go|went|moved?|take|took|all|the|top|bottom|first|last|next|of|only|other|another|"
+    r"[Tt]here[ ](?:are|were|is|was))[ ]\Z"
+)
+SCREEN = "video|tv|TV|screen|monitor|display|resolution|gaming|视频|电视|屏|分辨率|显示器|高清"
 
 
 def read_unit(unit: str, lang: str, is_one: bool = False) -> str:
@@ -96,6 +109,8 @@ def _measure(token: Token) -> str:
     if token["stopped"]:
         zh, en = DOTTED[token["stopped"]]
         unit = token.choose(zh, _singular(en) if is_one else en)
+        if token["stopped"] == "in" and token["ended"] is not None and _LET_IN.search(token.left):
+            unit = "in"  # the word: "they let 3 in."
     elif token["factor"]:
         unit = token.choose("倍", "time" if is_one else "times")
     else:
@@ -115,7 +130,7 @@ def _singular(unit: str) -> str:
     """The English name of one: "square meter", "foot"."""
     if unit in ("hertz", "kilohertz", "megahertz", "gigahertz"):
         return unit
-    one = re.sub(r"^((?:square |cubic |kilowatt |milliampere )?[a-z]+)s\b", r"\1", unit)
+    one = re.sub(r"^((?:square |cubic |fluid |kilowatt |milliampere )?[a-z]+)s\b", r"\1", unit)
     return one.replace("feet", "foot").replace("inche", "inch")
 
 
@@ -132,8 +147,11 @@ def _duration(token: Token) -> str:
 
 def _feet(token: Token) -> str:
     feet, inches = token["f1"] or token["f2"], token["i1"] or token["i2"]
-    words = [read_integer(feet, token.lang) + token.choose("英尺", " feet")] if feet else []
-    words += [read_integer(inches, token.lang) + token.choose("英寸", " inches")] if inches else []
+    words = (
+        [read_integer(feet, token.lang) + token.choose("英尺", " foot" if feet == "1" else " feet")] if feet else []
+    )
+    if inches:
+        words += [read_integer(inches, token.lang) + token.choose("英寸", " inch" if inches == "1" else " inches")]
     return token.choose("", " ").join(words)
 
 
@@ -161,7 +179,8 @@ MEASURES = (
     ),
     Kind(
         "feet",
-        r"""(?<![\w.,'"])(?:(?P<f1>\d{1,3})(?:['′’]|[ ]?ft\.?)[ ]?(?P<i1>\d{1,2})(?:["″”]|''|[ ]?in\b(?!\.))
+        r"""(?<![\w.,'"])(?:(?P<f1>\d{1,3})(?:['′’]|[ ]?ft\.?)[ ]?(?P<i1>\d{1,2})
+        (?:["″”]|''|[ ]?in\b(?:\.(?=[ ][a-z(]|[,;:)]))?)
         |(?P<f2>\d{1,3})['′’](?=[ ](?:tall|long|wide|high|deep)\b)
         |(?P<i2>\d{1,3})["″”](?=[ ](?:tall|long|wide|high|deep|screen|monitor|display|laptop|tablet|TV|
         pizza|pipe|ruler|wheel|wheels|vinyl|record)\b))""",
@@ -170,9 +189,10 @@ MEASURES = (
     ),
     Kind(
         "measure",
-        rf"""(?P<mn>{NUMBER})(?:[ ]?(?P<stopped>{"|".join(DOTTED)})\.(?=[ ][a-z])
+        rf"""(?P<mn>{NUMBER})(?:[ ]?(?P<stopped>{"|".join(map(re.escape, DOTTED))})
+        (?:\.(?=[ ][a-z(]|[{HAN}]|[ ]\d{{1,3}}[ ]?(?:in|oz|min|sec)\b|[,;:)])|(?P<ended>)(?=\.(?:\s|\Z|["”’])))
         |(?:[ ]?(?P<unit>(?:{UNIT})(?:/(?:{PER}))?)
-        |(?P<factor>k(?![ ]?(?:{_SCREEN}))|x(?![ ]?[+=*/^²³]|[ ]-[ ]))(?![ ]?\d))(?![A-Za-z0-9²³^]|/[A-Za-z]))
+        |(?P<factor>k(?![ ]?(?:{SCREEN}))|x(?![ ]?[+=*/^²³]|[ ]-[ ]))(?![ ]?\d))(?![A-Za-z0-9²³^]|/[A-Za-z]))
         (?!(?<=[ ]t)[-'’])""",
         _measure,
         (
@@ -180,6 +200,11 @@ MEASURES = (
             ("面积50㎡，体重60.5kg", "面积五十平方米，体重六十点五公斤"),
             ("He ran 1 km in 20 min", "He ran one kilometer in twenty minutes"),
             ("It is 1 ft or 2.5x as long", "It is one foot or two point five times as long"),
+            ("add 2 tsp. of salt to 12 fl. oz. of it", "add two teaspoons of salt to twelve fluid ounces of it"),
+            (
+                "a 10 sq. ft. room is 3 in. They let 3 in.",
+                "a ten square foot room is three inches. They let three in.",
+            ),
             ("it is 5 in. long, 9.8 m/s²", "it is five inches long, nine point eight meters per second squared"),
             ("月薪15k，每天2L/人", "月薪一万五千，每天两升每人"),
         ),

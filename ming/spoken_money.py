@@ -70,7 +70,7 @@ CURRENCY = rf"(?:(?<![A-Za-z])(?:{_CODES}|{_RAND})|[{SYMBOLS}])"
 _LONG = r"(?i:thousand|million|billion|trillion|lakh|crore|mil|bil|cr)"
 _SHORT = "mln|mio|mn|bln|bn|trn|tn|Mn|Bn|BN|TN"  # those that mean nothing else
 _AMOUNT = rf"(?:[ -]?{_LONG}|[ ]?(?:{_SHORT}|MM|mm|[kKmMbBT])|[ ]?(?:万亿|[百千]万|[十百千]亿|[万亿]))(?![A-Za-z])"
-_COUNTED = (  # what is counted in millions, "2m people", where a letter could mean meters
+COUNTED = (  # what is counted in millions, "2m people", where a letter could mean meters
     "people|users|customers|views|followers|subscribers|downloads|copies|homes|households|jobs|visitors|visits|workers|"
     "children|voters|barrels|tonnes|tons|parameters|tokens|pounds|dollars|euros|yuan|yen|rupees"
 )
@@ -179,7 +179,7 @@ MONEY = (
     Kind(
         "magnitude",
         rf"""(?P<an>{NUMBER})(?:[ ]?(?P<aw>{_SHORT})(?![A-Za-z])
-        |(?P<al>[kKmMbB](?=[ ](?:{_COUNTED})\b|[ -](?:{_COIN})\b
+        |(?P<al>[kKmMbB](?=[ ](?:{COUNTED})\b|[ -](?:{_COIN})\b
         |\+[ ](?:{_COIN}|{_CODES})\b)|[kKmMbBwW](?=(?:{_ZH_COUNTED}))))""",
         lambda token: read_amount(token["an"], token["aw"] or token["al"], token.lang),
         (

@@ -23,7 +23,8 @@ COUNT_WORDS = (  # first characters of what a Chinese 2 counts
 OVER = ("比", "over")  # of 120/80
 
 NUMBER = (  # with commas or, where it ends in zeros, with spaces between groups of three digits
-    r"(?:(?<![\d.])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?:[ ]\d{3}){0,4}[ ]000(?!\d|[ ,]\d))|\d+)"
+    r"(?:(?<![\d.])(?:(?<!,)\d{1,2}(?:,\d\d)+,\d{3}(?!\d|,\d)"  # in lakhs and crores
+    r"|\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?:[ ]\d{3}){0,4}[ ]000(?!\d|[ ,]\d)))|\d+)"
     r"(?:\.\d+)?(?!\.?\d)|(?<![\w.])\.\d+"
 )
 EXPONENT = (  # of scientific notation: "e-5", " × 10^8", "×10⁸"
@@ -51,6 +52,7 @@ IDIOMS = {  # numbers with a slash that are no fractions
     "20/20": ("二十二十", "twenty twenty"),
 }
 _RATED = re.compile(r"\b(?:rat(?:ed?|es|ing)|scor(?:ed?|es|ing)|gives?|gave|grade[sd]?|reviews?)\b[^.!?\d]{0,20}\Z")
+_ZH_RATED = re.compile(r"(?:[评得打]分|评[级价]|成绩|分数|打了?|得了?)[是为：:\s]*\Z")
 RATIO_NAME = re.compile(
     r"(?:(?i:\bratio|\bscale|\bodds|\bscore)(?:[ ](?:is|was|of))?:?\s*|比[例率分]?[是为：:约]?\s*)\Z"
 )
@@ -98,9 +100,19 @@ def read_integer(digits: str, lang: str) -> str:
         return read_digits(plain, lang)
     if len(plain) == 1:
         return read_digits(plain, lang, one="一")
+    if lang == "en" and re.fullmatch(r"\d{1,2}(?:,\d\d)+,\d{3}", digits):
+        return _indian_integer(int(plain))
     # A unit keeps wetext from reading a year or an emergency number.
     words = _ask_wetext(lang, f"{plain}元" if lang == "zh" else f"{plain} kg")
     return re.sub(r"元$| kilograms?$", "", words) if words else read_digits(plain, lang)
+
+
+def _indian_integer(value: int) -> str:
+    """A number whose commas part lakhs and crores, "12,34,567", in the English words of these commas."""
+    crores, rest = divmod(value, 10**7)
+    lakhs, rest = divmod(rest, 10**5)
+    counts = ((crores, " crore"), (lakhs, " lakh"), (rest, ""))
+    return " ".join(read_integer(str(count), "en") + name for count, name in counts if count)
 
 
 def read_number(text: str, lang: str, following: str = "", preceding: str = "") -> str:
@@ -169,14 +181,23 @@ def _idiom(token: Token) -> str:
 
 def _out_of(token: Token) -> str:
     """Points: "4.5/5" is "four point five out of five"."""
-    upper, lower = token[0].split("/")
-    if token.lang == "en" and ("." in upper or _RATED.search(token.left)):
-        return f"{read_number(upper, 'en')} out of {read_integer(lower, 'en')}"
-    if "." in upper:
-        return (
-            f"{read_number(upper, token.lang)}{token.choose(OVER[0], f' {OVER[1]} ')}{read_integer(lower, token.lang)}"
-        )
-    return _proper_fraction(upper, lower, token.lang)
+    upper, lower = token["points"], token["most"]
+    scored = _ZH_RATED if token.lang == "zh" else _RATED
+    measured = token.lang == "zh" and re.match(r"[ ]?[A-Za-zμ℃°]", token.right)
+    is_score = ("." in upper and not measured) or upper == lower or token["point_unit"] or scored.search(token.left)
+    if not (is_score or re.match(r"[ ]?stars?\b|[ ]?\(\d", token.right)):
+        if "." in upper:
+            return token.choose(OVER[0], f" {OVER[1]} ").join(
+                (read_number(upper, token.lang), read_integer(lower, token.lang))
+            )
+        return _proper_fraction(upper, lower, token.lang)
+    upper, lower = (read_number(value, token.lang, "分") for value in (upper, lower))
+    return token.choose(f"{upper}分，满分{lower}分", f"{upper} out of {lower}")
+
+
+def _shares(token: Token) -> str:
+    """Two shares of a hundred, "a 70/30 split", and eyesight: "seventy thirty"."""
+    return token.choose("比", " ").join(read_integer(number, token.lang) for number in token[0].split("/"))
 
 
 def _fraction(token: Token) -> str:
@@ -294,9 +315,17 @@ RELATIONS = (
     ),
     Kind(
         "out_of",
-        r"(?<![\w./])(?:\d{1,3}(?:\.\d)?/(?:5|10|100))(?![\w/%])",
+        r"""(?<![\w./])(?:(?P<points>\d{1,3}(?:\.\d{1,2})?)/(?P<most>(?:5|10|20|100)(?:\.0)?
+        |(?:(?<=\.\d/)|(?<=\.\d\d/))4(?:\.0)?)(?P<point_unit>分(?![钟之]))?)(?![\w/%]|\.\d)""",
         _out_of,
-        (("it was rated 4.5/5 or 8/10 here", "it was rated four point five out of five or eight tenths here"),),
+        (
+            ("评分4.5/5分，考了85/100分", "评分四点五分，满分五分，考了八十五分，满分一百分"),
+            (
+                "a GPA of 3.8/4.0 and 10/10 there",
+                "a GPA of three point eight out of four point zero and ten out of ten there",
+            ),
+            ("it was rated 4.5/5 or 8/10 here", "it was rated four point five out of five or eight tenths here"),
+        ),
     ),
     Kind(
         "fraction",
@@ -335,7 +364,20 @@ RELATIONS = (
         ),
     ),
 )
+_SHARES = "|".join(f"{100 - part}/{part}" for part in range(5, 50, 5))
 IDIOM = (
+    Kind(
+        "shares",
+        rf"""(?<![\w./])(?:(?:{_SHARES}|5/95|10/90|20/80|30/70|40/60)(?=[ ](?:rule|split|principle|mix|chance|blend|
+        allocation|portfolio|ratio|power|deal|partnership)\b|法则|定律|原则)
+        |(?:{_SHARES})(?=[ ][a-z])(?![ ](?:of|mm)\b)
+        |20/(?:15|[2-9]0|[1-4]00)(?=[ ](?:vision|eyesight)\b))""",
+        _shares,
+        (
+            ("the 80/20 rule or a 70/30 split is", "the eighty twenty rule or a seventy thirty split is"),
+            ("80/20法则", "八十比二十法则"),
+        ),
+    ),
     Kind(
         "idiom",
         r"(?<![\w./])(?:24/7/365|24/7|24x7|9/11|50/50|20/20)(?![\w/%]|\.\d)",

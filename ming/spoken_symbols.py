@@ -32,6 +32,8 @@ _SIZED = re.compile(  # what is measured by two numbers, "a 3x4 grid"
     r"lumber|images?|tiles?|kernel|filter|window|screen|display|resolution|crop|convolution|drive|truck|vehicle|car|SUV|"
     r"wheel|tensor|feet|meters)\b"
 )
+_LETTER_BEFORE = re.compile(rf"(?<![A-Za-z</_-])[A-Za-zΑ-ω]\d?\Z|[{HAN}]\Z")
+_LETTER_BEHIND = re.compile(rf"[A-Za-zΑ-ω](?![A-Za-z_'’]|[A-Za-z0-9]*/?>[ ]?[A-Za-z]{{2}}|[^<\n]{{0,40}}</)|[{HAN}]")
 SILENT = "\"'“”‘’*`「」『』《》"  # quotation marks and Markdown, which do not even part words
 _NEGATIVE = re.compile(r"[$€£¥]?\.?\d")
 _OPERAND = r"[$€£¥]?\d[\d.,]*"
@@ -56,7 +58,7 @@ def _letter_x(block: Block, match: re.Match[str], writer: Writer) -> None:
     hexadecimal = re.search(r"(?<![\d.])0\Z", left)
     if not before or not after or bool(before[1]) != bool(after[1]) or hexadecimal:
         writer.word(match[0])
-    elif re.search(r"(?:\d{3}|[a-z])\s?\Z", left) or _SIZED.match(right):
+    elif re.search(r"(?:\d{3}|[a-z])\s?\Z", left) or _SIZED.match(right) or re.match(r"\d{1,2}s\b", right):
         _say(block, match, writer, "乘以", "by")
     else:
         _say(block, match, writer, *SYMBOLS["×"])
@@ -205,6 +207,8 @@ def _compares(mark: str, left: str, right: str) -> bool:
         return bool(re.search(r"[A-Za-z0-9+%]\Z", left) or re.match(r"\d", right) or (operand_left and operand_right))
     if mark == "/":
         return bool(re.search(r"\d\s*\Z", left) and operand_right)
+    if mark in "<>" and _LETTER_BEFORE.search(left) and _LETTER_BEHIND.match(right):  # A>B, but not <b>
+        return True
     number = re.match(r"\s*-?\.?\d", right) or (operand_right and re.search(r"\d[%℃]?\s*\Z", left))
     spaced = re.search(r"\w\s+\Z", left) and re.match(r"\s+\w", right)
     return bool(number or spaced or (mark not in "<>" and operand_left and operand_right))
@@ -280,6 +284,7 @@ PUNCTUATION = (
         (
             ("苹果、香蕉（进口）；很好", "苹果，香蕉，进口。很好"),
             ("A & B @ home #1", "A and B at home number one"),
+            ("so A>B and x<y but not <b>A</b> here", "so A greater than B and x less than y but not b A b here"),
             ("x > 3 and C++ and C# here", "x greater than three and C plus plus and C sharp here"),
             ("他说：“你好！”然后走了。", "他说，你好！然后走了。"),
             ("你好😀世界", "你好世界"),

@@ -13,13 +13,15 @@ import unicodedata
 from collections.abc import Iterable
 
 from .spoken_addresses import IDENTIFIERS, PHONES, URLS
-from .spoken_blocks import PAUSE_OF, WIDE_PAUSES, WINDOW, Block, Mark, Writer, is_wide
-from .spoken_dates import DATES, DECADES, MONTHS, TIMES
-from .spoken_kinds import HAN, LATIN, OPENER
+from .spoken_blocks import PAUSE_OF, WIDE_PAUSES, WINDOW, Block, Line, Mark, Writer, begins_line, is_wide
+from .spoken_dates import DATES, DECADES, MONTHS, TIMES, TIMESTAMPS
+from .spoken_kinds import HAN, LATIN, OPENER, choose
 from .spoken_language import IncompleteError
 from .spoken_measures import DOTTED, MEASURES, SCIENTIFIC_MEASURES
 from .spoken_money import MONEY
+from .spoken_names import NAMES, QUANTITIES
 from .spoken_numbers import IDIOM, NUMBERS, RELATIONS, SUPERSCRIPTS, VERSIONS, read_integer
+from .spoken_roman import NAMED, NUMBERED_NOUNS, ROMAN_NUMERALS
 from .spoken_symbols import LETTERS, PUNCTUATION
 
 
@@ -32,9 +34,9 @@ ABBREVIATIONS = {  # without their full stop
     "vs": "versus", "etc": "et cetera", "e.g": "for example", "i.e": "that is", "a.k.a": "also known as", "al": "al",
     "approx": "approximately", "cf": "compare", "viz": "namely", "esp": "especially", "incl": "including",
     "Inc": "Incorporated", "Ltd": "Limited", "Corp": "Corporation", "Co": "Company", "Bros": "Brothers",
-    "Jr": "Junior",
+    "Jr": "Junior", "ca": "circa",
     "Sr": "Senior", "Dept": "Department", "Univ": "University", "Ave": "Avenue", "Blvd": "Boulevard", "Rd": "Road",
-    "dept": "department", "Hwy": "Highway", "Ln": "Lane",
+    "dept": "department", "Hwy": "Highway", "Ln": "Lane", "Pkwy": "Parkway", "Expy": "Expressway",
 }  # fmt: skip
 TITLES = {  # before a name
     "Dr": "Doctor", "Mr": "Mister", "Mrs": "Missus", "Ms": "Miz", "Prof": "Professor", "St": "Saint", "Mt": "Mount",
@@ -43,15 +45,21 @@ TITLES = {  # before a name
     "Rep": "Representative", "Rev": "Reverend",
     "Hon": "Honorable",
     "Pres": "President",
+    "Ct": "Court", "Pl": "Place", "Sq": "Square",
 }  # fmt: skip
 WITHOUT_STOP = "Dr|Mr|Mrs|Ms|Mt|St|Prof"  # titles that are written without their full stop, too
-STREETS = {"St": "Street", "Dr": "Drive"}  # what a title means behind a name
+STREETS = {  # what a title means behind a name
+    "St": "Street", "Dr": "Drive", "Ct": "Court", "Pl": "Place", "Sq": "Square",
+}  # fmt: skip
 NUMBERED = {  # before a number
     "no": "number", "nos": "numbers", "fig": "figure", "figs": "figures", "vol": "volume", "vols": "volumes",
     "ch": "chapter", "sec": "section", "eq": "equation", "eqs": "equations", "art": "article", "p": "page",
     "nr": "number",
-    "pp": "pages", "tab": "table", "ext": "extension",
+    "pp": "pages", "tab": "table", "ext": "extension", "pg": "page", "pgs": "pages", "chap": "chapter",
+    "para": "paragraph", "ver": "version", "ep": "episode", "op": "opus", "ste": "suite", "apt": "apartment",
+    "rm": "room", "bldg": "building", "rte": "route",
 }  # fmt: skip
+PLACES = "Ste|Apt|Rm|Bldg|Rte"  # before a number or a letter, also without their full stop
 DEGREES = {"Ph": "P H D", "M": "M S C", "B": "B S C"}
 DAYS = {
     "Mon": "Monday", "Tues": "Tuesday", "Tue": "Tuesday", "Wed": "Wednesday", "Thurs": "Thursday", "Thur": "Thursday",
@@ -65,6 +73,9 @@ _LINE_START = re.compile(
     r"(?:>[ \t]+)*(?:\#{1,6}[ \t]+|[-*+•·][ \t]+(?:\[[ xX]\][ \t]+)?|`{3,}[\w+#.-]*[ \t]*(?=\n))?"
 )
 _ITEM = re.compile(r"(\d{1,3})(?:[.)][ \t]+|[、）])")
+WRAPPED = 50  # characters of a line that can be wrapped text before a capital letter, which may begin a sentence, too
+_ITEM_WINDOW = 6
+_LINE_ITEM = re.compile(r"(?:[A-Za-z]|[ivx]{2,4}|\d{1,3})[.)]\s")
 _WIDE_END = re.compile(rf"[。！？；，、：…][{CLOSERS}。！？；，、：…\s]*\Z")
 _NARROW_END = re.compile(rf"[.!?;,][{CLOSERS}.!?;,]*\s+[{CLOSERS}\s]*\Z")
 _SENTENCE_NEXT = re.compile(rf"[{CLOSERS}。！？；，、：….!?;,\s]")
@@ -72,9 +83,11 @@ _PLAIN_WORDS = re.compile(r"(?:(?<!\S)[^\W\d_]+(?:['’-][^\W\d_]+)*[,;!?]?[ ]+)
 ABBREVIATED = re.compile(r"(?<![A-Za-z])(?:[A-Za-z]|(?i:dr|mrs?|ms|prof|st|vs|etc|no|fig|approx)|\w+(?:\.\w)+)\.\Z")
 _SHORT_END = re.compile(  # as `ABBREVIATED`, with those that can also be words
     rf"(?<![A-Za-z])(?:{_any([*ABBREVIATIONS, *TITLES, *DAYS, *MONTH_NAMES, 'Ph'])}|(?i:{_any(NUMBERED)})"
-    rf"|(?<=\d)[ ]?(?:{_any(DOTTED)}))\.\Z"
+    rf"|(?<=\d)[ ]?(?:{_any(DOTTED)}|sq|cu|fl)|c|ca)\.\Z"
 )
 _TITLE_END = re.compile(rf"\b(?:{WITHOUT_STOP}) \Z")
+_NUMERAL_END = re.compile(rf"\b(?:[IVXLC]+(?:th|st|nd|rd|e)?(?: of)?|{NAMED}) \Z")
+_NUMBERED_NOUN = re.compile(rf"\b(?i:{NUMBERED_NOUNS})s?(?: [ivx]+(?: (?:to|and|or|through))?)? \Z")
 _ENDED = re.compile(rf"[{CLOSERS}]*(?:\s*\Z|\s*\n|\s+{OPENER}\b)")  # what follows the last word of a sentence
 _COMPOSED = {"<circle>": " {} ", "<fraction>": " {}"}  # kinds of Unicode compositions -> how their parts are written
 _REPLACED = {"￥": "¥", "〜": "~", "\r": " "}
@@ -109,7 +122,8 @@ def _title(block: Block, match: re.Match[str], writer: Writer) -> None:
     left, right = block.around(match)
     short = match[0].rstrip(".")
     behind_name = re.search(r"(?:\b(?!(?:In|At)\b)[A-Z][\w'’-]*|\d(?:st|nd|rd|th))[ ]\Z", left)
-    named = re.match(r"[ ]?[A-Z]", right) and not re.match(rf"\s+{OPENER}\b", right)
+    named = re.match(r"[ ]?[A-Z]", right) and not re.match(rf"\s+(?:{OPENER}|{PLACES}|Suite|Unit|Apartment)\b", right)
+    named = named and not re.search(r"\d(?:[ ][NSEW]\.)?(?:[ ][A-Z][a-z]+)+[ ]\Z", left)  # 12 Main St. Springfield
     if short in STREETS and behind_name and not named:
         _short(block, match, writer, STREETS[short])
     elif named or short in ("Dr", "Mr", "Mrs", "Prof"):
@@ -139,6 +153,27 @@ def _days(block: Block, match: re.Match[str], writer: Writer) -> None:
     _short(block, match, writer, f"{names[first]} to {names[last]}")
 
 
+def _weekday(block: Block, match: re.Match[str], writer: Writer) -> None:
+    """A weekday, with its full stop or where a preposition or a date shows it: not "the Sun." and "Mon Dieu"."""
+    left, right = block.around(match)
+    short = match[0].rstrip(".")
+    dated = re.match(r",?[ ]\d", right)
+    placed = re.search(r"\b(?:[Oo]n|[Tt]his|[Nn]ext|[Ll]ast|[Ee]very)[ ]\Z", left) and not re.match("[ ][A-Z]", right)
+    placed = placed and short not in ("Sun", "Sat")
+    star = short == "Sun" and re.search(r"\b(?:[Tt]he|[Oo]ur|[Aa])[ ]\Z", left)
+    star = star or (short == "Sat" and re.search(r"\b(?:[Hh]e|[Ss]he|[Ii]t|[Tt]hey|[Ww]e|I)[ ]\Z", left))
+    if not star and (match[0][-1] == "." or short in ("Tues", "Thurs") or dated or placed):
+        _short(block, match, writer, DAYS[short])
+    else:
+        writer.word(short, apart=True)
+        writer.text += "." if match[0][-1] == "." else ""
+
+
+def _fiscal(block: Block, match: re.Match[str], writer: Writer) -> None:
+    writer.word(choose(block.language(match), "FY", "fiscal year"), apart=True)
+    writer.space = True
+
+
 def _month(block: Block, match: re.Match[str], writer: Writer) -> None:
     _short(block, match, writer, MONTH_NAMES[match[0].rstrip(".")])
 
@@ -156,13 +191,30 @@ def _word(block: Block, match: re.Match[str], writer: Writer) -> None:
 
 
 def _newline(block: Block, match: re.Match[str], writer: Writer) -> None:
-    left, right = block.around(match)
+    _, right = block.around(match)
     if not right:
         return
-    if re.search(r"[a-z,]\Z", left) and re.match("[a-z]", right):  # one line of text, wrapped
+    if _is_wrapped(block, match):
         writer.space = True
     else:
         writer.pause(".")
+
+
+def _is_wrapped(block: Block, match: re.Match[str]) -> bool:
+    """Whether a sentence goes on behind a line end: the line was wrapped, and is no heading, item or paragraph.
+
+    Raises:
+        IncompleteError: it depends on text to come.
+    """
+    left, _ = block.around(match)
+    right = (block.text[match.end() :] + block.after)[:_ITEM_WINDOW]
+    if match[0].count("\n") > 1 or block.line.heading or not re.search(r"[a-z,]\Z", left):
+        return False
+    if len(right) < _ITEM_WINDOW and not block.complete:
+        raise IncompleteError
+    if _LINE_ITEM.match(right):
+        return False
+    return bool(re.match("[a-z]", right) or (block.line.length >= WRAPPED and re.match(r"[A-Z\d]", right)))
 
 
 def _space(block: Block, match: re.Match[str], writer: Writer) -> None:
@@ -187,13 +239,17 @@ MARKUP = (
 SPOKEN_NUMBERS = (
     *URLS,
     *IDIOM,
+    *ROMAN_NUMERALS,
+    *NAMES,
     *IDENTIFIERS,
+    *TIMESTAMPS,
     *DATES,
     *TIMES,
     *PHONES,
     *VERSIONS,
     *MONEY,
     *SCIENTIFIC_MEASURES,
+    *QUANTITIES,
     *DECADES,
     *RELATIONS,
     *MEASURES,
@@ -221,9 +277,10 @@ SHORT_FORMS = (
     ),
     Mark(
         "numbered",
-        rf"\b(?i:{_any(NUMBERED)})\.(?=[ ]?\(?\d)",
+        rf"\b(?:(?i:{_any(NUMBERED)})\.(?=[ ]?\(?\d)|(?:{PLACES})\.?(?=[ ](?:\d|[A-Z](?![A-Za-z]))))",
         _numbered,
         (
+            ("at Apt. 5, Bldg. C, Ste 200 there", "at Apartment five, Building C, Suite two hundred there"),
             ("No. 5 is alive. No. It is not.", "number five is alive. No. It is not."),
             ("see Fig. 2 on p. 3 there", "see Figure two on page three there"),
         ),
@@ -241,8 +298,23 @@ SHORT_FORMS = (
         (("open Mon-Fri in Jan-Mar here", "open Monday to Friday in January to March here"),),
     ),
     Mark(
+        "weekday",
+        rf"\b(?:{_any(DAYS)})\b(?!['’-])\.?",
+        _weekday,
+        (
+            ("on Tues. or Thurs. we left", "on Tuesday or Thursday we left"),
+            ("it is Wed, 5 May. The Sun. is hot", "it is Wednesday, fifth of May. The Sun. is hot"),
+        ),
+    ),
+    Mark(
+        "fiscal_year",
+        r"\bFY(?=[ ]?['’]?\d)",
+        _fiscal,
+        (("in FY2024 it was", "in fiscal year twenty twenty four it was"),),
+    ),
+    Mark(
         "month_name",
-        rf"\b(?:(?:{_any(MONTH_NAMES)})\.?(?=[ ][12]\d{{3}}\b)|(?:{_any(set(MONTH_NAMES) - {'May'})})\.|"
+        rf"\b(?:(?:{_any(MONTH_NAMES)})\.?(?=[ ][12]\d{{3}}\b)|(?:{_any(set(MONTH_NAMES) - {'May'})})\.|Sept\b|"
         rf"(?:(?<=\d[ ])|(?<=(?:st|nd|rd|th)[ ]))(?:{_any(MONTH_NAMES)})\b)",
         _month,
         (("it was 5 Mar. or Jan 2020 then", "it was fifth of March or January twenty twenty then"),),
@@ -267,7 +339,14 @@ WORDS = (
         "newline",
         r"\s*\n\s*",
         _newline,
-        (("The quick fox\njumps over", "The quick fox jumps over"), ("你好\n下一行", "你好。下一行")),
+        (
+            ("The quick fox\njumps over", "The quick fox jumps over"),
+            ("你好\n下一行", "你好。下一行"),
+            (
+                "a red circle\n\na blue star\n# my stars\na green one",
+                "a red circle. a blue star. my stars. a green one",
+            ),
+        ),
     ),
     Mark("space", r"\s+", _space, (("你好 世界", "你好，世界"), ("hello  world", "hello world"))),
 )
@@ -310,8 +389,7 @@ def _read_block(block: Block, last: str) -> str:
 
 def _line_start(block: Block, writer: Writer) -> int:
     """Where the text of a block starts behind the Markdown marks of a new line; reads the number of a list item."""
-    margin = block.before[len(block.before.rstrip()) :]
-    if block.before and "\n" not in margin:
+    if not begins_line(block.before):
         return 0
     indent = len(block.text) - len(block.text.lstrip())
     start = _LINE_START.match(block.text, indent)
@@ -349,12 +427,18 @@ def _is_cut(text: str, position: int, final: bool) -> bool | None:
     if is_wide(following) and is_wide(before[-1]):
         return _is_cut_in_han(text, position, final)
     word_starts = before[-1] == " " and following.isalpha() and not is_wide(following)
-    if word_starts and _PLAIN_WORDS.search(before) and not _TITLE_END.search(before):
+    if word_starts and _PLAIN_WORDS.search(before) and not _is_held(before, following):
         return True
     new_line = "\n" in before[len(before.rstrip()) :]
     if following.isspace() or (_SENTENCE_NEXT.match(following) and not new_line):
         return False
     return new_line or _ends_clause(before, following)
+
+
+def _is_held(before: str, following: str) -> bool:
+    """Whether the word that starts with `following` is read with the words before it: "Louis XIV", "Mt Etna"."""
+    numeral = following in "IVXLC" or _NUMBERED_NOUN.search(before)
+    return bool(numeral or _NUMERAL_END.search(before) or _TITLE_END.search(before))
 
 
 def _is_cut_in_han(text: str, position: int, final: bool) -> bool | None:
@@ -391,6 +475,7 @@ class TextReader:
         self._start = 0  # of the block that is being collected
         self._scan = 1  # the first position that is not known to be inside that block
         self._last = ""
+        self._line = Line()
 
     def feed(self, text: str, final: bool = False) -> str:
         """Take the next part of the text; the words that are certain now. `final` says that nothing follows.
@@ -406,10 +491,14 @@ class TextReader:
                 break
             after = self._text[end : end + WINDOW]
             before = self._text[max(0, self._start - WINDOW) : self._start]
+            line = self._line.with_block(before, self._text[self._start : end])
             try:
-                spoken.append(_read_block(Block(before, self._text[self._start : end], after, final), self._last))
+                spoken.append(
+                    _read_block(Block(before, self._text[self._start : end], after, final, line), self._last)
+                )
             except IncompleteError:
                 break
+            self._line = line
             self._last = (self._last + spoken[-1])[-2:]
             self._start, self._scan = end, end + 1
         drop = max(0, self._start - WINDOW)

@@ -140,13 +140,13 @@ class BailingMMTalkerProcessor:
             return next(iter(self.voices.values()))
         return choose_voice(self.voices, speaker)
 
-    def pieces(self, text: str, one_sentence: bool = False) -> list[str]:
+    def pieces(self, text: str, one_sentence: bool = False, clause_units: int | None = None) -> list[str]:
         """A reply as normalised pieces, which are spoken one by one; [] where there is nothing to say.
 
         The pieces are those of a stream, so that a reply sounds the same whole and streamed. With `one_sentence`, none
-        holds more than one sentence.
+        holds more than one sentence; `clause_units` is that of `SpeechTextStream`.
         """
-        cutter = SpeechTextStream(one_sentence=one_sentence)
+        cutter = SpeechTextStream(one_sentence=one_sentence, clause_units=clause_units)
         return [*cutter.push(text), *cutter.finish()]
 
     def prompt(self, piece: str, voice: Voice, thinker_states: torch.Tensor | None = None) -> TalkerPrompt:

@@ -220,7 +220,11 @@ def test_no_word_beside_a_number_is_lost(seed):
         first, last = rng.sample(["window", "garden", "yesterday", "flower"], 2)
         other = rng.choice(READINGS)[1]
         spoken = normalize_speech_text(f"{first} {text} {last} {other} {first}")
-        assert re.findall(rf"\b(?:{first}|{last})\b", spoken) == [first, last, first], (text, other, spoken)
+        assert re.findall(rf"(?<![A-Za-z])(?:{first}|{last})(?![A-Za-z])", spoken) == [first, last, first], (
+            text,
+            other,
+            spoken,
+        )
         assert not re.search(r"\d", spoken), (text, other, spoken)
 
 
@@ -402,6 +406,68 @@ def test_one_sentence_stream_cuts_short_sentences_as_the_whole_text_is_cut(longe
     assert len(stream(text, random.Random(0), longest)) < len(sentences)
 
 
+LINES = {
+    "a red circle\n\na blue star": ["a red circle.", "a blue star"],
+    "a red circle,\n \n  a blue star": ["a red circle.", "a blue star"],
+    "# all shapes\na red circle\nand a blue star": ["all shapes.", "a red circle and a blue star"],
+    "- a red circle\n- a blue star\n  on the left\n* a star": ["a red circle.", "a blue star on the left.", "a star"],
+    "a) a red circle\nb) a blue star\nii. a star": ["a, a red circle.", "b, a blue star.", "ii.", "a star"],
+    "1. a red circle\n2. a blue star": ["one, a red circle.", "two, a blue star"],
+    "Shapes\nThe red circle is here": ["Shapes.", "The red circle is here"],
+    "we like\nit. Then we go": ["we like it.", "Then we go"],
+    "we walked along the long river until we met our old friend John\nSmith and 12\nothers there": [
+        "we walked along the long river until we met our old friend John Smith and twelve.", "others there",
+    ],
+    "> ## all shapes\n> a red circle\n\n> a star": ["all shapes.", "a red circle.", "a star"],
+    "形状\n\n红色的圆\n- 蓝色的星": ["形状。", "红色的圆。", "蓝色的星"],
+    "# a long heading that goes on and on and on and on and on and on and on and on and on and on\nred": [
+        "a long heading that goes on and on and on and on and on and on and on and on and on and on.",
+        "red",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("longest", [0, 1, 3, 40])
+@pytest.mark.parametrize(("text", "sentences"), LINES.items(), ids=range(len(LINES)))
+def test_blank_lines_items_and_headings_end_sentences(text, sentences, longest):
+    if longest:
+        assert stream(text, random.Random(longest), longest, one_sentence=True, clause_units=40) == sentences
+    else:
+        assert cut_speech_text(normalize_speech_text(text), one_sentence=True) == sentences
+
+
+@pytest.mark.parametrize("longest", [1, 3, 40])
+def test_stream_reads_lines_as_the_whole_text_is_read(longest):
+    rng = random.Random(longest)
+    texts = [*LINES, *(text for _, text, _ in READINGS[::7])]
+    for _ in range(40):
+        text = rng.choice(["\n", "\n\n", "\n- ", "\n# ", "\nb) ", "\n2. ", " \n  "]).join(rng.sample(texts, 3))
+        pieces = stream(text, rng, longest, one_sentence=True)
+        whole = cut_speech_text(normalize_speech_text(text), one_sentence=True)
+        assert "".join("".join(pieces).split()) == "".join("".join(whole).split()), text
+
+
+CLAUSE_TEXT = "A red circle, a blue star; a green one, yes, and so on. One red circle and a star. A, b, c, d, e, f."
+
+
+@pytest.mark.parametrize("longest", [1, 3, 40])
+def test_pieces_of_one_clause(longest):
+    rng = random.Random(longest)
+    pieces = stream(CLAUSE_TEXT, rng, longest, one_sentence=True, clause_units=3)
+    assert pieces == [
+        "A red circle,", "a blue star,", "a green one,", "yes, and so on.", "One red circle and a star.", "A, b, c,",
+        "d, e, f.",
+    ]  # fmt: skip
+    joined = "a red circle and a small blue star and a large green square or a star but no dot"
+    assert stream(joined, rng, longest, one_sentence=True, clause_units=3) == [
+        "a red circle and a small blue star", "and a large green square or a star", "but no dot",
+    ]  # fmt: skip
+    assert stream(joined, rng, longest, one_sentence=True) == [joined]
+    grown = stream(CLAUSE_TEXT, rng, longest, first_units=3, one_sentence=True)
+    assert len(grown) < len(pieces)
+    assert spoken_only("".join(grown)) == spoken_only("".join(pieces))
+
+
 @pytest.mark.parametrize("longest", [1, 3, 40])
 def test_stream_says_what_the_whole_text_says(longest):
     rng = random.Random(longest)
@@ -445,6 +511,8 @@ def test_bad_arguments():
             SpeechTextStream(max_units=value)
     with pytest.raises(ValueError, match="first_units is 0; give a whole number"):
         SpeechTextStream(first_units=0)
+    with pytest.raises(ValueError, match="clause_units is 0; give a whole number"):
+        SpeechTextStream(clause_units=0)
     with pytest.raises(ValueError, match="first_units is 9, above max_units, which is 5"):
         SpeechTextStream(max_units=5, first_units=9)
 

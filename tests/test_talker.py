@@ -264,7 +264,13 @@ def test_defaults_are_the_released_ones():
     """Pieces hold as much as the release puts into them; Ming-Tiny's checkpoint asks for one sentence."""
     config = BailingMMTalkerConfig()
     assert (config.sampling_top_k, config.sampling_temperature) == (20, 1.0)
-    assert (config.one_sentence_pieces, config.max_prompt_seconds) == (False, 30.0)
+    assert (config.one_sentence_pieces, config.clause_units, config.max_prompt_seconds) == (False, None, 30.0)
+
+
+@pytest.mark.parametrize("units", [0, -1, 2.5, True])
+def test_a_bound_of_clauses_must_be_a_whole_number(units):
+    with pytest.raises(ValueError, match="clause_units is .* give a whole number of at least 1"):
+        BailingMMTalkerConfig(clause_units=units)
 
 
 def test_pieces_that_lack_words_are_drawn_again(talker):

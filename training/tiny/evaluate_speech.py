@@ -9,9 +9,11 @@ prompts of other voices.
 the sentences, and what flow and vocoder make of the speech codes of these recordings.
 
 `--texts` reads texts of 1 to 12 sentences aloud in the preset voices, and the same sentences one by one: a text must
-hold all of them, in about the time and with about the errors that they have alone.
+hold all of them, in about the time and with about the errors that they have alone. `--clauses` does the same for
+sentences of 2 to 5 clauses.
 """
 
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -23,10 +25,13 @@ from torchaudio.functional import resample
 from tqdm import tqdm
 
 from ming.cli.arguments import count
+from ming.events import SpokenPiece
 from ming.voices import SILENCE_PEAK, VoiceEncoder
 from ming.voices import Voice as PromptVoice
 
 from .evaluate import Result, answer, load, measuring_parser, report, word_errors
+from .questions import describe_shape
+from .scenes import sample_scene
 from .sentences import sample_sentence
 from .speaking import long_enough
 from .speech import SAMPLE_RATE, Voice, sample_voice, speak
@@ -35,6 +40,8 @@ from .world import TRANSCRIBE
 WER_BAR, DURATION_BAR, VOICE_BAR = 8.0, 25.0, 90.0
 SILENCE_SECONDS = 0.1  # around the audio to transcribe, as recordings have it
 MOST_SENTENCES = 12  # in a text
+CLAUSES = (2, 3, 4, 5)  # in a sentence
+JOINTS = (", ", "; ", " and ")  # of clauses
 NUM_OTHERS = 9  # other voices that an output is compared with
 
 
@@ -182,6 +189,46 @@ def read_texts(model, processor, texts: int, seed: int, batch_size: int) -> dict
     }
 
 
+@torch.no_grad()
+def read_clauses(model, processor, sentences: int, seed: int, batch_size: int) -> dict[str, float | dict]:
+    """Word error rates in percent of the pieces of sentences of several clauses and of the clauses alone, and the
+    ratio of their durations, per number of clauses and per what joins them."""
+    voices = list(model.components.talker_processor().voices)
+    pieces: list[SpokenPiece] = []
+    waves: list[list[torch.Tensor]] = [[], []]
+    texts: list[list[str]] = [[], []]
+    seconds: dict[int | str, list[float]] = {key: [0.0, 0.0] for key in (*CLAUSES, *JOINTS)}
+    for index in tqdm(range(sentences), desc="speaking"):
+        rng = np.random.default_rng((seed, index))
+        own = [describe_shape(sample_scene(rng, "test", 1).shapes[0]) for _ in range(CLAUSES[index % len(CLAUSES)])]
+        how = {"speaker": voices[index // len(CLAUSES) % len(voices)], "seed": seed + index}
+        joint = JOINTS[index // (len(CLAUSES) * len(voices)) % len(JOINTS)]
+        outputs = [model.speak(joint.join(own) + ".", **how), model.speak([f"{clause}." for clause in own], **how)]
+        rate = outputs[0].sampling_rate
+        for side, output in enumerate(outputs):
+            said = [piece for row in output.pieces for piece in row]
+            lengths = [round(piece.seconds * rate) for piece in said]
+            waves[side] += torch.cat(output.waveforms).split(lengths)
+            texts[side] += [re.sub("[,.;，。]", "", piece.text) for piece in said]
+            for key in (len(own), joint):
+                seconds[key][side] += sum(piece.seconds for piece in said)
+            pieces += said if side == 0 else []
+    errors = []
+    for own, spoken in zip(waves, texts, strict=True):
+        heard = listen(model, processor, [resample(wave, rate, SAMPLE_RATE) for wave in own], SAMPLE_RATE, batch_size)
+        wrong = sum(word_errors(text, words.strip()) for text, words in zip(spoken, heard, strict=True))
+        errors.append(round(100 * wrong / sum(len(text.split()) for text in spoken), 2))
+    return {
+        "pieces": len(pieces),
+        "pieces that did not end well": sum(piece.finish_reason != "stop" for piece in pieces),
+        "word errors within sentences, %": errors[0],
+        "word errors alone, %": errors[1],
+        "seconds within sentences over seconds alone": {
+            key: round(within / alone, 3) for key, (within, alone) in seconds.items() if alone
+        },
+    }
+
+
 def results(readings: list[Reading]) -> list[Result]:
     """Lines of the table."""
     count = len(readings)
@@ -215,11 +262,13 @@ def main() -> None:
         "--floor", action="store_true", help="measure recordings and their codes instead of the talker"
     )
     parser.add_argument("--texts", type=count, metavar="N", help="measure N texts of 1 to 12 sentences instead")
+    parser.add_argument("--clauses", type=count, metavar="N", help="measure N sentences of 2 to 5 clauses instead")
     args = parser.parse_args()
     model, processor = load(args)
     started = time.monotonic()
-    if args.texts:
-        for name, value in read_texts(model, processor, args.texts, args.seed, args.batch_size).items():
+    if args.texts or args.clauses:
+        measure = read_texts if args.texts else read_clauses
+        for name, value in measure(model, processor, args.texts or args.clauses, args.seed, args.batch_size).items():
             sys.stdout.write(f"{name}: {value}\n")
         return
     if args.floor:
