@@ -2,7 +2,7 @@
 
 A table is a file in `tables/`; each of its rows names what runs it:
 
-    lmms      a task of lmms-eval, with the model of `lmms_model.py`     lmms.py
+    lmms      a task of lmms-eval, with `--model ming`                  lmms.py
     asr       recordings of a corpus, as its owner distributes it        asr.py
     geneval   images in folders, as the authors' script writes them      drawing.py
     fid       clean-fid on a folder of images                            drawing.py

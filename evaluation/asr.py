@@ -22,10 +22,11 @@ import soundfile
 from tqdm import tqdm
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
+from ming.evaluation.answering import Answerer
+from ming.evaluation.journal import Journal
 from ming.prompts import TRANSCRIPTION_PROMPT, message_content
 
-from .answering import Answerer
-from .results import Journal, Measured
+from .results import Measured
 
 METRICS = ("wer", "cer")
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ming.evaluation.answering import Answerer
 from ming.files import replacing
 from ming.training.chats import prompt_batch
 
-from .answering import Answerer
 from .results import Measured
 
 SAMPLES_PER_PROMPT = 4  # of GenEval

@@ -1,4 +1,4 @@
-"""lmms-eval with this model: its entry point, and running tasks in a process of their own.
+"""lmms-eval with this model: running tasks in a process of their own.
 
 `python -m evaluation.lmms ARGUMENTS` is `lmms-eval ARGUMENTS` that knows `--model ming` also from a checkout; after an
 installation, `lmms-eval` knows it by the entry point `lmms_eval.models`.
@@ -14,6 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ming.evaluation.plugin import manifest
+
 from .results import Measured
 from .tables import Row
 
@@ -21,13 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TASKS = Path(__file__).parent / "lmms_tasks"
 INSTALL = "pip install '.[evaluation]'"
 LAST_LINES = 12  # of the log, that an error shows
-
-
-def manifest():
-    """What lmms-eval learns from the entry point."""
-    from lmms_eval.models.registry_v2 import ModelManifest
-
-    return ModelManifest("ming", chat_class_path="evaluation.lmms_model.Ming")
 
 
 def raise_if_missing() -> None:
@@ -52,7 +47,7 @@ class LmmsRun:
     """How lmms-eval is run.
 
     Args:
-        model_args: of the class in `lmms_model.py`.
+        model_args: of the class in `ming/evaluation/lmms_model.py`.
         folder: of the log and the answers.
         batch_size, limit, seed: of lmms-eval; a limit of None is all samples.
         environment: variables beside those of this process.

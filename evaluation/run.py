@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from ming.cli.checks import read_image_config
+from ming.evaluation.answering import Answerer
+from ming.evaluation.journal import Journal
 from ming.loading import LoadOptions
 
 from . import asr, drawing, lmms, own_data
-from .answering import Answerer
-from .results import NOT_REAL, Journal, Measured, claim, read_measured, write_results
+from .results import NOT_REAL, Measured, claim, read_measured, write_results
 from .tables import Row, Table
 
 TINY = "tiny"

@@ -15,11 +15,12 @@ from PIL import Image
 
 from evaluation import asr, drawing, lmms, own_data, run, tiny
 from evaluation.__main__ import main
-from evaluation.answering import Answerer
 from evaluation.lmms_tasks import utils
-from evaluation.results import Journal, Measured, claim, markdown
+from evaluation.results import Measured, claim, markdown
 from evaluation.run import Settings, TableRun
 from evaluation.tables import NAMES, Row, read_table
+from ming.evaluation.answering import Answerer
+from ming.evaluation.journal import Journal
 from ming.loading import LoadOptions
 from tests.test_tiny_world import ToneSpeaker
 

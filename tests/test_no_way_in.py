@@ -215,7 +215,7 @@ print(json.dumps(seen))
 PARTS = ("audio_detokenizer", "image_gen", "talker", "codec_bpe", "voices")
 # Ray starts when it is imported: it asks the system for its version and its memory.
 # lmms-eval is in an environment of its own.
-NOT_IMPORTED = ["ming.serving.cluster", "evaluation.lmms_model"]
+NOT_IMPORTED = ["ming.serving.cluster", "ming.evaluation.lmms_model"]
 # Programs that libraries ask when they are imported: where a shared library is (ctypes.util), which fonts there are.
 LOOKS_FOR_IPV6 = ("urllib3", "util", "connection.py")  # when it is imported, at ::1 of this machine
 ASKED = {"ldconfig", "gcc", "cc", "ld", "objdump", "uname", "fc-list"}

@@ -13,10 +13,10 @@ from lmms_eval.models import MODEL_REGISTRY_V2
 
 from evaluation import lmms, tiny
 from evaluation.drawing import fid
-from evaluation.lmms_model import Ming, cut, decoding, heard
 from evaluation.run import Settings, TableRun
 from evaluation.tables import NAMES, read_table
 from ming.cli.usage import UsageError
+from ming.evaluation.lmms_model import Ming, cut, decoding, heard
 
 ROOT = Path(__file__).resolve().parents[2]
 # What Ming-Tiny can reach, in percent: it knows no letters of options, refuses nothing and gives no boxes.

@@ -9,8 +9,8 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
-from evaluation.answering import DEFAULT_MAX_NEW_TOKENS, Answerer
-from evaluation.results import Journal
+from ming.evaluation.answering import DEFAULT_MAX_NEW_TOKENS, Answerer
+from ming.evaluation.journal import Journal
 from ming.loading import LoadOptions
 from ming.video import VideoOptions
 
