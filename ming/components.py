@@ -11,20 +11,26 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.utils import logging
 
 from .compat import silent_about_kernels
 from .files import prepare_reading
 from .quantization import is_quantized, quantization_of_image_gen
 from .source import PARTS, CheckpointSource
-from .talker_processor import CODEC_FOLDERS, FILES, TOKENIZER_FOLDER, BailingMMTalkerProcessor
+from .talker_processor import (
+    CODEC_FOLDERS,
+    FILES,
+    TOKENIZER_FOLDER,
+    VOICES_FOLDER,
+    BailingMMTalkerProcessor,
+)
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+logger = logging.get_logger(__name__)
 
 # Folder, which is also the name of the package that holds the code -> class in its `modeling_<folder>.py`.
 AUDIO_DETOKENIZER, IMAGE_GEN = "audio_detokenizer", "image_gen"
@@ -36,12 +42,16 @@ class Component:
     """A module that is read from its folder when `load` is first called; until then this handle stands for it.
 
     Everything else that is asked of the handle is asked of the loaded module: `model.image_gen.config`.
+
+    Attributes:
+        is_own: whether the user put a module in its place.
     """
 
     def __init__(self, name: str, read: Callable[[], nn.Module], place: Callable[[nn.Module], nn.Module]):
         self.name = name
         self._read, self._place = read, place
         self._module: nn.Module | None = None
+        self.is_own = False
 
     @property
     def is_loaded(self) -> bool:
@@ -61,7 +71,7 @@ class Component:
 
     def use(self, module: nn.Module) -> None:
         """Put a module of your own in its place."""
-        self._module = module
+        self._module, self.is_own = module, True
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # copying and pickling look for hooks; they must not load anything
@@ -83,7 +93,7 @@ class Components:
         image_gen: states of the query tokens -> images.
     """
 
-    def __init__(self, model: "PreTrainedModel"):
+    def __init__(self, model: PreTrainedModel):
         self.model = model
         self.source: CheckpointSource | None = None
         self.code: CheckpointSource | None = None
@@ -137,21 +147,31 @@ class Components:
         return self.source
 
     def save(self, folder: Path, directory: str | os.PathLike) -> None:
-        """Copy the parts into the folder that a model is being saved in; parts that `directory` has stay there.
+        """Write the parts into the folder that a model is being saved in; parts that `directory` has stay there.
+
+        They are copied from the checkpoint, except for modules of the user's own and for the voices as they are now.
 
         Args:
             directory: where the model will lie.
         """
-        if self.source is None:
-            return
-        stay = self.source.is_in(directory)
+        if self.source is not None:
+            self._copy(folder, directory)
+        for component in (self.audio_detokenizer, self.image_gen):
+            if component.is_own:
+                _save_own(component, folder / component.name)
+        for voice in self._talker_processor.voices.values() if self._talker_processor is not None else ():
+            voice.save(folder / VOICES_FOLDER)
+
+    def _copy(self, folder: Path, directory: str | os.PathLike) -> None:
+        source = self.require_source("parts")
+        stay = source.is_in(directory)
         if not stay:
-            self.source.copy(PARTS, folder, "voices, audio detokenizer and image head")
+            source.copy(PARTS, folder, "voices, audio detokenizer and image head")
         there = Path(directory) if stay else folder
         codec, released = CODEC_FOLDERS
         if not (there / codec).exists() and (there / TOKENIZER_FOLDER).is_dir():
             # The library uploads no folder inside a folder, so the codec does not stay in its released place.
-            shutil.copytree(self.source.directory([f"{released}/*"]) / released, folder / codec)
+            shutil.copytree(source.directory([f"{released}/*"]) / released, folder / codec)
 
     def _read_audio_detokenizer(self) -> nn.Module:
         return self._read(AUDIO_DETOKENIZER, "speaks", dtype=self.model.dtype).eval()
@@ -198,6 +218,20 @@ class Components:
         """Quantised or offloaded weights stay where they are."""
         stays = is_quantized(self.model.config) or getattr(module, "offload_hook", None) is not None
         return module if stays else self._on_device(module)
+
+
+def _save_own(component: Component, folder: Path) -> None:
+    """Save a module of the user's own in place of the checkpoint's weights."""
+    module = component.load()
+    if not isinstance(module, PreTrainedModel):
+        logger.warning(
+            f"the model is saved with the {component.name} of its checkpoint, not with the one in its place: a "
+            f"{type(module).__name__} is no PreTrainedModel, whose save_pretrained would write it"
+        )
+        return
+    for weights in folder.glob("*.safetensors*"):
+        weights.unlink()
+    module.save_pretrained(folder)
 
 
 def installed_class(name: str) -> Any:

@@ -23,6 +23,8 @@ AUTO_MAP = {
         "ming/modeling_bailingmm.BailingMMNativeForConditionalGeneration",
     ),
 }
+# `transformers.Trainer` collects everything of an output but these as predictions: logits alone are wanted.
+BESIDE_LOGITS = ("past_key_values", "last_hidden_state", "router_logits", "load_balancing_loss", "router_z_loss")
 register_for_serving("bailingmm", "BailingMMNativeForConditionalGeneration")
 
 
@@ -37,7 +39,7 @@ class BailingMoeConfig(PreTrainedConfig):
 
     model_type = "bailing_moe"
     base_config_key = "llm_config"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = [*BESIDE_LOGITS]
     base_model_tp_plan = {
         "word_embeddings": "embedding_rowwise",
         "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
@@ -398,8 +400,7 @@ class BailingMMConfig(PreTrainedConfig):
         "whisper_config": BailingMMWhisperConfig,
         "talker_config": BailingMMTalkerConfig,
     }
-    # `transformers.Trainer` collects everything else of the output as predictions: logits alone are wanted.
-    keys_to_ignore_at_inference = ["past_key_values", "last_hidden_state", "load_balancing_loss", "router_z_loss"]
+    keys_to_ignore_at_inference = [*BESIDE_LOGITS]
     attribute_map = {"text_config": "llm_config"}
 
     llm_config: Any = None

@@ -166,6 +166,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
     def __init__(self, config: BailingMMConfig):
         super().__init__(config)
         hidden_size, depth = config.llm_config.hidden_size, config.mlp_depth
+        if config.tie_word_embeddings:  # the embeddings are the decoder's
+            config.llm_config.tie_word_embeddings = True
         audio, whisper = config.audio_config, config.whisper_config
         self.model = BailingMoeForCausalLM(config.llm_config, separate_experts=is_quantized(config))
         absent = []
@@ -231,6 +233,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         """
         source = CheckpointSource.of_call(pretrained_model_name_or_path, kwargs)
         if source is not None:
+            source = source.pinned()
+            kwargs["revision"] = source.revision or "main"
             prepare_reading(source.name, source.subfolder, kwargs.get("config"))
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = quantization_of_call(cls, pretrained_model_name_or_path, kwargs)
@@ -241,7 +245,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         raise_if_incomplete(pretrained_model_name_or_path or "state_dict", info, ignore_mismatched_sizes)
         if source is not None:
             model.config.source = source
-            model.components.source = source.of_components(model.config.components_from)
+            model.components.source = source.of_components(model.config.components_from).pinned()
             if source.trust_remote_code and is_remote_code(cls):
                 model.components.code = source
         generation_config, text_config = model.generation_config, model.config.llm_config

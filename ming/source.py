@@ -6,6 +6,7 @@ needed and copied when the model is saved.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from typing import Any
 
 from huggingface_hub import HfApi, create_repo, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 from .files import finish_saving, raise_if_outside
 
@@ -26,6 +28,7 @@ logger = logging.get_logger(__name__)
 CODE = ("*.py", "ming/[!_]*.py", "audio_detokenizer/*.py", "image_gen/*.py")
 PARTS = ("talker/*", "codec_bpe/*", "voices/*", "audio_detokenizer/*", "image_gen/*")
 COMPONENT_CONFIG = "config.json"
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,18 @@ class CheckpointSource:
         revision = getattr(given.get("revision"), "resolved", None) or given.get("revision")
         name = os.path.abspath(name) if os.path.isdir(name) else str(name)  # the working directory may change
         return cls(name, **{**given, "revision": revision, "trust_remote_code": bool(given.get("trust_remote_code"))})
+
+    def pinned(self) -> "CheckpointSource":
+        """This source at the commit that its revision names now, so that what is read later is of the same state.
+
+        Raises:
+            OSError: there is no such repository or revision, or it cannot be reached and is not in the cache.
+        """
+        if os.path.isdir(self.name) or COMMIT.fullmatch(self.revision or ""):
+            return self
+        missing = {"_raise_exceptions_for_missing_entries": False}
+        path = cached_file(self.name, COMPONENT_CONFIG, subfolder=self.subfolder, **missing, **self.options())
+        return replace(self, revision=extract_commit_hash(path, None) or self.revision)
 
     def of_components(self, reference: Any) -> "CheckpointSource":
         """The source of the parts: this one, or the one that `components_from` of a configuration names.

@@ -1,5 +1,6 @@
 """`load_model`: its defaults, the parts that it leaves out, and what it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,25 @@ def test_parts_beside_the_weights_are_read_when_they_are_needed():
     own = torch.nn.Linear(2, 2)
     model.components.use(image_gen=own)
     assert model.image_gen.load() is own and model.image_gen.weight is own.weight
+
+
+def test_parts_that_a_user_changed_are_saved(tmp_path, caplog):
+    """A new image head and a new voice; a module that cannot be saved is told."""
+    model = load_model(ROOT, device="cpu", parts=["talker", "image_gen"])
+    head = model.image_gen.load()
+    with torch.no_grad():
+        for weight in head.parameters():
+            weight.zero_()
+    model.components.use(image_gen=head)
+    voices = model.components.talker_processor().voices
+    voices["mine"] = replace(voices["iris"], name="mine")
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path, device="cpu", parts=["talker", "image_gen"])
+    assert not any(weight.any() for weight in again.image_gen.load().parameters())
+    assert "mine" in again.components.talker_processor().voices
+    model.components.use(image_gen=torch.nn.Linear(2, 2))
+    model.save_pretrained(tmp_path)
+    assert "saved with the image_gen of its checkpoint, not with the one in its place: a Linear" in caplog.text
 
 
 @pytest.mark.parametrize(

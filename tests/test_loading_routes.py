@@ -273,6 +273,25 @@ def test_route_1_hub_cache_at_a_pinned_revision(route_1_hub, repository):
         assert (route_1_hub / name).read_bytes() == (repository / name).read_bytes()
 
 
+def test_what_was_loaded_without_a_revision_stays_at_its_commit(repository, hub, site, workspace, expected):
+    """The Hub's main moves on between loading and speaking, saving: all parts are those of the loaded weights."""
+    cache = shutil.copytree(hub, workspace / "moving_hub", symlinks=True)
+    main = cache / "models--org--Ming-Toy" / "refs" / "main"
+    main.write_text(COMMIT, encoding="utf-8")
+    target = workspace / "saved_from_moving_hub"
+    move = f"import pathlib; pathlib.Path({str(main)!r}).write_text({NEWER_COMMIT!r})\n"
+    options = f"'org/Ming-Toy', cache_dir={str(cache)!r}"
+    script = (
+        "from ming import BailingMMNativeForConditionalGeneration as Model, BailingMMProcessor as Processor\n"
+        f"model = Model.from_pretrained({options}, dtype=torch.float32).eval()\n"
+        f"processor = Processor.from_pretrained({options})\n"
+    )
+    script += move + save_to(target)
+    run(script, workspace / "route_moving_hub", expected, path=site)
+    for name in ("image_gen/model.safetensors", "voices/iris.json"):
+        assert (target / name).read_bytes() == (repository / name).read_bytes()
+
+
 def test_route_2_checkout_as_working_directory(repository, workspace, expected):
     report = run(by_class("."), workspace / "route_2_cwd", expected, cwd=repository)
     assert Path(report["file"]) == repository / "ming" / "modeling_bailingmm.py"
@@ -395,7 +414,8 @@ def test_directories_saved_by_the_version_before_still_load(repository, workspac
     assert json.loads((home / "answer.json").read_text(encoding="utf-8"))["text"] == expected[0]
     found = load_file(home / "answer.safetensors")
     torch.testing.assert_close(found["logits"], expected[1]["logits"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(found["waveform"], expected[1]["waveform"], atol=1e-4, rtol=0)
+    # That version drew other codes from a seed.
+    assert len(found["waveform"]) > 0.2 * 22050 and found["waveform"].isfinite().all()
 
 
 # Consent

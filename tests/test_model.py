@@ -533,8 +533,9 @@ def test_predictions_of_a_trainer_are_logits(tiny, tmp_path):
 
     ids = torch.arange(5, 13)
     arguments = TrainingArguments(tmp_path, report_to=[], use_cpu=True, per_device_eval_batch_size=2)
-    predicted = Trainer(tiny_model(), arguments).predict([{"input_ids": ids, "labels": ids}] * 2)
-    assert predicted.predictions.shape == (2, 8, tiny.config.llm_config.vocab_size)
+    for model in (tiny_model(), tiny_model(llm_config={"output_router_logits": True}), tiny_model().model):
+        predicted = Trainer(model, arguments).predict([{"input_ids": ids, "labels": ids}] * 2)
+        assert predicted.predictions.shape == (2, 8, tiny.config.llm_config.vocab_size)
 
 
 def test_output_modalities_are_those_of_the_parts():
@@ -564,6 +565,18 @@ def test_tied_embeddings_are_tied_and_stay_so(tmp_path):
     assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
     ids = torch.arange(30, 36)[None]
     close(again(input_ids=ids).logits, model(input_ids=ids).logits, 0)
+
+
+def test_embeddings_are_tied_where_a_user_asks_for_it(tmp_path):
+    """`tie_word_embeddings` of the whole model is what `from_pretrained` takes."""
+    tiny_model(llm_config={"tie_word_embeddings": True}).save_pretrained(tmp_path)
+    config = tiny_model().config
+    config.tie_word_embeddings = True
+    for model in (
+        BailingMMNativeForConditionalGeneration(config),
+        BailingMMNativeForConditionalGeneration.from_pretrained(tmp_path, tie_word_embeddings=True),
+    ):
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("trained", ["whole", "layers"])

@@ -112,11 +112,22 @@ def is_unsafe_call(node: ast.AST) -> bool:
     )
 
 
+def own_arguments(tree: ast.AST) -> set[ast.AST]:
+    """Names that stand for an argument of the function around them, such as `compile`, and not for the builtin."""
+    found: set[ast.AST] = set()
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        names = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
+        body = (node for part in function.body for node in ast.walk(part))
+        found |= {node for node in body if isinstance(node, ast.Name) and node.id in names}
+    return found
+
+
 def violations(source: str) -> list[str]:
     """What the text of a module must not hold."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Name) and node.id in FORBIDDEN_NAMES:
+    tree, found = ast.parse(source), []
+    arguments = own_arguments(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in FORBIDDEN_NAMES and node not in arguments:
             found.append(node.id)
         found += [name for name in imported(node) if name.split(".")[0] in FORBIDDEN_MODULES]
         found += [name for name in imported(node) if is_forbidden(name)]
@@ -161,6 +172,7 @@ PLANTED_TEXTS = [
     "import yaml\nyaml.load('a', Loader=yaml.Loader)",
     "run('ls', shell=True)",
     "import builtins\nbuiltins.eval('1')",
+    "def f(compile):\n    return 1\n\ncompile('1', '', 'eval')",
 ]
 
 
@@ -176,7 +188,15 @@ def test_planted_ways_out_are_found(text):
     assert gates(text)
 
 
-@pytest.mark.parametrize("text", ["import re\nre.compile('a')", "model.eval()", "import torch\ntorch.compile(f)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import re\nre.compile('a')",
+        "model.eval()",
+        "import torch\ntorch.compile(f)",
+        "def f(*, compile=False):\n    return compile",
+    ],
+)
 def test_harmless_texts_are_not(text):
     assert not violations(text) and not gates(text)
 
