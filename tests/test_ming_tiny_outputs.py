@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from audio_detokenizer.noise import spawn_generators
-from training.tiny.evaluate import word_errors
+from ming.voices import CODES_PER_SECOND
+from training.tiny.evaluate import EVALUATION_SEED, word_errors
 from training.tiny.evaluate_drawing import draw_row
-from training.tiny.evaluate_speech import listen
+from training.tiny.evaluate_speech import listen, sample_case
 from training.tiny.judge import read_picture
 from training.tiny.questions import describe_scene
 from training.tiny.sentences import sample_sentence
@@ -32,6 +33,14 @@ def test_unseen_sentences_are_read_aloud_so_that_they_are_understood(model, proc
     heard = listen(model, processor, output.waveforms, output.sampling_rate)
     errors = sum(word_errors(text, words) for text, words in zip(texts, heard, strict=True))
     assert errors / sum(len(text.split()) for text in texts) <= WORD_ERROR_CEILING
+
+
+def test_prompts_of_the_evaluation_are_those_that_the_talker_takes(model):
+    """The sentence that case 24 would get first lasts 6.8 s."""
+    encoder, limit = model.components.talker_processor().load_voice_encoder(), model.talker.config.max_prompt_seconds
+    for longest, first in ((limit, False), (30.0, True)):
+        case = sample_case(encoder, EVALUATION_SEED, 24, longest)
+        assert (len(case.prompt.prompt_codes) / CODES_PER_SECOND > limit) == first
 
 
 def test_a_batch_is_read_aloud_as_each_text_alone(model):

@@ -55,11 +55,19 @@ class Case:
     prompt: PromptVoice
 
 
-def sample_case(encoder: VoiceEncoder, seed: int, index: int) -> Case:
-    """The case of an index; training never shows the speed and pitch of its voice."""
+def sample_case(encoder: VoiceEncoder, seed: int, index: int, max_seconds: float) -> Case:
+    """The case of an index; training never shows the speed and pitch of its voice.
+
+    Args:
+        max_seconds: of the prompt, that the talker takes.
+    """
     rng = np.random.default_rng((seed, index))
-    voice, text, prompt_text = sample_voice(rng, "test"), sample_sentence(rng, "test"), sample_sentence(rng, "test")
-    recording = long_enough(torch.from_numpy(speak(prompt_text, voice)))
+    voice, text = sample_voice(rng, "test"), sample_sentence(rng, "test")
+    while True:
+        prompt_text = sample_sentence(rng, "test")
+        recording = long_enough(torch.from_numpy(speak(prompt_text, voice)))
+        if len(recording) <= max_seconds * SAMPLE_RATE:
+            break
     prompt = encoder.encode((recording.numpy(), SAMPLE_RATE), prompt_text)
     return Case(text, voice, torch.from_numpy(speak(text, voice)), prompt)
 
@@ -104,7 +112,8 @@ def listen(model, processor, waveforms: list[torch.Tensor], rate: int, batch_siz
 def read_aloud(model, processor, samples: int, seed: int, batch_size: int) -> list[Reading]:
     """Let the model read test sentences in test voices."""
     encoder = model.components.talker_processor().load_voice_encoder()
-    cases = [sample_case(encoder, seed, index) for index in range(samples)]
+    max_seconds = model.talker.config.max_prompt_seconds
+    cases = [sample_case(encoder, seed, index, max_seconds) for index in range(samples)]
     embeddings = F.normalize(torch.stack([case.prompt.speaker_embedding for case in cases]), dim=-1)
     waves = []
     for index, case in enumerate(tqdm(cases, desc="speaking")):
@@ -139,7 +148,8 @@ def floor(model, processor, samples: int, seed: int, batch_size: int) -> dict[st
     """Word error rates in percent: of espeak-ng's recordings, and of these through codes, flow and vocoder."""
     encoder = model.components.talker_processor().load_voice_encoder()
     detokenizer = model.audio_detokenizer.load()
-    cases = [sample_case(encoder, seed, index) for index in range(samples)]
+    max_seconds = model.talker.config.max_prompt_seconds
+    cases = [sample_case(encoder, seed, index, max_seconds) for index in range(samples)]
     recordings, again = [long_enough(case.recording) for case in cases], []
     for index, case in enumerate(tqdm(cases, desc="resynthesis")):
         waveform = detokenizer.decode(
