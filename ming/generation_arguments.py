@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import CompileConfig
 
-from .argument_checks import raise_if_no_settings, shown
+from .argument_checks import NUMBER_SETTINGS, raise_if_no_settings, shown
 
 # What the audio mode passes on to `Speaker.speak`.
 VOICE_ARGUMENTS = ("speaker", "prompt_audio", "prompt_text")
@@ -80,6 +80,8 @@ def sort_arguments(
     # The library compares these two with numbers also where they are None.
     kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in COUNTS}
     raise_if_no_settings({**kwargs, "talker_kwargs": talker_kwargs})
+    # The library takes no whole number for some of them.
+    kwargs |= {name: float(kwargs[name]) for name in NUMBER_SETTINGS if kwargs.get(name) is not None}
     if not isinstance(generation_mode, str | list | tuple | None):
         raise TypeError(f"generation_mode={shown(generation_mode)} must be one of {', '.join(available)}, or a list")
     compiled = kwargs.pop("compile", None)
