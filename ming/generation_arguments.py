@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import CompileConfig
+from transformers import CompileConfig, ProcessorMixin
 
 from .argument_checks import NUMBER_SETTINGS, raise_if_no_settings, shown
 
@@ -30,6 +30,7 @@ RELEASED_IMAGE_ARGUMENTS = {
     "image_gen_seed": "seed",
 }
 COUNTS = ("num_beams", "num_return_sequences")
+TOKENIZERS = ("tokenizer", "assistant_tokenizer")
 # Serve speech and images.
 RANDOMNESS = ("seed", "generator")
 
@@ -80,6 +81,8 @@ def sort_arguments(
     # The library compares these two with numbers also where they are None.
     kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in COUNTS}
     raise_if_no_settings({**kwargs, "talker_kwargs": talker_kwargs})
+    # The library's server hands over the processor in the place of its tokenizer.
+    kwargs |= {name: kwargs[name].tokenizer for name in TOKENIZERS if isinstance(kwargs.get(name), ProcessorMixin)}
     # The library takes no whole number for some of them.
     kwargs |= {name: float(kwargs[name]) for name in NUMBER_SETTINGS if kwargs.get(name) is not None}
     if not isinstance(generation_mode, str | list | tuple | None):
