@@ -131,12 +131,14 @@ def parse_parameters(given: Any) -> dict[str, Any]:
             _check_number(name, value, (int,), *WHOLE_NUMBERS[name])
         if name in NUMBERS:
             _check_number(name, value, (int, float), *NUMBERS[name])
-    if parameters.get("temperature") == 0:
-        if parameters.get("do_sample"):
-            raise ValueError("temperature=0 takes the likeliest token; leave do_sample out, or raise the temperature")
-        del parameters["temperature"]  # the library refuses it
-        parameters["do_sample"] = False
-    return parameters
+    return _greedy(parameters) if parameters.get("temperature") == 0 else parameters
+
+
+def _greedy(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a temperature of 0, which the library refuses, as those of the likeliest token."""
+    if parameters.get("do_sample"):
+        raise ValueError("temperature=0 takes the likeliest token; leave do_sample out, or raise the temperature")
+    return {**{name: value for name, value in parameters.items() if name != "temperature"}, "do_sample": False}
 
 
 def _check_modes(value: Any) -> None:

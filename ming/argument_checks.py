@@ -23,8 +23,8 @@ from transformers import CompileConfig, GenerationConfig
 from .token_types import NUM_TYPES
 
 LARGEST_NUMBER = 1e18  # of options; larger ones are mistakes, and overflow somewhere
-# Of temperatures, penalties and what else logits are divided by. Half-precision logits, 65,504 at most, stay far from
-# float32's overflow; a token 0.02 below the likeliest has no chance any more, so a lower temperature would add nothing.
+# Of temperatures and penalties, which divide logits. Those of half precision, 65,504 at most, stay far from float32's
+# overflow even with both. A token 0.02 below the likeliest has no chance any more: a lower temperature adds nothing.
 LOWEST_DIVISOR = 1e-4
 SHOWN_CHARACTERS = 80
 IGNORED_LABEL = -100
@@ -234,7 +234,7 @@ def raise_if_no_temperature(name: str, value: Any) -> None:
     raise_if_no_number(name, value, at_least=0)
     if 0 < value < LOWEST_DIVISOR:
         raise ValueError(
-            f"{name}={shown(value)} must be at least {LOWEST_DIVISOR:g}; 0 or do_sample=False takes the likeliest token"
+            f"{name}={shown(value)} must be at least {LOWEST_DIVISOR:g}; 0 or do_sample=False takes the likeliest"
         )
 
 

@@ -183,7 +183,7 @@ SETTINGS = [
     ("num_beams", 0, "num_beams=0 must be a whole number of at least 1"),
     ("num_return_sequences", "x", "num_return_sequences='x' must be a whole number of at least 1"),
     ("temperature", float("nan"), "temperature=nan must be a finite number of at least 0"),
-    ("temperature", 1e-40, "temperature=1e-40 must be at least 0.0001; 0 or do_sample=False takes the likeliest token"),
+    ("temperature", 1e-40, "temperature=1e-40 must be at least 0.0001; 0 or do_sample=False takes the likeliest"),
     ("repetition_penalty", 1e-40, "repetition_penalty=1e-40 must be a finite number of at least 0.0001"),
     ("encoder_repetition_penalty", 0, "encoder_repetition_penalty=0 must be a finite number of at least 0.0001"),
     ("top_p", "x", "top_p='x' must be a finite number of at least 0"),
@@ -347,6 +347,24 @@ def test_drawing(model, monkeypatch, call, name, value, message):
     monkeypatch.setattr(model.drawing, "states", lambda **inputs: pytest.fail("work began"))
     with pytest.raises(WRONG, match=message):
         getattr(model, call)(IDS[:1], generation_mode="image", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["output_scores", "output_logits", "output_attentions", "output_hidden_states"])
+@pytest.mark.parametrize(
+    ("call", "mode"),
+    [("generate", "audio"), ("generate", "image"), ("generate", ["text", "image"]), ("stream", "text")],
+)
+def test_outputs_that_a_reply_has_no_place_for(model, monkeypatch, name, call, mode):
+    monkeypatch.setattr(model, "forward", lambda **inputs: pytest.fail("work began"))
+    message = f"{name}: only generate with generation_mode='text' returns it; leave it out"
+    for options in ({name: True}, {"generation_config": GenerationConfig(**{name: True})}):
+        with pytest.raises(ValueError, match=message):
+            getattr(model, call)(IDS[:1], generation_mode=mode, return_dict_in_generate=True, **options)
+
+
+def test_a_config_that_asks_for_them_without_the_dict_goes_on(model):
+    config = GenerationConfig(output_hidden_states=True, max_new_tokens=1)
+    assert next(model.stream(IDS[:1], generation_config=config)) is not None
 
 
 def test_chat(model, processor, monkeypatch):

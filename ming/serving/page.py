@@ -118,7 +118,10 @@ def messages_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if drawn:
             messages = [_without_images(message) for message in messages]
         answer = [*drawn, {"type": "text", "text": text}] if drawn else text
-        messages += [{"role": "user", "content": content_of(_question_of(question))}, {"role": "assistant", "content": answer}]
+        messages += [
+            {"role": "user", "content": content_of(_question_of(question))},
+            {"role": "assistant", "content": answer},
+        ]
         question = None
     return messages
 
