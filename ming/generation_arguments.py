@@ -114,8 +114,6 @@ def sort_arguments(
         kwargs["input_ids"] = inputs
     if kwargs.get("input_ids") is None and modes != ("text",):
         raise ValueError(f"generation_mode={generation_mode!r} needs input_ids (the processor's output)")
-    if modes != ("text",):
-        raise_if_outputs_lost(kwargs)
     return GenerationArguments(
         modes,
         kwargs,

@@ -862,6 +862,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         call = sort_arguments(modes, inputs, generation_mode, talker_kwargs, kwargs, compiled)
         if call.compiled and call.modes != ("image",):
             raise_if_not_compilable(self)
+        if call.modes != ("text",):
+            raise_if_outputs_lost(call.text)
         input_ids = call.text.get("input_ids")
         step = continues(call.text.get("past_key_values"))
         text_config = self.config.llm_config
