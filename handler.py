@@ -56,7 +56,7 @@ class EndpointHandler:
         """Serve a request; see the module's docstring."""
         try:
             return self._answer(data)
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, FloatingPointError) as error:
             return {"error": str(error)}
 
     def _answer(self, data: dict[str, Any]) -> dict[str, Any]:
@@ -101,8 +101,9 @@ def parse_request(data: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         raise ValueError('a request is {"inputs": text or messages, "parameters": {...}}')
     inputs, parameters = data["inputs"], parse_parameters(data.get("parameters"))
     messages = [{"role": "user", "content": inputs}] if isinstance(inputs, str) else inputs
-    if not isinstance(messages, list) or not all(isinstance(item, dict) and "content" in item for item in messages):
-        raise ValueError('inputs must be text or a list of {"role": ..., "content": ...}')
+    has_messages = isinstance(messages, list) and len(messages) > 0
+    if not has_messages or not all(isinstance(item, dict) and "content" in item for item in messages):
+        raise ValueError('inputs must be text or a list of at least one {"role": ..., "content": ...}')
     for message in messages:
         _check_content(message["content"])
     return messages, parameters
@@ -130,7 +131,14 @@ def parse_parameters(given: Any) -> dict[str, Any]:
             _check_number(name, value, (int,), *WHOLE_NUMBERS[name])
         if name in NUMBERS:
             _check_number(name, value, (int, float), *NUMBERS[name])
-    return parameters
+    return _greedy(parameters) if parameters.get("temperature") == 0 else parameters
+
+
+def _greedy(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a temperature of 0, which the library refuses, as those of the likeliest token."""
+    if parameters.get("do_sample"):
+        raise ValueError("temperature=0 takes the likeliest token; leave do_sample out, or raise the temperature")
+    return {**{name: value for name, value in parameters.items() if name != "temperature"}, "do_sample": False}
 
 
 def _check_modes(value: Any) -> None:

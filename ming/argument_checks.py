@@ -23,6 +23,9 @@ from transformers import CompileConfig, GenerationConfig
 from .token_types import NUM_TYPES
 
 LARGEST_NUMBER = 1e18  # of options; larger ones are mistakes, and overflow somewhere
+# Of temperatures and penalties, which divide logits. Those of half precision, 65,504 at most, stay far from float32's
+# overflow even with both. A token 0.02 below the likeliest has no chance any more: a lower temperature adds nothing.
+LOWEST_DIVISOR = 1e-4
 SHOWN_CHARACTERS = 80
 IGNORED_LABEL = -100
 MAX_TOKEN_ID = 2**32 - 1  # that a tokenizer can look up
@@ -175,8 +178,9 @@ WHOLE_SETTINGS: dict[str, int] = {
     **dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size", "prefill_chunk_size", "max_cache_len"), 1),
 }
 NUMBER_SETTINGS: dict[str, float | None] = {
-    **dict.fromkeys(("temperature", "top_p", "min_p", "top_h", "typical_p", "repetition_penalty", "max_time"), 0),
-    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "encoder_repetition_penalty"), 0),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "top_h", "typical_p", "max_time"), 0),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), 0),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), LOWEST_DIVISOR),
     **dict.fromkeys(
         ("guidance_scale", "rescale_factor", "length_penalty", "diversity_penalty", "penalty_alpha"), None
     ),
@@ -219,6 +223,19 @@ def raise_if_no_number(name: str, value: Any, whole: bool = False, at_least: flo
     if not finite or (at_least is not None and number < at_least):
         least = "" if at_least is None else f" of at least {at_least:g}"
         raise ValueError(f"{name}={shown(value)} must be a {'whole' if whole else 'finite'} number{least}")
+
+
+def raise_if_no_temperature(name: str, value: Any) -> None:
+    """Refuse what is no finite number, below 0, or so little above 0 that the logits overflow.
+
+    Raises:
+        ValueError: it names the value and what is wanted.
+    """
+    raise_if_no_number(name, value, at_least=0)
+    if 0 < value < LOWEST_DIVISOR:
+        raise ValueError(
+            f"{name}={shown(value)} must be at least {LOWEST_DIVISOR:g}; 0 or do_sample=False takes the likeliest"
+        )
 
 
 def raise_if_no_flag(name: str, value: Any) -> None:
@@ -299,6 +316,7 @@ SETTINGS: dict[str, Callable[[str, Any], None]] = {
     "output_hidden_states": _raise_if_no_layers,
     **{name: partial(raise_if_no_number, whole=True, at_least=least) for name, least in WHOLE_SETTINGS.items()},
     **{name: partial(raise_if_no_number, at_least=least) for name, least in NUMBER_SETTINGS.items()},
+    "temperature": raise_if_no_temperature,
     **dict.fromkeys(TOKEN_SETTINGS, _raise_if_no_tokens),
 }
 
@@ -530,6 +548,8 @@ def _raise_if_no_id(name: str, value: int) -> None:
 
 __all__ = [
     "LARGEST_NUMBER",
+    "LOWEST_DIVISOR",
+    "NUMBER_SETTINGS",
     "TEXT",
     "Kind",
     "continues",
@@ -539,6 +559,7 @@ __all__ = [
     "raise_if_no_mask",
     "raise_if_no_number",
     "raise_if_no_settings",
+    "raise_if_no_temperature",
     "raise_if_no_tensors",
     "raise_if_no_texts",
     "raise_if_no_token_ids",

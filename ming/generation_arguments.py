@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import CompileConfig
+from transformers import CompileConfig, ProcessorMixin
 
-from .argument_checks import raise_if_no_settings, shown
+from .argument_checks import NUMBER_SETTINGS, raise_if_no_settings, shown
 
 # What the audio mode passes on to `Speaker.speak`.
 VOICE_ARGUMENTS = ("speaker", "prompt_audio", "prompt_text")
@@ -30,6 +30,9 @@ RELEASED_IMAGE_ARGUMENTS = {
     "image_gen_seed": "seed",
 }
 COUNTS = ("num_beams", "num_return_sequences")
+# What the library returns beside the ids.
+OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+TOKENIZERS = ("tokenizer", "assistant_tokenizer")
 # Serve speech and images.
 RANDOMNESS = ("seed", "generator")
 
@@ -80,6 +83,7 @@ def sort_arguments(
     # The library compares these two with numbers also where they are None.
     kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in COUNTS}
     raise_if_no_settings({**kwargs, "talker_kwargs": talker_kwargs})
+    kwargs = _converted(kwargs)
     if not isinstance(generation_mode, str | list | tuple | None):
         raise TypeError(f"generation_mode={shown(generation_mode)} must be one of {', '.join(available)}, or a list")
     compiled = kwargs.pop("compile", None)
@@ -120,12 +124,42 @@ def sort_arguments(
     )
 
 
+def _converted(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments in the form that the library takes."""
+    # Its own server hands over the processor in the place of its tokenizer.
+    tokenizers = {name: kwargs[name].tokenizer for name in TOKENIZERS if isinstance(kwargs.get(name), ProcessorMixin)}
+    # It refuses whole numbers for some of these.
+    numbers = {name: float(kwargs[name]) for name in NUMBER_SETTINGS if kwargs.get(name) is not None}
+    return kwargs | tokenizers | numbers
+
+
 def _taken(kwargs: dict[str, Any], modes: tuple[str, ...], mode: str, names: tuple[str, ...], does: str) -> dict:
     """Take the arguments of a mode out of all; they are refused where the mode is not asked for."""
     given = [name for name in names if name in kwargs]
     if given and mode not in modes:
         raise ValueError(f"{', '.join(given)}: only generation_mode={mode!r} {does}; pass it, or leave this out")
     return {name: kwargs.pop(name) for name in given}
+
+
+def raise_if_outputs_lost(text: dict[str, Any]) -> None:
+    """Refuse to compute what neither speech, images nor events have a place for.
+
+    Args:
+        text: for the library's `generate`.
+
+    Raises:
+        ValueError: naming the outputs and who returns them.
+    """
+    settings = text.get("generation_config")
+    names = ("return_dict_in_generate", *OUTPUTS)
+    in_dict, *asked = (getattr(settings, name, None) if text.get(name) is None else text[name] for name in names)
+    # Without the dict the library returns ids alone; the released demo asks for hidden states like that.
+    lost = [name for name, is_asked in zip(OUTPUTS, asked, strict=True) if is_asked]
+    if in_dict and lost:
+        raise ValueError(
+            f"{', '.join(lost)}: only generate with generation_mode='text' returns it; leave it out, or ask for the "
+            "text alone first"
+        )
 
 
 def raise_if_too_long(num_tokens: int, context: int, what: str = "the prompt", room: int = 0) -> None:
@@ -210,6 +244,7 @@ __all__ = [
     "end_token_ids",
     "raise_if_media_missing",
     "raise_if_no_room_to_draw",
+    "raise_if_outputs_lost",
     "raise_if_too_long",
     "raise_if_unanswerable",
     "sort_arguments",

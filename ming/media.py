@@ -182,6 +182,8 @@ def describe(source: Any) -> str:
     """A short name of a media source for error messages."""
     if isinstance(source, Mapping) and isinstance(source.get("path"), str):
         source = source["path"]
+    if isinstance(source, Image.Image) and (filename := getattr(source, "filename", "")):  # that it was opened from
+        source = filename
     if isinstance(name := getattr(source, "name", None), str) and not isinstance(source, os.PathLike):
         source = name
     if isinstance(source, (str, os.PathLike)):
@@ -621,6 +623,7 @@ def load_image(source: Any) -> Image.Image:
         raise_if_too_many_pixels("image", source, *source.size)
     image = source if isinstance(source, Image.Image) else _open_image(source)
     try:
+        image.load()  # Pillow opens files without decoding them, and nothing below need touch the pixels
         return _to_rgb(_upright(image))
     except Exception as error:  # decoders fail in many ways on damaged files
         raise unreadable("image", source, error) from error

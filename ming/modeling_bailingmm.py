@@ -64,6 +64,7 @@ from .finite import LogitsCheck, naming_layers
 from .generation_arguments import (
     GenerationArguments,
     raise_if_media_missing,
+    raise_if_outputs_lost,
     raise_if_too_long,
     raise_if_unanswerable,
     sort_arguments,
@@ -735,13 +736,12 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         told = {"prompt_states": states} if speech is not None else {}
         reply = self._generate_text(*args, compiled=call.compiled, **call.text, **told)
         sequences = reply if isinstance(reply, torch.Tensor) else reply.sequences
-        said = {"sequences": sequences}
+        said: dict[str, Any] = {"sequences": sequences}
         if speech is not None and states is not None:
             new_ids = sequences[:, call.text["input_ids"].shape[1] :]
             texts = self.components.tokenizer().batch_decode(new_ids, skip_special_tokens=True)
-            spoken = self.speech.say(texts, speech, states.of_replies(len(texts)))
-            spoken.sequences = sequences
-            reply, said = spoken, dict(spoken)
+            said |= self.speech.say(texts, speech, states.of_replies(len(texts)))
+            reply = SpeechOutput(**said)
         if drawing is None:
             return reply
         drawn = self.drawing.draw(call.text, drawing)
@@ -813,6 +813,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             raise ValueError("stream needs input_ids (the processor's output)")
         if (rows := len(call.text["input_ids"])) != 1:
             raise ValueError(f"stream answers one chat at a time, got a batch of {rows}; use generate for batches")
+        raise_if_outputs_lost(call.text)
         drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
         speech = self.speech.resolve(1, **call.speech) if "audio" in call.modes else None
         tokenizer = None if call.modes == ("image",) else self.components.tokenizer()
@@ -865,6 +866,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         call = sort_arguments(modes, inputs, generation_mode, talker_kwargs, kwargs, compiled)
         if call.compiled and call.modes != ("image",):
             raise_if_not_compilable(self)
+        if call.modes != ("text",):
+            raise_if_outputs_lost(call.text)
         input_ids = call.text.get("input_ids")
         step = continues(call.text.get("past_key_values"))
         text_config = self.config.llm_config

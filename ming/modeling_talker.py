@@ -29,7 +29,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
-from .argument_checks import Kind, raise_if_no, raise_if_no_number, raise_if_no_settings, shown
+from .argument_checks import LOWEST_DIVISOR, Kind, raise_if_no, raise_if_no_number, raise_if_no_settings, shown
 from .compat import execution_device
 from .compiled import CompiledDecoding, max_length, padded_rows, step_config
 from .configuration_bailingmm import BailingMMTalkerConfig
@@ -398,7 +398,7 @@ class BailingMMTalker(PreTrainedModel):
 
         Args:
             prompts, generators: as in `generate`.
-            top_k: >= 2. temperature: > 0. None takes the config's `sampling_top_k`, `sampling_temperature`.
+            top_k: >= 2. temperature: >= 1e-4. None takes the config's `sampling_top_k`, `sampling_temperature`.
             cache_implementation: "dynamic" or "static" (one allocation).
             draw: takes the place of `generators`, see `Draw`.
             start_position: added to all positions; the released rules run on from piece to piece.
@@ -521,6 +521,7 @@ class BailingMMTalker(PreTrainedModel):
         temperature = self.config.sampling_temperature if temperature is None else temperature
         if top_k < 2 or not temperature > 0:
             raise ValueError(f"top_k must be at least 2 and temperature above 0, got {top_k} and {temperature}")
+        raise_if_no_number("temperature", temperature, at_least=LOWEST_DIVISOR)
         if not isinstance(cache_implementation, str) or cache_implementation not in ("dynamic", "static"):
             raise ValueError(f"cache_implementation must be 'dynamic' or 'static', got {shown(cache_implementation)}")
         if attempts < 1:
@@ -662,7 +663,7 @@ class _Sampler:
         else:
             eos_allowed = torch.full_like(position, self.num_drawn >= self.rules.min_new_ids, dtype=torch.bool)
         first_allowed = 0 if self.rules.released else self.text_vocab_size
-        filtered = filter_logits(logits / self.temperature, self.top_k, self.eos, eos_allowed, first_allowed)
+        filtered = filter_logits(logits.float() / self.temperature, self.top_k, self.eos, eos_allowed, first_allowed)
         return filtered.softmax(dim=-1)
 
     def __call__(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> _Drawn:

@@ -187,7 +187,8 @@ class Speaker:
         Raises:
             ValueError: no talker, unknown speaker, unusable recording, or an argument that does not fit the others.
         """
-        raise_if_no_settings(arguments)
+        # The talker's own limits of a temperature follow in `resolve_options`.
+        raise_if_no_settings({name: value for name, value in arguments.items() if name != "temperature"})
         voice_arguments = {name: arguments.pop(name) for name in VOICE_ARGUMENTS if name in arguments}
         compiled = arguments.pop("compile", None)
         arguments["compiled"] = self.model.compile_decoding if compiled is None else compiled

@@ -21,7 +21,6 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from thinker_helpers import GOLDENS, load_golden_model, read_goldens, tiny_model  # noqa: E402
 from transformers import AutoModelForMultimodalLM, AutoProcessor  # noqa: E402
-from transformers.utils import logging as library_logging  # noqa: E402
 
 torch.set_num_threads(1)
 EXCUSED = r"\bGPU\b|\bCUDA\b"
@@ -66,15 +65,6 @@ def pytest_sessionfinish(session) -> None:
 def pytest_terminal_summary(terminalreporter) -> None:
     for line in inexcusable(skipped, os.environ):
         terminalreporter.write_line(f"with CI=true this may not be skipped: {line}", red=True)
-
-
-@pytest.fixture(autouse=True)
-def library_logging_as_before():
-    """`--quiet` is for the whole process, which here goes on to other tests."""
-    verbosity = library_logging.get_verbosity()
-    yield
-    library_logging.set_verbosity(verbosity)
-    library_logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

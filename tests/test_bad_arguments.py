@@ -183,6 +183,9 @@ SETTINGS = [
     ("num_beams", 0, "num_beams=0 must be a whole number of at least 1"),
     ("num_return_sequences", "x", "num_return_sequences='x' must be a whole number of at least 1"),
     ("temperature", float("nan"), "temperature=nan must be a finite number of at least 0"),
+    ("temperature", 1e-40, "temperature=1e-40 must be at least 0.0001; 0 or do_sample=False takes the likeliest"),
+    ("repetition_penalty", 1e-40, "repetition_penalty=1e-40 must be a finite number of at least 0.0001"),
+    ("encoder_repetition_penalty", 0, "encoder_repetition_penalty=0 must be a finite number of at least 0.0001"),
     ("top_p", "x", "top_p='x' must be a finite number of at least 0"),
     ("eos_token_id", "</s>", "eos_token_id='</s>' must be a whole number"),
     ("eos_token_id", [1, "x"], "eos_token_id='x' must be a whole number"),
@@ -200,7 +203,21 @@ def test_settings(tiny, monkeypatch, call, name, value, message):
         getattr(tiny, call)(IDS[:1], **{"max_new_tokens": 2, name: value})
 
 
+@pytest.mark.parametrize("scale", [1.0, 3e4])
+def test_the_lowest_numbers_are_drawn_with(tiny, monkeypatch, scale):
+    """Also from logits as large as half precision has them; whole numbers are numbers."""
+    head = tiny.get_output_embeddings().weight
+    monkeypatch.setattr(head, "data", head.data * scale / tiny(IDS).logits.abs().max().item())
+    for options in ({"temperature": 1e-4}, {"temperature": 2}, {"repetition_penalty": 1e-4, "temperature": 1e-4}):
+        reply = tiny.generate(IDS, max_new_tokens=3, do_sample=True, eos_token_id=-1, pad_token_id=0, **options)
+        assert reply.shape == (2, 11)
+    greedy = tiny.generate(IDS, max_new_tokens=3, repetition_penalty=2, eos_token_id=-1, pad_token_id=0)
+    assert greedy.shape == (2, 11)
+
+
 def test_settings_within_a_generation_config(tiny):
+    with pytest.raises(ValueError, match="temperature=1e-40 must be at least 0.0001"):
+        tiny.generate(IDS, generation_config=GenerationConfig(temperature=1e-40, do_sample=True))
     with pytest.raises(ValueError, match="num_beams='x' must be a whole number of at least 1"):
         tiny.generate(IDS, generation_config=GenerationConfig(num_beams="x"))
     with pytest.raises(ValueError, match="inputs and input_ids are two names of one argument"):
@@ -288,6 +305,7 @@ SPEECH = [
     ("prompt_text", NO_VALUES, "prompt_text=.* must be the words of prompt_audio, a text"),
     ("top_k", "x", "top_k='x' must be a whole number"),
     ("temperature", float("inf"), "temperature=inf must be a finite number"),
+    ("temperature", 1e-40, "temperature=1e-40 must be a finite number of at least 0.0001"),
     ("rules", 3, "rules=3 must be StopRules"),
     ("cache_implementation", NO_VALUES, "cache_implementation must be 'dynamic' or 'static', got <Tensor"),
 ]
@@ -329,6 +347,24 @@ def test_drawing(model, monkeypatch, call, name, value, message):
     monkeypatch.setattr(model.drawing, "states", lambda **inputs: pytest.fail("work began"))
     with pytest.raises(WRONG, match=message):
         getattr(model, call)(IDS[:1], generation_mode="image", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["output_scores", "output_logits", "output_attentions", "output_hidden_states"])
+@pytest.mark.parametrize(
+    ("call", "mode"),
+    [("generate", "audio"), ("generate", "image"), ("generate", ["text", "image"]), ("stream", "text")],
+)
+def test_outputs_that_a_reply_has_no_place_for(model, monkeypatch, name, call, mode):
+    monkeypatch.setattr(model, "forward", lambda **inputs: pytest.fail("work began"))
+    message = f"{name}: only generate with generation_mode='text' returns it; leave it out"
+    for options in ({name: True}, {"generation_config": GenerationConfig(**{name: True})}):
+        with pytest.raises(ValueError, match=message):
+            getattr(model, call)(IDS[:1], generation_mode=mode, return_dict_in_generate=True, **options)
+
+
+def test_a_config_that_asks_for_them_without_the_dict_goes_on(model):
+    config = GenerationConfig(output_hidden_states=True, max_new_tokens=1)
+    assert next(model.stream(IDS[:1], generation_config=config)) is not None
 
 
 def test_chat(model, processor, monkeypatch):

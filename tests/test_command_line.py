@@ -6,6 +6,7 @@ Text is Ming-Tiny's; speech and pictures come from small repositories of random 
 import importlib.util
 import io
 import json
+import logging
 import os
 import pty
 import re
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +29,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from speech_helpers import NUM_CODES, build_speaking_repository
 from transformers import AutoModelForMultimodalLM
+from transformers.utils import logging as library_logging
 
-from ming.cli import checks
+from ming.cli import ask, checks
 from ming.cli.main import COMMANDS, main
+from ming.cli.session import Session
 from training.tiny.judge import shows
 from training.tiny.scenes import Scene, Shape
 
@@ -144,6 +148,39 @@ def test_bars_and_remarks_stay_on_stderr_and_quiet_takes_them_away(ming):
     lines, stderr = ming("transcribe", RECORDING, QUESTION)
     assert len(lines) == 2 and "transcribing: 100%" in stderr and "Loading weights: 100%" in stderr
     assert ming("transcribe", RECORDING, QUESTION, "--quiet") == (lines, "")
+
+
+def test_quiet_is_for_warnings_too_and_for_this_command_alone(ming, tmp_path):
+    """Ours, those of libraries, and those of Python; the process that called main() sees its own again."""
+    recording = tmp_path / "cut.wav"
+    recording.write_bytes(Path(RECORDING).read_bytes()[:-20000])
+    listen = ("transcribe", recording)
+
+    def state():
+        logger = logging.getLogger("ming")
+        own = (tuple(logger.handlers), logger.propagate, logger.level, logging.root.manager.disable)
+        return own, list(warnings.filters), library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
+
+    before = state()
+    loud = ming(*listen)
+    assert "it is probably cut off" in loud[1] and "Loading weights" in loud[1] and state() == before
+    assert ming(*listen, "--quiet") == (loud[0], "") and state() == before
+    assert main(["ask", "What is it?", "--image", str(tmp_path / "none.png"), "--quiet"]) == 2 and state() == before
+
+
+def test_quiet_silences_torch(monkeypatch, capfd):
+    """`--compile` makes torch look for CUDA's compiler, and say that there is no GPU."""
+
+    def noisy(arguments):
+        Session.of_arguments(ask.build_parser().parse_args(arguments))
+        logging.getLogger("torch.utils.cpp_extension").warning("No CUDA runtime is found")
+        warnings.warn("a lossy conversion", stacklevel=1)
+        logging.getLogger("torch").error("it broke")
+
+    monkeypatch.setattr(ask, "main", noisy)
+    assert main(["ask", "hi", "--model", str(ROOT), "--quiet"]) == 0
+    written = capfd.readouterr().err
+    assert "it broke" in written and "CUDA" not in written and "lossy" not in written
 
 
 def test_four_bits_and_other_number_types(ming):

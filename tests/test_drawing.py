@@ -323,6 +323,7 @@ def test_text_and_picture_from_one_call(model, processor):
     inputs = prepare(processor, CHATS[1:2])
     output = model.generate(**inputs, generation_mode=["text", "image"], seed=3, max_new_tokens=5)
     assert torch.equal(output.sequences, model.generate(**inputs, max_new_tokens=5))
+    assert list(output) == ["sequences", "images", "native_size"]
     assert output.images == draw(model, processor, CHATS[1:2], seed=3).images and output.waveforms is None
     names = [
         type(event).__name__

@@ -88,6 +88,7 @@ def test_audio_is_a_wav_file():
     [
         ({}, 'a request is {"inputs"'),
         ({"inputs": 3}, "inputs must be text or a list"),
+        ({"inputs": []}, "inputs must be text or a list of at least one"),
         ({"inputs": "hi", "parameters": {"max_tokens": 3}}, "unknown parameters max_tokens"),
         ({"inputs": asked({"type": "image", "image": "/etc/passwd"}, text="?")}, "image must be a data URL"),
         ({"inputs": asked({"type": "audio", "audio": "http://10.0.0.1/"}, text="?")}, "audio must be a data URL"),
@@ -133,6 +134,44 @@ def test_numbers_are_finite_and_within_limits(handler, name, value):
     request = json.loads(f'{{"inputs": "hi", "parameters": {{"{name}": {value}}}}}')
     expected = f"{name}={request['parameters'][name]!r} must be a {NUMBERS[name]}"
     assert handler(request)["error"].startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("temperature", 1e-40, "temperature=1e-40 must be at least 0.0001; 0 or do_sample=False takes the likeliest"),
+        ("temperature", 0, "temperature=0 takes the likeliest token; leave do_sample out"),
+        ("repetition_penalty", 1e-40, "repetition_penalty=1e-40 must be a finite number of at least 0.0001"),
+        ("repetition_penalty", 0, "repetition_penalty=0 must be a finite number of at least 0.0001"),
+    ],
+)
+def test_numbers_that_cannot_be_drawn_with(handler, name, value, message):
+    assert message in call(handler, "hi", do_sample=True, **{name: value})["error"]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"temperature": 0}, {"temperature": 0, "do_sample": False}, {"repetition_penalty": 1}, {"guidance_scale": 2}]
+    + [{name: value, "do_sample": True} for name, value in (("temperature", 2), ("top_p", 1), ("top_p", 0))]
+    + [{"repetition_penalty": 100}, {"temperature": 1e-4, "do_sample": True}, {"temperature": 100, "do_sample": True}],
+)
+def test_whole_numbers_and_limits_are_answered(handler, parameters):
+    modes = {"generation_mode": ["text", "image"], "num_inference_steps": 1} if "guidance_scale" in parameters else {}
+    answer = call(handler, "What comes after three?", max_new_tokens=4, **parameters, **modes)
+    assert "error" not in answer
+    if not parameters.get("do_sample") and parameters.get("repetition_penalty") != 100:
+        assert answer["generated_text"] == "four"
+
+
+def test_a_model_that_is_not_finite_is_an_error(handler):
+    """As every other request that cannot be served; the server would only say that something broke."""
+    weight = handler.model.get_output_embeddings().weight.data
+    kept = weight.clone()
+    try:
+        weight.fill_(float("nan"))
+        assert "not finite" in call(handler, "hi")["error"]
+    finally:
+        weight.copy_(kept)
 
 
 @pytest.mark.parametrize(

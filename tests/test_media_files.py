@@ -106,6 +106,52 @@ def test_transparent_frames_of_a_gif_are_on_white(tmp_path):
     assert video[0, :, 0, 0].tolist() == list(WHITE) and video[0, :, 20, 20].tolist() == list(BLACK)
 
 
+def cut_image(tmp_path, form) -> Image.Image:
+    """Half a file, opened: Pillow reads the pixels when they are asked for."""
+    whole = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(whole, form)
+    path = tmp_path / f"half.{form}"
+    path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    return Image.open(path)
+
+
+def closed_image(tmp_path, form) -> Image.Image:
+    path = tmp_path / f"closed.{form}"
+    Image.new("RGB", (90, 60), "red").save(path)
+    with Image.open(path) as image:
+        return image
+
+
+@pytest.mark.parametrize("make", [cut_image, closed_image])
+@pytest.mark.parametrize("form", ["jpeg", "png"])
+def test_opened_images_that_cannot_be_decoded(processor, tmp_path, form, make):
+    """As an image, a frame, an image of the processor and of a chat: the error of a file that is given by its name."""
+
+    def chat(image):
+        items = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
+        processor.apply_chat_template([{"role": "user", "content": items}], tokenize=True, return_dict=True)
+
+    calls = [
+        load_image,
+        lambda image: load_video([Image.new("RGB", image.size), image]),
+        lambda image: processor("<image>What?", images=[image]),
+        chat,
+    ]
+    for call in calls:
+        image = make(tmp_path, form)
+        with pytest.raises(ValueError, match=rf"cannot read image '.*(half|closed)\.{form}': .*; accepted is "):
+            call(image)
+
+
+def test_opened_images_are_decoded(tmp_path):
+    path = tmp_path / "whole.png"
+    Image.new("RGB", (90, 60), "red").save(path)
+    with Image.open(path) as image:
+        seen = load_image(image)
+    assert seen.getpixel((5, 5)) == (255, 0, 0)
+
+
 def test_deep_grey_images_are_scaled_or_named():
     ramp = np.linspace(0, 1, 60, dtype=np.float32)[None].repeat(40, 0)
     file = io.BytesIO()

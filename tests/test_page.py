@@ -181,6 +181,57 @@ def test_a_file_of_the_machine_is_no_drawn_image(folder):
         app.messages_of(history)
 
 
+def test_a_file_that_is_gone_is_named_and_the_chat_goes_on(answerer, folder):
+    """Uploads are deleted after a day; so are images that were drawn."""
+    picture, sound, drawn = (uploaded(folder, name) for name in ("picture.jpg", "recording.wav", "drawings.png"))
+    history = [
+        turn("user", file(picture), file(sound), "Describe the picture."),
+        turn("assistant", "a star"),
+        turn("user", file(picture)),
+        turn("assistant", "a star"),
+        turn("user", "Draw a circle."),
+        turn("assistant", file(drawn)),
+    ]
+    for path in (picture, drawn):
+        Path(path).unlink()
+    with pytest.warns(UserWarning, match="picture.jpg is no longer there; the conversation goes on without it"):
+        messages = app.messages_of(history)
+    words = [item["text"] for message in messages[::2] for item in message["content"] if item["type"] == "text"]
+    gone = "[picture.jpg is no longer there]"
+    assert words == [f"Describe the picture.\n{gone}", gone, "Draw a circle."]
+    assert [item["type"] for item in messages[0]["content"]] == ["text", "audio"]
+    assert messages[-1]["content"][0] == {"type": "text", "text": "[the image that was drawn is no longer there]"}
+    message = {"text": "What comes after three?", "files": []}
+    with pytest.warns(UserWarning, match="no longer there"):
+        *_, ((reply,), _) = answerer.answer(message, history, "text", None, None)
+    assert reply.get("metadata") is None and reply["content"]
+
+
+@pytest.mark.parametrize("name", ["broken.png", f"{'long' * 20}.png"])
+def test_errors_hold_no_path_of_the_server(answerer, folder, name):
+    """Of a new message and of the messages before it."""
+    path = folder / "gradio" / ("5" * 64) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"no picture")
+    asked = {"text": "What is this?", "files": []}
+    history = [turn("user", file(str(path)), "And this?"), turn("assistant", "a star")]
+    for message, before in (({**asked, "files": [str(path)]}, []), (asked, history)):
+        (reply,), _ = next(answerer.answer(message, before, "text", None, None))
+        assert f"cannot read image &#x27;{name[:10]}" in reply["content"]
+        assert not any(part in reply["content"] for part in (str(folder), str(folder.resolve()), "5" * 64))
+
+
+def test_an_empty_answer_is_said_to_be_empty(answerer, folder, monkeypatch):
+    """The model is not told these words, but that it was asked, and about which image."""
+    monkeypatch.setattr(answerer.model, "stream", lambda **options: iter_of([TextDelta(" "), Done(" ")]))
+    picture = uploaded(folder, "picture.jpg")
+    *_, ((reply,), _) = answerer.answer({"text": "hi", "files": [picture]}, [], "text", None, None)
+    assert reply == {"content": "The model answered with nothing.", "metadata": {"title": "Empty answer"}}
+    history = [turn("user", file(picture), "hi"), turn("assistant", reply["content"], title="Empty answer")]
+    question, answer = app.messages_of(history)
+    assert [item["type"] for item in question["content"]] == ["image", "text"] and answer["content"] == ""
+
+
 def test_a_browsers_recording_is_heard(folder):
     """It ends in .webm or .mp4, like a video, but has no video track."""
     for name, codec in (("voice.webm", "libopus"), ("voice.mp4", "aac")):

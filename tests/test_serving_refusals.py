@@ -97,6 +97,7 @@ BAD_CHATS = [
     ({"messages": asked("hi"), "logit_bias": {"7": 100}}, "logit_bias", "not supported here"),
     ({"messages": asked("hi"), "seeds": 3}, "seeds", "seeds is not supported here"),
     ({"messages": asked("hi"), "temperature": 3}, "temperature", "less than or equal to 2"),
+    ({"messages": asked("hi"), "temperature": 1e-40}, "temperature", "must be at least 0.0001, or 0, which takes the"),
     ({"messages": asked("hi"), "max_tokens": 65}, "max_tokens", "65 are more than 64"),
     ({"messages": asked("hi"), "stop": ["a", ""]}, "stop", "none of them empty"),
     ({"messages": asked("hi" * 5000)}, "messages", "a prompt of"),
@@ -175,6 +176,8 @@ def test_bad_forms_are_refused(omni):
 
     file = {"file": ("a.wav", (DEMO / "recording.wav").read_bytes())}
     assert "0 files" in post("/v1/audio/transcriptions", {"model": "omni"})
+    message = post("/v1/audio/transcriptions", {"temperature": "1e-40"}, file)
+    assert "temperature: must be at least 0.0001, or 0" in message
     assert "language is not supported" in post("/v1/audio/transcriptions", {"language": "en"}, file)
     playlist = {"file": ("a.wav", b"#EXTM3U\nhttp://x/")}
     assert "audio 'a.wav': it is a playlist file" in post("/v1/audio/transcriptions", {}, playlist)

@@ -4,6 +4,7 @@ import re
 import shutil
 import threading
 import traceback
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from ming.events import AudioChunk, Done, TextDelta
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
 from ming.modeling_talker import StopRules
 from ming.randomness import row_generators
-from ming.speech import PromptStates
+from ming.speech import PromptStates, SpeechOutput
 
 RULES = StopRules(max_new_ids=40)
 TEXT = "A small red circle is on the left. 蓝色的星星在右边。"
@@ -154,6 +155,7 @@ def test_audio_mode_answers_in_text_and_speech(model, processor):
         **inputs, max_new_tokens=20, generation_mode="audio", seed=1, talker_kwargs={"rules": RULES}
     )
     assert torch.equal(output.sequences, text_only)
+    assert output[0] is output.sequences and list(output) == [field.name for field in fields(SpeechOutput)]
     new = text_only[:, inputs["input_ids"].shape[1] :]
     assert output.text == processor.batch_decode(new, skip_special_tokens=True)
     assert len(output.waveforms) == 2 and all(len(waveform) for waveform in output.waveforms)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from openai import OpenAI
-from transformers import AutoProcessor
+from transformers import AutoProcessor, GenerationConfig
 from transformers.models.auto import modeling_auto
 
 from ming import compat
@@ -110,6 +110,14 @@ def test_a_conversation_and_its_limit(client):
     assert (cut.choices[0].message.content, cut.choices[0].finish_reason) == ("a small green", "length")
 
 
+def test_words_that_end_an_answer(client):
+    content, answer = QUESTIONS["picture"]
+    completion = client.chat.completions.create(
+        model=str(ROOT), messages=[{"role": "user", "content": content}], stop=["een"]
+    )
+    assert completion.choices[0].message.content == answer[: answer.index("een") + len("een")] == "a small green"
+
+
 def test_transformers_chat(address, tmp_path):
     """The library's own client, its lines typed into a pipe."""
     # Offline, the client refuses to reach even this machine.
@@ -141,6 +149,23 @@ def test_a_library_without_the_table_gets_a_remark(monkeypatch, caplog):
     monkeypatch.setattr(compat.logger.parent, "propagate", True)
     compat.register_for_serving("bailingmm", "BailingMMNativeForConditionalGeneration")
     assert "`transformers serve` will not serve this model" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["argument", "generation_config"])
+def test_the_processor_stands_for_its_tokenizer(model, processor, place):
+    """Which the library makes stop criteria with, and heals the last token of a prompt."""
+    chat = [{"role": "user", "content": "What comes after three?"}]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(chat, **options)
+    if place == "argument":
+        stop = {"stop_strings": ["o"]}
+    else:
+        stop = {"generation_config": GenerationConfig(**model.generation_config.to_dict() | {"stop_strings": ["o"]})}
+    sequences = model.generate(**inputs, tokenizer=processor, max_new_tokens=8, **stop)
+    reply = processor.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert reply and "four".startswith(reply) and "o" in reply
+    healed = model.generate(**inputs, tokenizer=processor, max_new_tokens=2, token_healing=True)
+    assert len(healed) == 1
 
 
 def test_the_processor_takes_the_servers_arguments():

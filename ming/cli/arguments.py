@@ -73,7 +73,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-new-tokens", type=count, default=512, metavar="N", help="longest answer (%(default)s)")
     group.add_argument("--seed", type=seed, metavar="N", help="the same seed repeats speech, image or sampled text")
     group.add_argument("--json", action="store_true", help="one JSON object per result, a line each, on stdout")
-    group.add_argument("--quiet", action="store_true", help="no progress bars and remarks on stderr")
+    group.add_argument("--quiet", action="store_true", help="nothing but errors on stderr")
 
 
 def add_whisper_option(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 
+from ming.cli.logs import logging_as_before
 from ming.cli.usage import Parser, UsageError
 from ming.files import SavingError
 
@@ -90,7 +91,8 @@ def run(arguments: list[str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return the exit code; errors that the user cannot put right are raised."""
     try:
-        run(sys.argv[1:] if arguments is None else arguments)
+        with logging_as_before():
+            run(sys.argv[1:] if arguments is None else arguments)
     except (UsageError, FloatingPointError) as error:  # the latter names a layer and a remedy, see `ming/finite.py`
         sys.stderr.write(f"ming: error: {error}\n")
         return USAGE_ERROR

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import secrets
 import sys
 from collections.abc import Iterator
@@ -10,10 +9,10 @@ from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
-from transformers.utils import logging as library_logging
 
 from ming.cli.arguments import load_options
 from ming.cli.checks import find_device, find_model, read_config
+from ming.cli.logs import log, set_up_logging
 from ming.cli.usage import UsageError, user_input
 from ming.components import AUDIO_DETOKENIZER
 from ming.configuration_bailingmm import BailingMMConfig
@@ -26,22 +25,6 @@ from ming.talker_processor import BailingMMTalkerProcessor
 from ming.voices import Voice, raise_if_longer
 
 SEEDS = 2**31  # seeds that are drawn for the user have few digits to type again
-
-log = logging.getLogger("ming")
-
-
-def set_up_logging(quiet: bool) -> None:
-    """Our remarks and the library's go to stderr; with `quiet` only warnings (ours) and errors (theirs)."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("ming: %(message)s"))
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
-    if quiet:
-        library_logging.set_verbosity_error()
-        library_logging.disable_progress_bar()
-    else:
-        library_logging.set_verbosity_warning()
-        library_logging.enable_progress_bar()
 
 
 class Session:

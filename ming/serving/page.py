@@ -53,6 +53,7 @@ HINT = (
 # No links to an API that is not offered, no record of calls, no Node.js.
 LAUNCH = {"footer_links": [], "run_history": False, "ssr_mode": False, "max_file_size": "64mb"}
 HOUR, DAY = 3600, 24 * 3600
+NO_WORDS = "Empty answer"  # title of the remark in its place
 
 
 def content_of(message: dict[str, Any]) -> list[dict[str, str]]:
@@ -100,24 +101,57 @@ def messages_of(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The page's conversation as messages of the model, with those turns only that were answered.
 
     Turns that failed or were stopped before the first word are left out, so that a file that cannot be read spoils one
-    turn only. An image that was drawn takes the place of the one that was drawn before it.
+    turn only. An image that was drawn takes the place of the one that was drawn before it. Words take the place of
+    files that are no longer there, since uploads are deleted after a day.
     """
     messages: list[dict[str, Any]] = []
     question = None
     for turn in history:
         if turn["role"] == "user":
-            question = {"text": _text_of(turn), "files": _files_of(turn)}
+            question = turn
             continue
-        drawn = [{"type": "image", "image": str(path)} for path in _images_of(turn)]
-        text = "" if (turn.get("metadata") or {}).get("title") else _text_of(turn)  # a title marks a `remark`
-        if question is None or not (text or drawn):
+        drawn = [_image_or_words(path) for path in _images_of(turn)]
+        title = (turn.get("metadata") or {}).get("title")  # of a `remark`
+        text = "" if title else _text_of(turn)
+        if question is None or not (text or drawn or title == NO_WORDS):
             continue
         if drawn:
             messages = [_without_images(message) for message in messages]
         answer = [*drawn, {"type": "text", "text": text}] if drawn else text
-        messages += [{"role": "user", "content": content_of(question)}, {"role": "assistant", "content": answer}]
+        messages += [
+            {"role": "user", "content": content_of(_question_of(question))},
+            {"role": "assistant", "content": answer},
+        ]
         question = None
     return messages
+
+
+def _question_of(turn: dict[str, Any]) -> dict[str, Any]:
+    """An earlier message of the user, as `content_of` takes it."""
+    files = _files_of(turn)
+    lost = [path for path in map(_path_of, files) if _is_lost(path)]
+    words = [_text_of(turn), *(_words_for(path.name) for path in lost)]
+    kept = [file for file in files if _path_of(file) not in lost]
+    return {"text": "\n".join(part for part in words if part), "files": kept}
+
+
+def _image_or_words(path: Path) -> dict[str, str]:
+    """A content item: an image that was drawn, or words in its place."""
+    if _is_lost(path):
+        return {"type": "text", "text": _words_for("the image that was drawn")}
+    return {"type": "image", "image": str(path)}
+
+
+def _is_lost(path: Path) -> bool:
+    """Whether a file of the page is no longer there."""
+    _raise_if_foreign(path)
+    return not path.is_file()
+
+
+def _words_for(name: str) -> str:
+    """What the model is told in the place of a lost file; the user is told, too."""
+    gr.Warning(html.escape(f"{name} is no longer there; the conversation goes on without it"))
+    return f"[{name} is no longer there]"
 
 
 def _text_of(turn: dict[str, Any]) -> str:
@@ -130,10 +164,7 @@ def _files_of(turn: dict[str, Any]) -> list[str | dict[str, Any]]:
 
 def _images_of(turn: dict[str, Any]) -> list[Path]:
     """The images of an answer, without its recordings."""
-    images = [path for path in map(_path_of, _files_of(turn)) if path.suffix.lower() in ENDINGS["image"]]
-    for path in images:
-        _raise_if_foreign(path)
-    return images
+    return [path for path in map(_path_of, _files_of(turn)) if path.suffix.lower() in ENDINGS["image"]]
 
 
 def _without_images(message: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +202,7 @@ class ReplyOnPage:
     folder: Path
     streams: bool
     text: str = ""
+    has_images: bool = False
     waveforms: list[torch.Tensor] = field(default_factory=list)
     sampling_rate: int = 0
 
@@ -179,6 +211,7 @@ class ReplyOnPage:
         if isinstance(event, ImageProgress):
             yield remark("Drawing", f"step {event.step + 1} of {event.num_steps}"), gr.skip()
         elif isinstance(event, ImageDone):
+            self.has_images = True
             paths = [_save(encode_image(image), self.folder, "png") for image in event.images]
             yield {"content": [{"path": path} for path in paths]}, gr.skip()
         elif isinstance(event, TextDelta):
@@ -192,11 +225,20 @@ class ReplyOnPage:
         else:
             _report_unfinished(event)
             yield from self._recording()
+            if not (self.text.strip() or self.waveforms or self.has_images):
+                yield remark(NO_WORDS, "The model answered with nothing."), gr.skip()
 
     def _recording(self) -> Iterator[tuple[dict[str, Any], Any]]:
         if self.waveforms:
             path = _save(encode_audio(torch.cat(self.waveforms), self.sampling_rate), self.folder, "wav")
             yield {"content": [self.text, {"path": path}]}, gr.skip() if self.streams else path
+
+
+def _without_folders(reason: str, files: list[str | dict[str, Any]]) -> str:
+    """An error without the folders of files, which are the server's; a long path in it may be cut off."""
+    for folder in [*(path.parent for path in map(_path_of, files)), Path(get_upload_folder()).resolve()]:
+        reason = reason.replace(f"{folder}{os.sep}", "").replace(str(folder), "")
+    return reason
 
 
 def _save(data: bytes, folder: Path, ending: str) -> str:
@@ -250,10 +292,8 @@ class Answerer:
                 shown = [reply]
                 yield shown, audio
         except ValueError as error:
-            reason = str(error)
-            for path in map(_path_of, message["files"]):
-                reason = reason.replace(str(path), path.name)
-            yield [*shown, remark("Not answered", reason)], gr.skip()
+            files = [*message["files"], *(file for turn in history for file in _files_of(turn))]
+            yield [*shown, remark("Not answered", _without_folders(str(error), files))], gr.skip()
         except Exception:  # without an answer the chat would wait for ever
             logger.exception("a message could not be answered")
             yield [*shown, remark("Not answered", "Something failed; the log of the page has the details.")], gr.skip()

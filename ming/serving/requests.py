@@ -16,10 +16,12 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
+from ming.argument_checks import LOWEST_DIVISOR
 from ming.randomness import MAX_SEED
 from ming.serving.audio_formats import STREAMED
 from ming.serving.engine_jobs import Sampling
@@ -37,6 +39,22 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
+
+
+def _usable(temperature: float) -> float:
+    """Refuse temperatures above 0 at which the logits would overflow."""
+    if 0 < temperature < LOWEST_DIVISOR:
+        raise ValueError(f"must be at least {LOWEST_DIVISOR:g}, or 0, which takes the likeliest token")
+    return temperature
+
+
+def _temperatures_up_to(highest: float) -> WithJsonSchema:
+    usable = {"type": "number", "minimum": LOWEST_DIVISOR, "maximum": highest}
+    return WithJsonSchema({"anyOf": [{"type": "number", "const": 0}, usable]})
+
+
+ChatTemperature = Annotated[float, Field(ge=0, le=2), AfterValidator(_usable), _temperatures_up_to(2)]
+FileTemperature = Annotated[float, Field(ge=0, le=1), AfterValidator(_usable), _temperatures_up_to(1)]
 
 
 class Neutral:
@@ -172,7 +190,7 @@ class ChatRequest(Request):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: ChatTemperature | None = None
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     seed: int | None = Field(None, ge=0, lt=MAX_SEED)
@@ -278,7 +296,7 @@ class TranscriptionRequest(Request):
 
     prompt: Text | None = None
     response_format: Literal["json", "text", "verbose_json"] = "json"
-    temperature: float | None = Field(None, ge=0, le=1)
+    temperature: FileTemperature | None = None
     stream: bool = False
     use_whisper_encoder: bool = False
 
