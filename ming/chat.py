@@ -25,17 +25,30 @@ PROCESSOR = Kind(
 SYSTEM = Kind("a text, or a list of content items", lambda value: value is None or isinstance(value, (str, list)))
 
 
-def raise_if_unfit(options: dict[str, Any]) -> None:
-    """Refuse options of `generate` that a `Chat` cannot take."""
+# Options that fill the cache with other rows than the one reply that the next turn follows.
+ONE_REPLY = ("num_beams", "num_return_sequences")
+
+
+def raise_if_unfit(model: Any, options: dict[str, Any]) -> None:
+    """Refuse options of `generate` that a `Chat` cannot take, also those that a configuration asks for."""
     mode = options.get("generation_mode")
     if mode is not None and not (isinstance(mode, str) and mode == "text"):
         raise ValueError(
             f"generation_mode={shown(mode)}: a chat answers in text; use model.generate for speech and images"
         )
-    raise_if_no_settings(options)
+    settings = settings_of(model, options)
+    raise_if_no_settings(settings)
     own = ("input_ids", "inputs_embeds", "mm_token_type_ids", "past_key_values", "return_dict_in_generate")
     if given := [name for name in own if name in options]:
         raise ValueError(f"{', '.join(given)}: a chat sets this itself; leave it out")
+    for name in ONE_REPLY:
+        if settings.get(name, 1) > 1:
+            raise ValueError(
+                f"{name}={shown(settings[name])}: a chat goes on from one reply, the only one that it keeps; use "
+                "model.generate on the whole conversation (chat.messages) for several"
+            )
+    if not settings.get("use_cache", True):
+        raise ValueError("use_cache=False: a chat reads every turn once, for which it needs its cache; leave it out")
 
 
 class Chat:
@@ -44,7 +57,8 @@ class Chat:
     Args:
         model: a `BailingMMNativeForConditionalGeneration`; processor: its processor.
         system: what stands above the first turn.
-        options: of `generate` in every turn, such as `max_new_tokens`; those of a turn go before them.
+        options: of `generate` in every turn, such as `max_new_tokens`; those of a turn go before them. Beams and
+            several replies are for `generate` on the whole conversation.
 
     Raises:
         ValueError: another `generation_mode`, or an option that this class sets itself or that cannot be used.
@@ -56,7 +70,7 @@ class Chat:
         raise_if_no("system", system, SYSTEM)
         self.model, self.processor, self.options = model, processor, options
         self.system = system
-        raise_if_unfit(options)
+        raise_if_unfit(model, options)
         self.reset()
 
     def reset(self) -> None:
@@ -78,11 +92,12 @@ class Chat:
             ValueError: the conversation would not fit into the model's context, content that cannot be read, or
                 options as in the constructor.
         """
-        raise_if_unfit(options)
+        options = self.options | options
+        raise_if_unfit(self.model, options)
         message = {"role": "user", "content": content}
         seen = int(self.cache.get_seq_length())
         try:
-            sequence, num_prompt = self._generate(message, use_whisper_encoder, self.options | options)
+            sequence, num_prompt = self._generate(message, use_whisper_encoder, options)
         except BaseException:
             self._forget_tokens_after(seen)
             raise
