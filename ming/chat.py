@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from .argument_checks import Kind, raise_if_no, raise_if_no_settings, shown
 from .compiled import longest, max_length, moved, settings_of
 from .finite import naming_layers, raise_if_not_finite
-from .generation_arguments import end_token_ids, raise_if_too_long
+from .generation_arguments import end_token_ids, raise_if_several, raise_if_too_long
 
 PROCESSOR = Kind(
     "the processor of the model, AutoProcessor.from_pretrained(...)",
@@ -25,8 +25,10 @@ PROCESSOR = Kind(
 SYSTEM = Kind("a text, or a list of content items", lambda value: value is None or isinstance(value, (str, list)))
 
 
-# Options that fill the cache with other rows than the one reply that the next turn follows.
-ONE_REPLY = ("num_beams", "num_return_sequences")
+SEVERAL = (
+    "a chat goes on from one reply, the only one that it keeps; use model.generate on the whole conversation "
+    "(chat.messages) for several"
+)
 
 
 def raise_if_unfit(model: Any, options: dict[str, Any]) -> None:
@@ -41,12 +43,7 @@ def raise_if_unfit(model: Any, options: dict[str, Any]) -> None:
     own = ("input_ids", "inputs_embeds", "mm_token_type_ids", "past_key_values", "return_dict_in_generate")
     if given := [name for name in own if name in options]:
         raise ValueError(f"{', '.join(given)}: a chat sets this itself; leave it out")
-    for name in ONE_REPLY:
-        if settings.get(name, 1) > 1:
-            raise ValueError(
-                f"{name}={shown(settings[name])}: a chat goes on from one reply, the only one that it keeps; use "
-                "model.generate on the whole conversation (chat.messages) for several"
-            )
+    raise_if_several(settings, SEVERAL)
     if not settings.get("use_cache", True):
         raise ValueError("use_cache=False: a chat reads every turn once, for which it needs its cache; leave it out")
 

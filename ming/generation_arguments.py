@@ -1,13 +1,14 @@
 """Sorts the arguments of `generate` and `stream`: which answers are wanted, and what belongs to which of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import CompileConfig
 
-from .argument_checks import raise_if_no_settings, shown
+from .argument_checks import continues, raise_if_no_settings, shown
+from .compiled import settings_of
 
 # What the audio mode passes on to `Speaker.speak`.
 VOICE_ARGUMENTS = ("speaker", "prompt_audio", "prompt_text")
@@ -53,10 +54,9 @@ class GenerationArguments:
     released: bool = False
     compiled: bool | CompileConfig = False
 
-    @property
-    def num_rows(self) -> int:
-        """Replies of the call: chats times `num_return_sequences`."""
-        return len(self.text["input_ids"]) * (self.text.get("num_return_sequences") or 1)
+    def num_rows(self, model: Any) -> int:
+        """Replies of a model: chats times `num_return_sequences`, which a configuration may say, too."""
+        return len(self.text["input_ids"]) * settings_of(model, self.text).get("num_return_sequences", 1)
 
 
 def sort_arguments(
@@ -171,11 +171,11 @@ def raise_if_media_missing(
         raise ValueError(f"the prompt has {count} {kind} tokens but no media were given; {remedy}")
 
 
-def raise_if_unanswerable(text: dict[str, Any], media: Sequence[str], vocab_size: int) -> None:
+def raise_if_unanswerable(model: Any, text: dict[str, Any], media: Sequence[str], vocab_size: int) -> None:
     """Refuse what the library's `generate` takes from no model, or takes without the media.
 
     Args:
-        text: for the library's `generate`.
+        model: has a `generation_config`. text: for the library's `generate`.
         media: names of the inputs that hold media.
 
     Raises:
@@ -184,11 +184,8 @@ def raise_if_unanswerable(text: dict[str, Any], media: Sequence[str], vocab_size
     mask = text.get("attention_mask")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
         raise ValueError(f"attention_mask={shown(mask)} must be a tensor [B, L], 0 at padding; generate prepares it")
-    settings = text.get("generation_config")
-    pad, implementation = (
-        getattr(settings, name, None) if text.get(name) is None else text[name]
-        for name in ("pad_token_id", "cache_implementation")
-    )
+    settings = settings_of(model, text)
+    pad, implementation = settings.get("pad_token_id"), settings.get("cache_implementation")
     if pad is not None and not int(pad) < vocab_size:
         raise ValueError(f"pad_token_id={shown(pad)} is no token of the model, which has {vocab_size}")
     given = [name for name in media if text.get(name) is not None]
@@ -196,6 +193,34 @@ def raise_if_unanswerable(text: dict[str, Any], media: Sequence[str], vocab_size
         raise ValueError(
             f"cache_implementation='paged' is the library's continuous batching, which takes no media, got "
             f"{', '.join(given)}; leave it out, pass a batch of chats, or use `ming serve`"
+        )
+
+
+def raise_if_several(settings: Mapping[str, Any], why: str) -> None:
+    """Refuse settings of `generate` that ask for several replies, or for several at work at once.
+
+    Args:
+        settings: with those of the configurations, see `settings_of`.
+        why: what one reply is needed for, and the remedy.
+
+    Raises:
+        ValueError: it names the setting.
+    """
+    for name in COUNTS:
+        if settings.get(name, 1) > 1:
+            raise ValueError(f"{name}={shown(settings[name])}: {why}")
+
+
+def raise_if_states_hidden(cache: Any) -> None:
+    """Refuse a cache that holds part of the prompt already: the talker is told the states of all of it.
+
+    Raises:
+        ValueError: it names the number of tokens.
+    """
+    if continues(cache) and (seen := int(cache.get_seq_length())):
+        raise ValueError(
+            f"past_key_values hold {seen} tokens: generation_mode='audio' tells the talker the states of the whole "
+            "prompt, and a cache keeps none; leave past_key_values out, or answer in text and use model.speak"
         )
 
 
@@ -210,6 +235,8 @@ __all__ = [
     "end_token_ids",
     "raise_if_media_missing",
     "raise_if_no_room_to_draw",
+    "raise_if_several",
+    "raise_if_states_hidden",
     "raise_if_too_long",
     "raise_if_unanswerable",
     "sort_arguments",

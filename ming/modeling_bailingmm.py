@@ -54,7 +54,7 @@ from .compat import (
     sequential_loading,
     takes_experts_implementation,
 )
-from .compiled import CompiledDecoding, generate_compiled, raise_if_not_compilable, step_config
+from .compiled import CompiledDecoding, generate_compiled, raise_if_not_compilable, settings_of, step_config
 from .components import Components, is_trainer_checkpoint
 from .configuration_bailingmm import BailingMMConfig
 from .drawing import Painter
@@ -64,6 +64,8 @@ from .finite import LogitsCheck, naming_layers
 from .generation_arguments import (
     GenerationArguments,
     raise_if_media_missing,
+    raise_if_several,
+    raise_if_states_hidden,
     raise_if_too_long,
     raise_if_unanswerable,
     sort_arguments,
@@ -722,7 +724,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             FloatingPointError: NaN or infinite values; names the layer that they come from, see `finite.py`.
         """
         call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
-        speech = self.speech.resolve(call.num_rows, **call.speech) if "audio" in call.modes else None
+        speech = self.speech.resolve(call.num_rows(self), **call.speech) if "audio" in call.modes else None
         drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
         if call.modes == ("image",):
             drawn = self.drawing.draw(call.text, drawing)
@@ -809,6 +811,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             raise ValueError("stream needs input_ids (the processor's output)")
         if (rows := len(call.text["input_ids"])) != 1:
             raise ValueError(f"stream answers one chat at a time, got a batch of {rows}; use generate for batches")
+        if call.modes != ("image",):
+            raise_if_several(settings_of(self, call.text), "stream gives one reply as it grows; use generate")
         drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
         speech = self.speech.resolve(1, **call.speech) if "audio" in call.modes else None
         tokenizer = None if call.modes == ("image",) else self.components.tokenizer()
@@ -863,10 +867,12 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             raise_if_not_compilable(self)
         input_ids = call.text.get("input_ids")
         step = continues(call.text.get("past_key_values"))
+        if "audio" in call.modes:
+            raise_if_states_hidden(call.text.get("past_key_values"))
         text_config = self.config.llm_config
         raise_if_unfit(call.text, text_config, step, on_meta=self._on_meta)
         raise_if_rows_hidden(call.text.get("attention_mask"))
-        raise_if_unanswerable(call.text, MEDIA_INPUTS, text_config.vocab_size)
+        raise_if_unanswerable(self, call.text, MEDIA_INPUTS, text_config.vocab_size)
         if input_ids is not None:
             raise_if_too_long(input_ids.shape[1], self.config.llm_config.max_position_embeddings)
         read_before = ("mm_token_type_ids", "inputs_embeds", "past_key_values", *MEDIA_INPUTS)
