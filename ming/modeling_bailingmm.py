@@ -63,11 +63,13 @@ from .files import prepare_reading, saving
 from .finite import LogitsCheck, naming_layers
 from .generation_arguments import (
     GenerationArguments,
+    by_name,
     raise_if_media_missing,
     raise_if_several,
     raise_if_states_hidden,
     raise_if_too_long,
     raise_if_unanswerable,
+    raise_if_unknown,
     sort_arguments,
 )
 from .idle_parts import add_nothing_of, must_be_called, must_have_gradients
@@ -165,7 +167,10 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
     media_inputs = MEDIA_INPUTS
 
-    def __init__(self, config: BailingMMConfig):
+    def __init__(self, config: BailingMMConfig, **unknown: Any):
+        if unknown:  # `from_pretrained` hands on what neither it nor the configuration takes
+            named = ", ".join(f"{name}={shown(value)}" for name, value in unknown.items())
+            raise TypeError(f"{named}: no option of from_pretrained, and no setting of the model; check the spelling")
         super().__init__(config)
         hidden_size, depth = config.llm_config.hidden_size, config.mlp_depth
         audio, whisper = config.audio_config, config.whisper_config
@@ -723,15 +728,14 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 a model or an option that does not compile.
             FloatingPointError: NaN or infinite values; names the layer that they come from, see `finite.py`.
         """
-        call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
-        speech = self.speech.resolve(call.num_rows(self), **call.speech) if "audio" in call.modes else None
-        drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
+        call = self._sort(inputs, generation_mode, talker_kwargs, by_name(args, kwargs))
+        speech, drawing = self._resolve(call)
         if call.modes == ("image",):
             drawn = self.drawing.draw(call.text, drawing)
             return drawn.images[0] if call.released else drawn
         states = self._prompt_states(call) if speech is not None else None
         told = {"prompt_states": states} if speech is not None else {}
-        reply = self._generate_text(*args, compiled=call.compiled, **call.text, **told)
+        reply = self._generate_text(compiled=call.compiled, **call.text, **told)
         sequences = reply if isinstance(reply, torch.Tensor) else reply.sequences
         said = {"sequences": sequences}
         if speech is not None and states is not None:
@@ -813,8 +817,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             raise ValueError(f"stream answers one chat at a time, got a batch of {rows}; use generate for batches")
         if call.modes != ("image",):
             raise_if_several(settings_of(self, call.text), "stream gives one reply as it grows; use generate")
-        drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
-        speech = self.speech.resolve(1, **call.speech) if "audio" in call.modes else None
+        speech, drawing = self._resolve(call)
         tokenizer = None if call.modes == ("image",) else self.components.tokenizer()
 
         def events() -> Iterator[StreamEvent]:
@@ -854,6 +857,16 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
     def _prompt_states(self, call: GenerationArguments) -> PromptStates:
         return PromptStates(call.text["input_ids"].shape[1], call.text.get("attention_mask"))
+
+    def _resolve(self, call: GenerationArguments) -> tuple[SpeechSettings | None, dict[str, Any] | None]:
+        """How a call speaks and draws; None where it does not. Generators are drawn from after all checks."""
+        if call.modes != ("text",):
+            raise_if_unknown(self, call.text)
+        if "image" in call.modes:
+            self.drawing.raise_if_unfit(call.text, **call.image)
+        speech = self.speech.resolve(call.num_rows(self), **call.speech) if "audio" in call.modes else None
+        drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
+        return speech, drawing
 
     def _sort(self, inputs, generation_mode, talker_kwargs, kwargs: dict[str, Any]) -> GenerationArguments:
         """The sorted arguments of a call whose prompt fits and comes with its media.
@@ -908,9 +921,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             raise_if_media_missing(prompt["inputs"], audio_token_id, ENGINE_REMEDY, "audio")
 
     @torch.no_grad()
-    def _generate_text(
-        self, *args, input_ids: torch.Tensor | None = None, compiled: bool | CompileConfig = False, **kwargs
-    ):
+    def _generate_text(self, input_ids: torch.Tensor | None = None, compiled: bool | CompileConfig = False, **kwargs):
         """The library's `generate` with the media put into the prompt's embeddings."""
         if input_ids is not None:
             kwargs["input_ids"] = input_ids
@@ -928,7 +939,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
         with naming_layers({"": self}, read_again):
             try:
-                arguments, config = check.added_to(args, kwargs), step_config(self.device, compiled)
+                arguments, config = check.added_to(kwargs), step_config(self.device, compiled)
                 if config is None:
                     reply = super().generate(None, **arguments)
                 else:
