@@ -113,6 +113,21 @@ def stop_at(forward, call: int, error: type[Exception]):
     return stopping
 
 
+def test_the_encoder_of_recordings_is_chosen_for_all_turns_or_for_one(model, processor, monkeypatch):
+    used = []
+    monkeypatch.setattr(model.whisper_encoder, "forward", counted(model.whisper_encoder.forward, used))
+    for_all = model.chat(processor, use_whisper_encoder=True, max_new_tokens=16)
+    assert for_all.say(TURNS[2]) == model.chat(processor, max_new_tokens=16).say(TURNS[2], use_whisper_encoder=True)
+    assert len(used) == 2
+    for_all.say(TURNS[2], use_whisper_encoder=False)
+    assert len(used) == 2
+
+
+def counted(forward, calls: list):
+    """`forward` that notes its calls."""
+    return lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
+
+
 SEVERAL = [
     {"num_beams": 2},
     {"num_return_sequences": 2, "do_sample": True},
