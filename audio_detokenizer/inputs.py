@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
@@ -22,8 +23,11 @@ def code_row(codes: torch.Tensor | Sequence[int], vocab_size: int, name: str) ->
     """One row of speech codes, which errors call `name` -> int64 [T], on the CPU unless it is a tensor elsewhere.
 
     Raises:
+        TypeError: something else than numbers.
         ValueError: not one row of integers, or a code outside 0..vocab_size - 1.
     """
+    if not isinstance(codes, torch.Tensor) and np.asarray(codes).dtype.kind not in "iuf":
+        raise TypeError(f"{name}={codes!r:.80} must be integers of shape [T]")
     codes = torch.as_tensor(codes)
     if codes.ndim != 1 or codes.is_floating_point() or codes.dtype == torch.bool:
         raise ValueError(f"{name} must be integers of shape [T], not {codes.dtype} of shape {tuple(codes.shape)}")
@@ -44,10 +48,14 @@ def code_rows(codes: Rows, lengths: torch.Tensor | Sequence[int] | None, vocab_s
     Raises:
         ValueError: no rows, an empty row, lengths that do not fit, or what `code_row` refuses.
     """
+    raise_if_no_rows("codes", codes)
     if isinstance(codes, torch.Tensor) and codes.ndim != 2:
         raise ValueError(f"codes must be a list of rows [T] or have shape [B, T], not {tuple(codes.shape)}")
     rows = list(codes)
     if lengths is not None:
+        raise_if_no_rows("code_lengths", lengths)
+        if not all(isinstance(length, Integral | torch.Tensor) for length in lengths):
+            raise TypeError(f"code_lengths={lengths!r:.80} must be whole numbers, one per row")
         counts = [int(length) for length in lengths]
         longest = min((len(row) for row in rows), default=0)
         if len(counts) != len(rows) or not all(0 <= count <= longest for count in counts):
@@ -67,6 +75,7 @@ def speaker_rows(speaker_embedding: torch.Tensor, num_rows: int, width: int) -> 
     Raises:
         ValueError: another shape.
     """
+    raise_if_no_tensor("speaker_embedding", speaker_embedding)
     shape = tuple(speaker_embedding.shape)
     if len(shape) != 2 or shape[1] != width or shape[0] not in (1, num_rows):
         raise ValueError(
@@ -75,12 +84,26 @@ def speaker_rows(speaker_embedding: torch.Tensor, num_rows: int, width: int) -> 
     return speaker_embedding.expand(num_rows, -1)
 
 
+def raise_if_no_tensor(name: str, value: Any) -> None:
+    """Raise a TypeError for what is no tensor of floats."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name}={value!r:.80} must be a tensor of floats")
+
+
+def raise_if_no_rows(name: str, value: Any) -> None:
+    """Raise a TypeError for what is neither a tensor nor an array nor a list of rows."""
+    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__len__") or not hasattr(value, "__getitem__"):
+        raise TypeError(f"{name}={value!r:.80} must be a tensor, or a list of one per row")
+
+
 def per_row(values: Rows | None, num_rows: int, name: str) -> list[Any]:
     """One value per row; a single value (or None) serves all rows.
 
     Raises:
         ValueError: another number of values.
     """
+    if values is not None:
+        raise_if_no_rows(name, values)
     rows = [None] if values is None else list(values)
     if len(rows) not in (1, num_rows):
         raise ValueError(f"{name} has {len(rows)} rows, codes has {num_rows}; pass one per row or one for all")
@@ -107,6 +130,7 @@ def prompt_rows(
         codes = torch.zeros(0, dtype=torch.int64) if codes is None else codes
         mel = torch.zeros(0, mel_width) if mel is None else mel
         codes = code_row(codes, config.flow["vocab_size"], f"prompt_codes[{i}]")
+        raise_if_no_tensor(f"prompt_mel[{i}]", mel)
         if mel.ndim != 2 or mel.shape[1] != mel_width:
             raise ValueError(f"prompt_mel[{i}] must have shape [frames, {mel_width}], not {tuple(mel.shape)}")
         expected = config.num_frames(len(codes))
@@ -126,10 +150,14 @@ def generator_rows(
     """One generator per row, or one that all rows draw from in turn, or None.
 
     Raises:
+        TypeError: no generator.
         ValueError: another number of generators.
     """
     if generator is None or isinstance(generator, torch.Generator):
         return [generator] * num_rows
+    listed = isinstance(generator, (list, tuple))
+    if not listed or not all(isinstance(each, torch.Generator | None) for each in generator):
+        raise TypeError(f"generator={generator!r:.80} must be a torch.Generator, a list of one per row, or None")
     if len(generator) != num_rows:
         raise ValueError(f"{len(generator)} generators for {num_rows} rows; pass one per row, one for all, or None")
     return list(generator)

@@ -118,7 +118,7 @@ class AudioDetokenizer(PreTrainedModel):
         Raises:
             ValueError: codes out of range or none, no steps, shapes that do not fit, or `compile` with a model that
                 does not compile; before any work.
-            TypeError: `compile` is neither a flag nor a `CompileConfig`.
+            TypeError: `compile` is neither a flag nor a `CompileConfig`, or an argument is of another kind.
         """
         raise_if_no_steps(num_steps)
         estimator = self._compiled(compile)
@@ -196,7 +196,8 @@ class AudioDetokenizer(PreTrainedModel):
         speaker = speaker_rows(speaker_embedding, 1, self.config.flow["spk_embed_dim"]).to(self.device)
         (prompt,), (cut,) = prompt_rows(prompt_codes, prompt_mel, 1, self.config)
         chosen = streaming_settings(self.config.streaming, settings)
-        generators = spawn_generators(generator, 2)
+        (own,) = generator_rows(generator, 1)
+        generators = spawn_generators(own, 2)
         return DetokenizerStream(self, speaker, (prompt, cut), generators, chosen, num_steps, estimator)
 
     def _compiled(self, compile: bool | CompileConfig) -> CompiledEstimator | None:

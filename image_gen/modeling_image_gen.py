@@ -123,6 +123,7 @@ class ImageGen(PreTrainedModel):
 
         The connector sees all of them at once; the condition has unit length per token.
         """
+        raise_if_no_floats("states", states, "[B, N, H]", 3, self.config.hidden_size)
         embeds = self.proj_in(states.to(self.proj_in.weight.dtype))
         size = embeds.shape[1]
         sees_all = embeds.new_zeros(len(embeds), 1, size, size)
@@ -150,7 +151,7 @@ class ImageGen(PreTrainedModel):
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        num_images_per_prompt: int = 1,
+        num_images_per_prompt: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback: StepCallback | None = None,
         progress: bool = False,
@@ -165,7 +166,7 @@ class ImageGen(PreTrainedModel):
                 size. Unless `resize` is False it is then resized to cover the size asked for, and cropped to it.
             num_inference_steps: steps of the flow.
             guidance_scale: scale s >= 1 of classifier-free guidance in the form u + s * (c - u); 1 is none.
-            num_images_per_prompt: images per condition.
+            num_images_per_prompt: images per condition; default 1.
             generator: one per image, I = B * num_images_per_prompt, or the only one; None: a fresh draw. Generators on
                 the CPU give the same noise on every device. PyTorch's global generator is never used.
             callback: see `StepCallback`.
@@ -176,12 +177,16 @@ class ImageGen(PreTrainedModel):
         Raises:
             ValueError: sizes, steps, guidance or generators that cannot be used, before any work; or `compile` with
                 a head that does not compile.
-            TypeError: `compile` is neither a flag nor a `CompileConfig`.
+            TypeError: an argument of another kind than its name says.
             concurrent.futures.CancelledError: the callback cancelled.
         """
         options = self.resolve_options(height, width, num_inference_steps, guidance_scale, num_images_per_prompt)
         size, native, num_steps, scale = options
         self.raise_if_not_compilable(compile)
+        raise_if_no_floats("condition", condition, "[B, N, H]", 3, self.config.hidden_size)
+        raise_if_no_objects(generator, callback)
+        raise_if_no_flags(progress=progress, resize=resize)
+        num_images_per_prompt = 1 if num_images_per_prompt is None else num_images_per_prompt
         count = len(condition) * num_images_per_prompt
         if isinstance(generator, torch.Generator):
             generator = [generator]
@@ -194,7 +199,7 @@ class ImageGen(PreTrainedModel):
         condition = condition.repeat_interleave(num_images_per_prompt, dim=0)
         transformer = self.graphs.of(self.transformer, compile, self.device) if compile else self.transformer
         latents = self._denoise(transformer, condition, native, num_steps, scale, generator, callback, progress)
-        return Drawing(self.decode(latents, size if resize else native), native)
+        return Drawing(self.decode(latents, size if resize or resize is None else native), native)
 
     def resolve_options(
         self,
@@ -202,7 +207,7 @@ class ImageGen(PreTrainedModel):
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        num_images_per_prompt: int = 1,
+        num_images_per_prompt: int | None = None,
     ) -> tuple[tuple[int, int], tuple[int, int], int, float]:
         """Options of `draw`, defaults filled in -> size asked for, native size, number of steps, guidance scale.
 
@@ -214,6 +219,7 @@ class ImageGen(PreTrainedModel):
         config = self.config
         size = (config.native_side if height is None else height, config.native_side if width is None else width)
         native = config.native_size(*size)
+        num_images_per_prompt = 1 if num_images_per_prompt is None else num_images_per_prompt
         num_steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         for name, value in (("num_inference_steps", num_steps), ("num_images_per_prompt", num_images_per_prompt)):
             if isinstance(value, bool) or not isinstance(value, Integral) or not value >= 1:
@@ -232,8 +238,8 @@ class ImageGen(PreTrainedModel):
             TypeError: neither a flag nor a `CompileConfig`.
             ValueError: it is asked for, and this head does not compile.
         """
-        if not isinstance(compile, (bool, CompileConfig)):
-            raise TypeError(f"compile={str(compile)[:80]!r} must be True, False or a CompileConfig of transformers")
+        if not isinstance(compile, bool | CompileConfig | None):
+            raise TypeError(f"compile={compile!r:.80} must be True, False or a CompileConfig of transformers")
         if compile:
             raise_if_not_compilable(self.transformer)
 
@@ -298,6 +304,7 @@ class ImageGen(PreTrainedModel):
         Raises:
             FloatingPointError: NaN or infinite values, in the latents or on the way to the image.
         """
+        raise_if_no_floats("latents", latents, "[I, C, h, w]", 4, self.config.vae["latent_channels"], axis=1)
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         pixels = self.vae.decode(scaled, return_dict=False)[0]
         if not torch.isfinite(pixels).all():
@@ -329,6 +336,35 @@ class ImageGen(PreTrainedModel):
         )
         raise_if_incomplete(pretrained_model_name_or_path, info, ignore_mismatched_sizes)
         return (model, info) if output_loading_info else model
+
+
+def raise_if_no_floats(name: str, value: Any, shape: str, dims: int, width: int, axis: int = -1) -> None:
+    """Refuse what is no tensor of floats with so many dimensions, and of this width along one of them.
+
+    Raises:
+        TypeError: no tensor of floats.
+        ValueError: another shape, or nothing in it.
+    """
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        raise TypeError(f"{name}={type(value).__name__} must be a tensor {shape} of floats")
+    if value.ndim != dims or not value.numel() or value.shape[axis] != width:
+        raise ValueError(f"{name} of shape {tuple(value.shape)} must be {shape}, {width} wide, with at least one row")
+
+
+def raise_if_no_objects(generator: Any, callback: Any) -> None:
+    """Raise a TypeError for what is neither a generator nor several, and for a callback that cannot be called."""
+    generators = generator if isinstance(generator, (list, tuple)) else (generator,)
+    if generator is not None and not all(isinstance(each, torch.Generator) for each in generators):
+        raise TypeError(f"generator={generator!r:.80} must be a torch.Generator, or a list of one per image")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback={callback!r:.80} must be a function of (step, number of steps, latents)")
+
+
+def raise_if_no_flags(**flags: Any) -> None:
+    """Raise a TypeError for what is neither True nor False, nor None, which stands for left out."""
+    for name, value in flags.items():
+        if not isinstance(value, bool | None) and not (type(value) is int and value in (0, 1)):
+            raise TypeError(f"{name}={value!r:.80} must be True or False")
 
 
 # The other component has a copy: each is a folder that loads alone and imports nothing outside of it.

@@ -129,7 +129,10 @@ OBJECTS = {
     "past_key_values": Kind("a cache of transformers, such as DynamicCache()", _has("update", "get_seq_length")),
     "streamer": Kind("a streamer with put() and end(), such as TextStreamer", _has("put", "end")),
     "assistant_model": Kind("a model to guess tokens with", _has("generate", "forward")),
-    "generation_config": Kind("a GenerationConfig", lambda value: isinstance(value, GenerationConfig)),
+    "generation_config": Kind(
+        "a GenerationConfig; what to answer in, such as 'audio', is generation_mode=",
+        lambda value: isinstance(value, GenerationConfig),
+    ),
     "logits_processor": Kind("a LogitsProcessorList, or a list of functions", _are_callables),
     "stopping_criteria": Kind("a StoppingCriteriaList, or a list of functions", _are_callables),
     "prefix_allowed_tokens_fn": Kind("a function of (row, ids)", callable),

@@ -16,26 +16,37 @@ from transformers.cache_utils import Cache
 from .argument_checks import Kind, raise_if_no, raise_if_no_settings, shown
 from .compiled import longest, max_length, moved, settings_of
 from .finite import naming_layers, raise_if_not_finite
-from .generation_arguments import end_token_ids, raise_if_too_long
+from .generation_arguments import end_token_ids, raise_if_several, raise_if_too_long
 
 PROCESSOR = Kind(
     "the processor of the model, AutoProcessor.from_pretrained(...)",
-    lambda value: hasattr(value, "apply_chat_template") and hasattr(value, "decode"),
+    lambda value: all(hasattr(value, name) for name in ("apply_chat_template", "decode", "tokenizer")),
 )
 SYSTEM = Kind("a text, or a list of content items", lambda value: value is None or isinstance(value, (str, list)))
 
+SEVERAL = (
+    "a chat goes on from one reply, the only one that it keeps; use model.generate on the whole conversation "
+    "(chat.messages) for several"
+)
 
-def raise_if_unfit(options: dict[str, Any]) -> None:
-    """Refuse options of `generate` that a `Chat` cannot take."""
+
+def raise_if_unfit(model: Any, options: dict[str, Any]) -> None:
+    """Refuse options of `generate` that a `Chat` cannot take, also those that a configuration asks for."""
     mode = options.get("generation_mode")
     if mode is not None and not (isinstance(mode, str) and mode == "text"):
         raise ValueError(
             f"generation_mode={shown(mode)}: a chat answers in text; use model.generate for speech and images"
         )
-    raise_if_no_settings(options)
+    settings = settings_of(model, options)
+    raise_if_no_settings(settings)
+    if options.get("image_gen"):
+        raise ValueError("image_gen=True: a chat answers in text; use model.generate for images")
     own = ("input_ids", "inputs_embeds", "mm_token_type_ids", "past_key_values", "return_dict_in_generate")
     if given := [name for name in own if name in options]:
         raise ValueError(f"{', '.join(given)}: a chat sets this itself; leave it out")
+    raise_if_several(settings, SEVERAL)
+    if not settings.get("use_cache", True):
+        raise ValueError("use_cache=False: a chat reads every turn once, for which it needs its cache; leave it out")
 
 
 class Chat:
@@ -44,7 +55,9 @@ class Chat:
     Args:
         model: a `BailingMMNativeForConditionalGeneration`; processor: its processor.
         system: what stands above the first turn.
-        options: of `generate` in every turn, such as `max_new_tokens`; those of a turn go before them.
+        options: of `generate` in every turn, such as `max_new_tokens`, and `use_whisper_encoder`, which hears
+            recordings with the other encoder; those of a turn go before them. Beams and several replies are for
+            `generate` on the whole conversation.
 
     Raises:
         ValueError: another `generation_mode`, or an option that this class sets itself or that cannot be used.
@@ -56,7 +69,7 @@ class Chat:
         raise_if_no("system", system, SYSTEM)
         self.model, self.processor, self.options = model, processor, options
         self.system = system
-        raise_if_unfit(options)
+        raise_if_unfit(model, options)
         self.reset()
 
     def reset(self) -> None:
@@ -69,7 +82,7 @@ class Chat:
         self.ids = torch.zeros(1, 0, dtype=torch.long)
         self.token_types = torch.zeros(1, 0, dtype=torch.long)
 
-    def say(self, content: str | list[dict[str, Any]], use_whisper_encoder: bool = False, **options) -> str:
+    def say(self, content: str | list[dict[str, Any]], use_whisper_encoder: bool | None = None, **options) -> str:
         """A turn: what the user says, as a string or content items -> the reply.
 
         A turn that fails or is interrupted leaves the conversation as it was.
@@ -78,11 +91,13 @@ class Chat:
             ValueError: the conversation would not fit into the model's context, content that cannot be read, or
                 options as in the constructor.
         """
-        raise_if_unfit(options)
+        chosen = {} if use_whisper_encoder is None else {"use_whisper_encoder": use_whisper_encoder}
+        options = self.options | options | chosen
+        raise_if_unfit(self.model, options)
         message = {"role": "user", "content": content}
         seen = int(self.cache.get_seq_length())
         try:
-            sequence, num_prompt = self._generate(message, use_whisper_encoder, self.options | options)
+            sequence, num_prompt = self._generate(message, bool(options.pop("use_whisper_encoder", False)), options)
         except BaseException:
             self._forget_tokens_after(seen)
             raise

@@ -7,7 +7,6 @@ Query tokens reach the decoder as ordinary image features; nothing in it knows a
 Shape letters: B chats, L tokens, Q tokens of all scales with their markers, n query tokens of a scale, H width.
 """
 
-import inspect
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from transformers import GenerationConfig, GenerationMixin
 
 from .background import BackgroundWork
 from .compiled import step_config
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GENERATE_ARGUMENTS = set(inspect.signature(GenerationMixin.generate).parameters) - {"kwargs"}
 # What of the processor's output the prompt of an image consists of, beside the media.
 PROMPT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids")
 # Options of `ImageGen.draw` whose values can be judged by themselves.
@@ -66,24 +63,37 @@ class Painter:
 
         Raises:
             TypeError: an option of another kind than its name says.
-            ValueError: an input that neither the library nor the model knows, an option that cannot be used, or a
+            ValueError: an option that cannot be used, or a
                 prompt that does not fit into the context with the query tokens.
         """
-        self._raise_if_unknown(inputs)
+        self.raise_if_unfit(inputs, seed, generator, **options)
+        options = {name: value for name, value in options.items() if value is not None}
+        rows, per_prompt = len(inputs["input_ids"]), options.get("num_images_per_prompt", 1)
+        options["compile"] = step_config(self.model.device, options.get("compile")) or False
+        if "height" not in options and "width" not in options:
+            options["sizes"] = self._sizes_like_sources(inputs)
+        options["generator"] = row_generators(_numbered(seed, rows, per_prompt), generator, rows * per_prompt)
+        return options
+
+    def raise_if_unfit(
+        self,
+        inputs: dict[str, Any],
+        seed: int | list[int] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        **options: Any,
+    ) -> None:
+        """Refuse what `resolve` cannot take; draws nothing from a generator."""
         image_gen = self.model.components.image_gen.load()
         rows, length = inputs["input_ids"].shape
-        config, per_prompt = image_gen.config, options.get("num_images_per_prompt", 1)
-        raise_if_no_room_to_draw(length, config, self.model.config.llm_config.max_position_embeddings)
+        raise_if_no_room_to_draw(length, image_gen.config, self.model.config.llm_config.max_position_embeddings)
+        options = {name: value for name, value in options.items() if value is not None}
         image_gen.resolve_options(**{name: options[name] for name in VALUES if name in options})
+        per_prompt = options.get("num_images_per_prompt", 1)
         raise_if_unusable(seed, generator)
-        if isinstance(seed, int | Integral):
-            seed = [int(seed) + index for _ in range(rows) for index in range(per_prompt)]
-        options["generator"] = row_generators(seed, generator, rows * per_prompt)
-        options["compile"] = step_config(self.model.device, options.get("compile")) or False
-        image_gen.raise_if_not_compilable(options["compile"])
-        if options.get("height") is None and options.get("width") is None:
-            options["sizes"] = self._sizes_like_sources(inputs)
-        return options
+        raise_if_unusable(_numbered(seed, rows, per_prompt), generator, rows * per_prompt)
+        image_gen.raise_if_not_compilable(step_config(self.model.device, options.get("compile")) or False)
+        if "height" not in options and "width" not in options:
+            self._sizes_like_sources(inputs)
 
     def _sizes_like_sources(self, inputs: dict[str, Any]) -> list[tuple[int, int] | None]:
         """Per chat (height, width) in the proportions of its last image; None without an image.
@@ -103,17 +113,6 @@ class Painter:
             last += count
             sizes.append(config.size_like(*sources[last].tolist()) if count else None)
         return sizes
-
-    def _raise_if_unknown(self, inputs: dict[str, Any]) -> None:
-        """Refuse misspelt arguments; the library's `generate`, which does it for text, is not called here."""
-        settings, of_model = GenerationConfig(), inspect.signature(self.model.forward).parameters
-        unknown = [
-            name
-            for name in inputs
-            if name not in GENERATE_ARGUMENTS and name not in of_model and not hasattr(settings, name)
-        ]
-        if unknown:
-            raise ValueError(f"arguments of generate that are not used by the model: {unknown}; check the spelling")
 
     def states(
         self,
@@ -231,6 +230,13 @@ class Painter:
             yield from background
         finally:
             background.close()
+
+
+def _numbered(seed: Any, rows: int, per_prompt: int) -> Any:
+    """One seed as a list of one per image, whose numbers go up within a chat; everything else as it is."""
+    if not isinstance(seed, int | Integral):
+        return seed
+    return [int(seed) + index for _ in range(rows) for index in range(per_prompt)]
 
 
 def _warn_of_empty_images(images: list[Image.Image]) -> None:

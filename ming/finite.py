@@ -7,7 +7,6 @@ behind every layer, so that the error names the first one whose output is not fi
 Shape letters: B rows, L tokens, V vocabulary.
 """
 
-import inspect
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 WIDER = "load the model with dtype=torch.bfloat16 or torch.float32"
-# The arguments that the library's `generate` takes by position, behind the prompt.
-POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:]
 
 
 def raise_if_not_finite(what: str, values: torch.Tensor) -> None:
@@ -64,11 +61,11 @@ class LogitsCheck(LogitsProcessor):
         if largest.isnan() | (largest == math.inf):
             raise FloatingPointError("the logits are not finite (NaN or infinite values)")
 
-    def added_to(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the library's `generate` behind the prompt, all by name, with this check among them."""
-        named = dict(zip(POSITIONAL, args, strict=False)) | kwargs
+    def added_to(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the library's `generate` with this check among them."""
         # Before those of the caller, which may bar tokens.
-        return named | {"logits_processor": LogitsProcessorList([self, *(named.get("logits_processor") or [])])}
+        processors = [self, *(arguments.get("logits_processor") or [])]
+        return arguments | {"logits_processor": LogitsProcessorList(processors)}
 
 
 class NotFiniteError(FloatingPointError):

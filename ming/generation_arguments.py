@@ -1,13 +1,16 @@
 """Sorts the arguments of `generate` and `stream`: which answers are wanted, and what belongs to which of them."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
-from transformers import CompileConfig, ProcessorMixin
+from transformers import CompileConfig, GenerationConfig, GenerationMixin, ProcessorMixin
 
-from .argument_checks import NUMBER_SETTINGS, raise_if_no_settings, shown
+from .argument_checks import NUMBER_SETTINGS, continues, raise_if_no_settings, shown
+from .compiled import settings_of
 
 # What the audio mode passes on to `Speaker.speak`.
 VOICE_ARGUMENTS = ("speaker", "prompt_audio", "prompt_text")
@@ -37,6 +40,11 @@ TOKENIZERS = ("tokenizer", "assistant_tokenizer")
 RANDOMNESS = ("seed", "generator")
 
 
+# The arguments that the library's `generate` takes by position, behind the prompt.
+POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:-1]
+GENERATE_ARGUMENTS = {"inputs", *POSITIONAL, "tokenizer", "assistant_tokenizer", "trust_remote_code"}
+
+
 @dataclass(frozen=True)
 class GenerationArguments:
     """The arguments of one call, sorted.
@@ -56,10 +64,23 @@ class GenerationArguments:
     released: bool = False
     compiled: bool | CompileConfig = False
 
-    @property
-    def num_rows(self) -> int:
-        """Replies of the call: chats times `num_return_sequences`."""
-        return len(self.text["input_ids"]) * (self.text.get("num_return_sequences") or 1)
+    def num_rows(self, model: Any) -> int:
+        """Replies of a model: chats times `num_return_sequences`, which a configuration may say, too."""
+        return len(self.text["input_ids"]) * settings_of(model, self.text).get("num_return_sequences", 1)
+
+
+def by_name(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` behind the prompt, all by name.
+
+    Raises:
+        TypeError: more than the library takes by position, or one argument twice.
+    """
+    if len(args) > len(POSITIONAL):
+        raise TypeError(f"generate takes {len(POSITIONAL)} arguments by position behind the prompt, got {len(args)}")
+    placed = dict(zip(POSITIONAL, args, strict=False))
+    if twice := [name for name in placed if name in kwargs]:
+        raise TypeError(f"{', '.join(twice)}: given by position and by name; give it once")
+    return placed | kwargs
 
 
 def sort_arguments(
@@ -80,44 +101,36 @@ def sort_arguments(
         ValueError: an unknown mode, arguments of a mode that is not asked for, or a value that cannot be used.
         TypeError: an argument of another kind than its name says.
     """
-    # The library compares these two with numbers also where they are None.
-    kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in COUNTS}
+    # The library compares the counts with numbers also where they are None.
+    ours = (*COUNTS, *VOICE_ARGUMENTS, *IMAGE_ARGUMENTS, *RELEASED_IMAGE_ARGUMENTS, *RANDOMNESS)
+    kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in ours}
     raise_if_no_settings({**kwargs, "talker_kwargs": talker_kwargs})
     kwargs = _converted(kwargs)
-    if not isinstance(generation_mode, str | list | tuple | None):
-        raise TypeError(f"generation_mode={shown(generation_mode)} must be one of {', '.join(available)}, or a list")
+    released = bool(kwargs.pop("image_gen", False))
+    modes = _modes(available, generation_mode, released)
+    kwargs = _renamed(kwargs) if released else kwargs
     compiled = kwargs.pop("compile", None)
     compiled = compile_decoding if compiled is None else compiled
-    released = bool(kwargs.pop("image_gen", False))
-    if released:
-        generation_mode = "image" if generation_mode is None else generation_mode
-        kwargs.update({new: kwargs.pop(old) for old, new in RELEASED_IMAGE_ARGUMENTS.items() if old in kwargs})
-    generation_mode = "text" if generation_mode is None else generation_mode
-    wanted = (generation_mode,) if isinstance(generation_mode, str) else tuple(generation_mode)
-    if unknown := [mode for mode in wanted if mode not in available]:
-        raise ValueError(
-            f"generation_mode={shown(unknown[0])} is not available; this model answers in: {', '.join(available)}"
-        )
-    modes = tuple(mode for mode in available if mode in wanted)
-    if not modes:
-        raise ValueError(f"generation_mode={shown(generation_mode)} is empty; it must hold: {', '.join(available)}")
     if talker_kwargs and "audio" not in modes:
         raise ValueError("talker_kwargs: only generation_mode='audio' speaks; pass it, or leave this out")
-    speech = {**_taken(kwargs, modes, "audio", VOICE_ARGUMENTS, "speaks"), **(talker_kwargs or {})}
+    if modes == ("image",):
+        _raise_if_several_asked(kwargs)
+    speech = _taken(kwargs, modes, "audio", VOICE_ARGUMENTS, "speaks")
     image = _taken(kwargs, modes, "image", IMAGE_ARGUMENTS, "draws")
     randomness = {name: kwargs.pop(name) for name in RANDOMNESS if name in kwargs}
     if randomness and modes == ("text",):
         raise ValueError(f"{', '.join(randomness)}: only generation_mode='audio' or 'image' takes it")
+    speech = _with_more(randomness | speech, talker_kwargs or {})
     if inputs is not None and kwargs.get("input_ids") is not None:
         raise ValueError("inputs and input_ids are two names of one argument; give one of them")
     if inputs is not None:
         kwargs["input_ids"] = inputs
     if kwargs.get("input_ids") is None and modes != ("text",):
-        raise ValueError(f"generation_mode={generation_mode!r} needs input_ids (the processor's output)")
+        raise ValueError(f"generation_mode={generation_mode or 'image'!r} needs input_ids (the processor's output)")
     return GenerationArguments(
         modes,
         kwargs,
-        {"compile": compiled} | speech | randomness if "audio" in modes else {},
+        {"compile": compiled} | speech if "audio" in modes else {},
         {"compile": compiled} | image | randomness if "image" in modes else {},
         released,
         compiled,
@@ -131,6 +144,75 @@ def _converted(kwargs: dict[str, Any]) -> dict[str, Any]:
     # It refuses whole numbers for some of these.
     numbers = {name: float(kwargs[name]) for name in NUMBER_SETTINGS if kwargs.get(name) is not None}
     return kwargs | tokenizers | numbers
+
+
+def _modes(available: Sequence[str], generation_mode: Any, released: bool) -> tuple[str, ...]:
+    """The modes of a call, in the order of those that are available; `released`: `image_gen=True` asks for one."""
+    if not isinstance(generation_mode, str | list | tuple | None):
+        raise TypeError(f"generation_mode={shown(generation_mode)} must be one of {', '.join(available)}, or a list")
+    if generation_mode is None:
+        generation_mode = "image" if released else "text"
+    wanted = (generation_mode,) if isinstance(generation_mode, str) else tuple(generation_mode)
+    if unknown := [mode for mode in wanted if mode not in available]:
+        raise ValueError(
+            f"generation_mode={shown(unknown[0])} is not available; this model answers in: {', '.join(available)}"
+        )
+    if not wanted:
+        raise ValueError(f"generation_mode={shown(generation_mode)} is empty; it must hold: {', '.join(available)}")
+    if released and "image" not in wanted:
+        raise ValueError(
+            f"image_gen=True and generation_mode={shown(generation_mode)} contradict each other; leave one of them out"
+        )
+    return tuple(mode for mode in available if mode in wanted)
+
+
+def _with_more(speech: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of speech with those of `talker_kwargs`, which must not contradict them."""
+    for name, value in more.items():
+        _raise_if_contradicted(speech, name, f"talker_kwargs[{name!r}]", value)
+    return speech | _said(more)
+
+
+def _said(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments without those that are None, which stands for left out."""
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _renamed(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with the released names of drawing replaced by ours.
+
+    Raises:
+        ValueError: both names are given, with different values.
+    """
+    old = {name: kwargs[name] for name in RELEASED_IMAGE_ARGUMENTS if name in kwargs}
+    named = {name: value for name, value in kwargs.items() if name not in old}
+    for name, value in old.items():
+        _raise_if_contradicted(named, RELEASED_IMAGE_ARGUMENTS[name], name, value)
+    return named | {RELEASED_IMAGE_ARGUMENTS[name]: value for name, value in old.items()}
+
+
+def _raise_if_contradicted(arguments: dict[str, Any], name: str, other: str, value: Any) -> None:
+    """Refuse an argument that is said in another place, too, with another value; None is left out in both."""
+    own = arguments.get(name)
+    if own is not None and value is not None and not _same(own, value):
+        raise ValueError(f"{name}={shown(own)} and {other}={shown(value)} contradict each other; give one of them")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are one object, or plain and equal; arrays and objects have no equality to rely on."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one is other or (all(isinstance(each, (str, Real)) for each in (one, other)) and one == other)
+
+
+def _raise_if_several_asked(kwargs: dict[str, Any]) -> None:
+    """Refuse several replies where images alone are wanted; what a model's own configuration says is about texts."""
+    asked = kwargs.get("num_return_sequences") or getattr(kwargs.get("generation_config"), "num_return_sequences", 1)
+    if asked is not None and asked > 1:
+        raise ValueError(
+            f"num_return_sequences={shown(asked)} is for texts; pass num_images_per_prompt={shown(asked)} for several "
+            "images of a chat"
+        )
 
 
 def _taken(kwargs: dict[str, Any], modes: tuple[str, ...], mode: str, names: tuple[str, ...], does: str) -> dict:
@@ -205,11 +287,30 @@ def raise_if_media_missing(
         raise ValueError(f"the prompt has {count} {kind} tokens but no media were given; {remedy}")
 
 
-def raise_if_unanswerable(text: dict[str, Any], media: Sequence[str], vocab_size: int) -> None:
-    """Refuse what the library's `generate` takes from no model, or takes without the media.
+def raise_if_unknown(model: Any, text: Mapping[str, Any]) -> None:
+    """Refuse misspelt arguments of `generate`, as the library does before it writes: other modes work before that.
 
     Args:
         text: for the library's `generate`.
+
+    Raises:
+        ValueError: it names them.
+    """
+    settings, of_model = GenerationConfig(), inspect.signature(model.forward).parameters
+    unknown = [
+        name
+        for name in text
+        if name not in GENERATE_ARGUMENTS and name not in of_model and not hasattr(settings, name)
+    ]
+    if unknown and text.get("custom_generate") is None:  # which may take arguments of its own
+        raise ValueError(f"arguments of generate that are not used by the model: {unknown}; check the spelling")
+
+
+def raise_if_unanswerable(model: Any, text: dict[str, Any], media: Sequence[str], vocab_size: int) -> None:
+    """Refuse what the library's `generate` takes from no model, or takes without the media.
+
+    Args:
+        model: has a `generation_config`. text: for the library's `generate`.
         media: names of the inputs that hold media.
 
     Raises:
@@ -218,11 +319,8 @@ def raise_if_unanswerable(text: dict[str, Any], media: Sequence[str], vocab_size
     mask = text.get("attention_mask")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
         raise ValueError(f"attention_mask={shown(mask)} must be a tensor [B, L], 0 at padding; generate prepares it")
-    settings = text.get("generation_config")
-    pad, implementation = (
-        getattr(settings, name, None) if text.get(name) is None else text[name]
-        for name in ("pad_token_id", "cache_implementation")
-    )
+    settings = settings_of(model, text)
+    pad, implementation = settings.get("pad_token_id"), settings.get("cache_implementation")
     if pad is not None and not int(pad) < vocab_size:
         raise ValueError(f"pad_token_id={shown(pad)} is no token of the model, which has {vocab_size}")
     given = [name for name in media if text.get(name) is not None]
@@ -230,6 +328,34 @@ def raise_if_unanswerable(text: dict[str, Any], media: Sequence[str], vocab_size
         raise ValueError(
             f"cache_implementation='paged' is the library's continuous batching, which takes no media, got "
             f"{', '.join(given)}; leave it out, pass a batch of chats, or use `ming serve`"
+        )
+
+
+def raise_if_several(settings: Mapping[str, Any], why: str) -> None:
+    """Refuse settings of `generate` that ask for several replies, or for several at work at once.
+
+    Args:
+        settings: with those of the configurations, see `settings_of`.
+        why: what one reply is needed for, and the remedy.
+
+    Raises:
+        ValueError: it names the setting.
+    """
+    for name in COUNTS:
+        if settings.get(name, 1) > 1:
+            raise ValueError(f"{name}={shown(settings[name])}: {why}")
+
+
+def raise_if_states_hidden(cache: Any) -> None:
+    """Refuse a cache that holds part of the prompt already: the talker is told the states of all of it.
+
+    Raises:
+        ValueError: it names the number of tokens.
+    """
+    if continues(cache) and (seen := int(cache.get_seq_length())):
+        raise ValueError(
+            f"past_key_values hold {seen} tokens: generation_mode='audio' tells the talker the states of the whole "
+            "prompt, and a cache keeps none; leave past_key_values out, or answer in text and use model.speak"
         )
 
 
@@ -241,11 +367,15 @@ def end_token_ids(model: Any) -> set[int | None]:
 
 __all__ = [
     "GenerationArguments",
+    "by_name",
     "end_token_ids",
     "raise_if_media_missing",
     "raise_if_no_room_to_draw",
     "raise_if_outputs_lost",
+    "raise_if_several",
+    "raise_if_states_hidden",
     "raise_if_too_long",
     "raise_if_unanswerable",
+    "raise_if_unknown",
     "sort_arguments",
 ]

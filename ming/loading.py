@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
-from .argument_checks import raise_if_no_settings
+from .argument_checks import Kind, raise_if_no, raise_if_no_flag, raise_if_no_settings, shown
 from .compiled import raise_if_not_compilable, raise_if_quantized_apart
 from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from .quantization import four_bit
@@ -17,6 +17,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Parts that can be left out; each is an option `load_<part>` of `from_pretrained`. Text is always there.
 PARTS = ("vision", "audio", "whisper", "talker", "image_gen")
 QUANTIZATIONS = ("4bit", "8bit")
+SOURCE = Kind("a directory, or the Hub id of a checkpoint", lambda value: isinstance(value, (str, os.PathLike)))
+PART_NAMES = Kind(
+    f"a list of parts, of {', '.join(PARTS)}",
+    lambda value: isinstance(value, Iterable) and not isinstance(value, (str, bytes)),
+)
+QUANTIZATION = Kind(
+    "'4bit', '8bit' or a configuration of the library",
+    lambda value: isinstance(value, dict) or hasattr(value, "quant_method"),
+)
 
 
 def default_device() -> torch.device:
@@ -82,12 +91,21 @@ def load_model(
 
     Raises:
         OSError: there is no such checkpoint.
-        ValueError: an unknown part or quantisation, or the weights do not fit the configuration; or `compile` with a
-            quantised model whose experts are called one by one: all but 4 bit on a GPU.
+        TypeError: an argument of another kind than its name says, or an option that nothing takes.
+        ValueError: an unknown part, quantisation or device, or the weights do not fit the configuration; or `compile`
+            with a quantised model whose experts are called one by one: all but 4 bit on a GPU.
     """
     compiled = options.pop("compile", False)
     raise_if_no_settings({"compile": compiled})
-    device = torch.device(device) if device is not None else default_device()
+    raise_if_no("source", source, SOURCE)
+    raise_if_no_flag("trust_remote_code", trust_remote_code)
+    if "device_map" in options:
+        raise TypeError(
+            f"device_map={shown(options['device_map'])}: load_model puts all weights on one device, which is device=; "
+            "from_pretrained takes a device_map"
+        )
+    device = default_device() if device is None else _device(device)
+    part_options = _part_options(parts)
     if compiled and quantization is not None:
         raise_if_quantized_apart(quantization, device)
     dtype = dtype or default_dtype(device)
@@ -98,7 +116,7 @@ def load_model(
         dtype=dtype,
         device_map={"": device},
         trust_remote_code=trust_remote_code,
-        **_part_options(parts),
+        **part_options,
         **options,
     )
     if compiled:
@@ -107,17 +125,31 @@ def load_model(
     return model.eval()
 
 
+def _device(device: torch.device | str) -> torch.device:
+    """A device by name, which this machine must have."""
+    try:
+        named = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={shown(device)} names no device; give 'cpu', 'cuda' or 'cuda:1'") from error
+    count = torch.cuda.device_count()
+    if named.type == "cuda" and (named.index or 0) >= count:
+        raise ValueError(f"device={shown(str(device))}: this machine has {count} CUDA GPU(s); give another, or 'cpu'")
+    return named
+
+
 def _part_options(parts: Iterable[str] | None) -> dict[str, bool]:
     if parts is None:
         return {}
-    wanted = set(parts)
-    if unknown := sorted(wanted - set(PARTS)):
+    raise_if_no("parts", parts, PART_NAMES)
+    wanted = list(parts)
+    if unknown := sorted(str(part) for part in wanted if part not in PARTS):
         raise ValueError(f"unknown parts {', '.join(unknown)}; there are {', '.join(PARTS)}")
     return {f"load_{part}": part in wanted for part in PARTS}
 
 
 def _quantization_config(quantization: Any, dtype: torch.dtype) -> Any:
     if not isinstance(quantization, str):
+        raise_if_no("quantization", quantization, QUANTIZATION)
         return quantization
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"unknown quantization {quantization!r}; give one of {', '.join(QUANTIZATIONS)}")

@@ -175,12 +175,20 @@ class BailingMoeFusedExperts(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """hidden_states [T, H], top_k_index and top_k_weights [T, K] -> [T, H]. Visits only experts that were hit.
+        """hidden_states [T, H], top_k_index and top_k_weights [T, K] -> [T, H]."""
+        return self.one_by_one(hidden_states, top_k_index, top_k_weights)
 
-        Experts are summed in the weights' precision (float32), as in the library's other implementations.
+    def one_by_one(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """As `forward`, in every precision. Visits only experts that were hit.
+
+        Experts are summed in the weights' precision (float32) or a higher one of the states, as in the library's
+        other implementations.
         Indexes equal to `num_experts` are the empty slots of expert parallelism and are passed over.
         """
-        output = torch.zeros_like(hidden_states, dtype=top_k_weights.dtype)
+        precision = torch.promote_types(hidden_states.dtype, top_k_weights.dtype)
+        output = torch.zeros_like(hidden_states, dtype=precision)
         for expert in top_k_index.unique().tolist():
             if expert == self.num_experts:
                 continue
@@ -204,7 +212,10 @@ class BailingMoeExperts(BailingMoeFusedExperts):
     ) -> torch.Tensor:
         """As `BailingMoeFusedExperts`."""
         # Experts that are split over processes keep to the library's implementation.
-        if hidden_states.shape[0] != 1 or is_split(self, self.gate_up_proj):
+        split, several = is_split(self, self.gate_up_proj), hidden_states.shape[0] != 1
+        if several and hidden_states.dtype == torch.float64 and not split:  # PyTorch has no grouped product for it
+            return self.one_by_one(hidden_states, top_k_index, top_k_weights)
+        if several or split:
             return super().forward(hidden_states, top_k_index, top_k_weights)
         if hidden_states.device.type != "cpu":
             return ALL_EXPERTS_FUNCTIONS["batched_mm"](self, hidden_states, top_k_index, top_k_weights)

@@ -54,7 +54,7 @@ from .compat import (
     sequential_loading,
     takes_experts_implementation,
 )
-from .compiled import CompiledDecoding, generate_compiled, raise_if_not_compilable, step_config
+from .compiled import CompiledDecoding, generate_compiled, raise_if_not_compilable, settings_of, step_config
 from .components import Components, is_trainer_checkpoint
 from .configuration_bailingmm import BailingMMConfig
 from .drawing import Painter
@@ -63,10 +63,14 @@ from .files import prepare_reading, saving
 from .finite import LogitsCheck, naming_layers
 from .generation_arguments import (
     GenerationArguments,
+    by_name,
     raise_if_media_missing,
     raise_if_outputs_lost,
+    raise_if_several,
+    raise_if_states_hidden,
     raise_if_too_long,
     raise_if_unanswerable,
+    raise_if_unknown,
     sort_arguments,
 )
 from .idle_parts import add_nothing_of, must_be_called, must_have_gradients
@@ -164,7 +168,10 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
     media_inputs = MEDIA_INPUTS
 
-    def __init__(self, config: BailingMMConfig):
+    def __init__(self, config: BailingMMConfig, **unknown: Any):
+        if unknown:  # `from_pretrained` hands on what neither it nor the configuration takes
+            named = ", ".join(f"{name}={shown(value)}" for name, value in unknown.items())
+            raise TypeError(f"{named}: no option of from_pretrained, and no setting of the model; check the spelling")
         super().__init__(config)
         hidden_size, depth = config.llm_config.hidden_size, config.mlp_depth
         if config.tie_word_embeddings:  # the embeddings are the decoder's
@@ -726,15 +733,14 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 a model or an option that does not compile.
             FloatingPointError: NaN or infinite values; names the layer that they come from, see `finite.py`.
         """
-        call = self._sort(inputs, generation_mode, talker_kwargs, kwargs)
-        speech = self.speech.resolve(call.num_rows, **call.speech) if "audio" in call.modes else None
-        drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
+        call = self._sort(inputs, generation_mode, talker_kwargs, by_name(args, kwargs))
+        speech, drawing = self._resolve(call)
         if call.modes == ("image",):
             drawn = self.drawing.draw(call.text, drawing)
             return drawn.images[0] if call.released else drawn
         states = self._prompt_states(call) if speech is not None else None
         told = {"prompt_states": states} if speech is not None else {}
-        reply = self._generate_text(*args, compiled=call.compiled, **call.text, **told)
+        reply = self._generate_text(compiled=call.compiled, **call.text, **told)
         sequences = reply if isinstance(reply, torch.Tensor) else reply.sequences
         said: dict[str, Any] = {"sequences": sequences}
         if speech is not None and states is not None:
@@ -814,8 +820,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         if (rows := len(call.text["input_ids"])) != 1:
             raise ValueError(f"stream answers one chat at a time, got a batch of {rows}; use generate for batches")
         raise_if_outputs_lost(call.text)
-        drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
-        speech = self.speech.resolve(1, **call.speech) if "audio" in call.modes else None
+        if call.modes != ("image",):
+            raise_if_several(settings_of(self, call.text), "stream gives one reply as it grows; use generate")
+        speech, drawing = self._resolve(call)
         tokenizer = None if call.modes == ("image",) else self.components.tokenizer()
 
         def events() -> Iterator[StreamEvent]:
@@ -856,6 +863,16 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
     def _prompt_states(self, call: GenerationArguments) -> PromptStates:
         return PromptStates(call.text["input_ids"].shape[1], call.text.get("attention_mask"))
 
+    def _resolve(self, call: GenerationArguments) -> tuple[SpeechSettings | None, dict[str, Any] | None]:
+        """How a call speaks and draws; None where it does not. Generators are drawn from after all checks."""
+        if call.modes != ("text",):
+            raise_if_unknown(self, call.text)
+        if "image" in call.modes:
+            self.drawing.raise_if_unfit(call.text, **call.image)
+        speech = self.speech.resolve(call.num_rows(self), **call.speech) if "audio" in call.modes else None
+        drawing = self.drawing.resolve(call.text, **call.image) if "image" in call.modes else None
+        return speech, drawing
+
     def _sort(self, inputs, generation_mode, talker_kwargs, kwargs: dict[str, Any]) -> GenerationArguments:
         """The sorted arguments of a call whose prompt fits and comes with its media.
 
@@ -870,10 +887,12 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             raise_if_outputs_lost(call.text)
         input_ids = call.text.get("input_ids")
         step = continues(call.text.get("past_key_values"))
+        if "audio" in call.modes:
+            raise_if_states_hidden(call.text.get("past_key_values"))
         text_config = self.config.llm_config
         raise_if_unfit(call.text, text_config, step, on_meta=self._on_meta)
         raise_if_rows_hidden(call.text.get("attention_mask"))
-        raise_if_unanswerable(call.text, MEDIA_INPUTS, text_config.vocab_size)
+        raise_if_unanswerable(self, call.text, MEDIA_INPUTS, text_config.vocab_size)
         if input_ids is not None:
             raise_if_too_long(input_ids.shape[1], self.config.llm_config.max_position_embeddings)
         read_before = ("mm_token_type_ids", "inputs_embeds", "past_key_values", *MEDIA_INPUTS)
@@ -909,9 +928,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             raise_if_media_missing(prompt["inputs"], audio_token_id, ENGINE_REMEDY, "audio")
 
     @torch.no_grad()
-    def _generate_text(
-        self, *args, input_ids: torch.Tensor | None = None, compiled: bool | CompileConfig = False, **kwargs
-    ):
+    def _generate_text(self, input_ids: torch.Tensor | None = None, compiled: bool | CompileConfig = False, **kwargs):
         """The library's `generate` with the media put into the prompt's embeddings."""
         if input_ids is not None:
             kwargs["input_ids"] = input_ids
@@ -929,7 +946,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
 
         with naming_layers({"": self}, read_again):
             try:
-                arguments, config = check.added_to(args, kwargs), step_config(self.device, compiled)
+                arguments, config = check.added_to(kwargs), step_config(self.device, compiled)
                 if config is None:
                     reply = super().generate(None, **arguments)
                 else:

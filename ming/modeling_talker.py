@@ -31,12 +31,16 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .argument_checks import LOWEST_DIVISOR, Kind, raise_if_no, raise_if_no_number, raise_if_no_settings, shown
 from .compat import execution_device
-from .compiled import CompiledDecoding, max_length, padded_rows, step_config
+from .compiled import CompiledDecoding, max_length, padded_rows, raise_if_uncompiled, step_config
 from .configuration_bailingmm import BailingMMTalkerConfig
 from .finite import naming_layers, raise_if_not_finite
 from .randomness import MAX_SEED
 
 NO_ID = -1  # in a step's ids: this row has ended
+GENERATORS = Kind(
+    "a list of torch.Generator, one per prompt, or left out",
+    lambda value: isinstance(value, (list, tuple)) and all(isinstance(each, torch.Generator) for each in value),
+)
 RELEASED_EOS_MARGIN = 10
 RELEASED_MAX_STEPS = 1000
 # More ids than these for a piece of text mean that it does not stop: an id stands for 20 ms or more, and a text token
@@ -352,7 +356,7 @@ class BailingMMTalker(PreTrainedModel):
         prompts: list[TalkerPrompt],
         generators: list[torch.Generator] | None = None,
         rules: StopRules | None = None,
-        attempts: int = ATTEMPTS,
+        attempts: int | None = None,
         **options,
     ) -> list[TalkerPiece]:
         """Say several pieces at once; a piece that stays empty, does not stop or lacks words is drawn again.
@@ -360,10 +364,13 @@ class BailingMMTalker(PreTrainedModel):
         Args:
             prompts: one per piece.
             generators: one per piece; None takes the likeliest id at every step (there is then no second attempt).
-            attempts: draws per piece at most. The last one is returned whatever it is; see its `finish_reason`.
+            attempts: draws per piece at most, 3 if left out. The last one is returned whatever it is; see its
+                `finish_reason`.
             options: `top_k`, `temperature`, `cache_implementation`, `compiled` and `draw` of `stream`.
         """
-        self.resolve_options(attempts=attempts)
+        self.resolve_options(attempts=attempts, rules=rules)
+        self._raise_if_unusable(prompts, generators)
+        attempts = self.ATTEMPTS if attempts is None else attempts
         rules = rules or StopRules()
         pieces: dict[int, TalkerPiece] = {}
         waiting = list(range(len(prompts)))
@@ -387,7 +394,7 @@ class BailingMMTalker(PreTrainedModel):
         rules: StopRules | None = None,
         top_k: int | None = None,
         temperature: float | None = None,
-        cache_implementation: str = "dynamic",
+        cache_implementation: str | None = None,
         draw: Draw | None = None,
         start_position: int = 0,
         compiled: bool | CompileConfig | None = None,
@@ -399,7 +406,7 @@ class BailingMMTalker(PreTrainedModel):
         Args:
             prompts, generators: as in `generate`.
             top_k: >= 2. temperature: >= 1e-4. None takes the config's `sampling_top_k`, `sampling_temperature`.
-            cache_implementation: "dynamic" or "static" (one allocation).
+            cache_implementation: "dynamic" (the default) or "static" (one allocation; compiled steps have one).
             draw: takes the place of `generators`, see `Draw`.
             start_position: added to all positions; the released rules run on from piece to piece.
             compiled: whether the step is compiled, over a static cache, see `compiled.py`; a `CompileConfig` says how.
@@ -407,8 +414,8 @@ class BailingMMTalker(PreTrainedModel):
         Raises:
             ValueError: naming the argument or the field of a prompt that cannot be used.
         """
+        top_k, temperature = self.resolve_options(top_k, temperature, cache_implementation, rules, compiled=compiled)
         rules = rules or StopRules()
-        top_k, temperature = self.resolve_options(top_k, temperature, cache_implementation)
         self._raise_if_unusable(prompts, generators)
         if draw is None:
             draw = likeliest if generators is None else SeededDraw(generators)
@@ -421,7 +428,7 @@ class BailingMMTalker(PreTrainedModel):
 
     @contextmanager
     def _caches(
-        self, rows: int, length: int, cache_implementation: str, config: CompileConfig | None
+        self, rows: int, length: int, cache_implementation: str | None, config: CompileConfig | None
     ) -> Iterator[Callable[[int, int], Cache]]:
         """A function: tokens in the cache, tokens that must find room -> the cache; empty at first.
 
@@ -442,7 +449,7 @@ class BailingMMTalker(PreTrainedModel):
         self,
         rows: list[_Row],
         sampler: "_Sampler",
-        cache_implementation: str,
+        cache_implementation: str | None,
         start_position: int,
         config: CompileConfig | None,
     ) -> Iterator[TalkerStep]:
@@ -499,9 +506,9 @@ class BailingMMTalker(PreTrainedModel):
         self,
         top_k: int | None = None,
         temperature: float | None = None,
-        cache_implementation: str = "dynamic",
+        cache_implementation: str | None = None,
         rules: StopRules | None = None,
-        attempts: int = ATTEMPTS,
+        attempts: int | None = None,
         compiled: bool | CompileConfig | None = None,
     ) -> tuple[int, float]:
         """Options of `generate` -> `top_k` and `temperature` as given or as configured.
@@ -514,7 +521,8 @@ class BailingMMTalker(PreTrainedModel):
         for name, value, whole in (("top_k", top_k, True), ("temperature", temperature, False)):
             if value is not None:
                 raise_if_no_number(name, value, whole)
-        raise_if_no_number("attempts", attempts, whole=True)
+        if attempts is not None:
+            raise_if_no_number("attempts", attempts, whole=True)
         if rules is not None:
             raise_if_no("rules", rules, Kind("StopRules", lambda value: isinstance(value, StopRules)))
         top_k = self.config.sampling_top_k if top_k is None else top_k
@@ -522,16 +530,26 @@ class BailingMMTalker(PreTrainedModel):
         if top_k < 2 or not temperature > 0:
             raise ValueError(f"top_k must be at least 2 and temperature above 0, got {top_k} and {temperature}")
         raise_if_no_number("temperature", temperature, at_least=LOWEST_DIVISOR)
-        if not isinstance(cache_implementation, str) or cache_implementation not in ("dynamic", "static"):
+        of_kind = cache_implementation is None or isinstance(cache_implementation, str)
+        if not of_kind or cache_implementation not in (None, "dynamic", "static"):
             raise ValueError(f"cache_implementation must be 'dynamic' or 'static', got {shown(cache_implementation)}")
-        if attempts < 1:
+        if compiled:
+            raise_if_uncompiled({"cache_implementation": cache_implementation})
+        if attempts is not None and attempts < 1:
             raise ValueError(f"attempts={attempts}: a piece is drawn at least once")
         return top_k, temperature
 
     def _raise_if_unusable(self, prompts: list[TalkerPrompt], generators: list[torch.Generator] | None) -> None:
-        """Raise ValueError for arguments that cannot be used, before any work."""
+        """Raise ValueError or TypeError for arguments that cannot be used, before any work."""
+        if not isinstance(prompts, (list, tuple)) or not all(isinstance(each, TalkerPrompt) for each in prompts):
+            raise TypeError(
+                f"prompts={shown(prompts)} must be a list of TalkerPrompt, as BailingMMTalkerProcessor.prompt makes "
+                "them; use speak of the whole model for texts"
+            )
         if not prompts:
             raise ValueError("prompts is empty; give at least one TalkerPrompt")
+        if generators is not None:
+            raise_if_no("generators", generators, GENERATORS)
         if generators is not None and len(generators) != len(prompts):
             raise ValueError(f"{len(generators)} generators for {len(prompts)} prompts; give one per prompt")
         for prompt in prompts:

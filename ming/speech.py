@@ -24,7 +24,7 @@ from .events import AudioChunk, Done, SpokenPiece, StreamEvent, TextDelta
 from .finite import naming_layers, raise_if_not_finite
 from .generation_arguments import VOICE_ARGUMENTS
 from .modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPiece, TalkerPrompt
-from .randomness import PieceGenerators, row_generators
+from .randomness import PieceGenerators, raise_if_unusable, row_generators
 from .speech_text import SpeechTextStream
 from .voices import Voice, raise_if_longer
 
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+# What `Speaker.resolve` takes beside `seed` and `generator`.
+SPEECH_ARGUMENTS = (
+    *VOICE_ARGUMENTS,
+    *("top_k", "temperature", "rules", "attempts", "cache_implementation", "compile"),
+)
 TALKER_BATCH = 8  # pieces said at once
 
 
@@ -184,9 +189,16 @@ class Speaker:
             seed, generator: see `row_generators`.
             arguments: `speaker`, `prompt_audio` and `prompt_text` choose the voice, the others are of the talker.
 
+        A generator of the caller's is drawn from at last: a call that is refused leaves it where it was.
+
         Raises:
             ValueError: no talker, unknown speaker, unusable recording, or an argument that does not fit the others.
+            TypeError: an argument that speaking does not take, or of another kind than its name says.
         """
+        if unknown := [name for name in arguments if name not in SPEECH_ARGUMENTS]:
+            value, accepted = shown(arguments[unknown[0]]), ", ".join(SPEECH_ARGUMENTS)
+            raise TypeError(f"{unknown[0]}={value}: speech does not take it; it takes seed, generator, {accepted}")
+        arguments = {name: value for name, value in arguments.items() if value is not None}
         # The talker's own limits of a temperature follow in `resolve_options`.
         raise_if_no_settings({name: value for name, value in arguments.items() if name != "temperature"})
         voice_arguments = {name: arguments.pop(name) for name in VOICE_ARGUMENTS if name in arguments}
@@ -195,12 +207,12 @@ class Speaker:
         self.require_talker().resolve_options(**arguments)
         if arguments["compiled"]:
             raise_if_not_compilable(self.model)
-        generators = row_generators(seed, generator, rows)
+        raise_if_unusable(seed, generator, rows)
         self.model.components.audio_detokenizer.load()
         voice = self.model.components.talker_processor().voice(**voice_arguments)
         raise_if_longer(voice, self.require_talker().config.max_prompt_seconds)
         compiled = step_config(self.model.device, arguments["compiled"]) or False
-        return SpeechSettings(voice, generators, arguments, compiled)
+        return SpeechSettings(voice, row_generators(seed, generator, rows), arguments, compiled)
 
     def say(
         self, texts: list[str], settings: SpeechSettings, thinker_states: list[torch.Tensor] | None = None

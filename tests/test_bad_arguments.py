@@ -307,6 +307,12 @@ SPEECH = [
     ("temperature", float("inf"), "temperature=inf must be a finite number"),
     ("temperature", 1e-40, "temperature=1e-40 must be a finite number of at least 0.0001"),
     ("rules", 3, "rules=3 must be StopRules"),
+    (
+        "max_new_tokens",
+        3,
+        "max_new_tokens=3: speech does not take it; it takes seed, generator, speaker, prompt_audio",
+    ),
+    ("compiled", True, "compiled=True: speech does not take it"),
     ("cache_implementation", NO_VALUES, "cache_implementation must be 'dynamic' or 'static', got <Tensor"),
 ]
 
@@ -317,6 +323,164 @@ def test_speech(model, monkeypatch, call, name, value, message):
     monkeypatch.setattr(model.talker, "forward", lambda **inputs: pytest.fail("work began"))
     with pytest.raises(WRONG, match=message):
         getattr(model, call)(**{"text": "red", name: value})
+
+
+@pytest.mark.parametrize("call", ["speak", "generate", "both"])
+@pytest.mark.parametrize(
+    "refused",
+    [{"speaker": "bob"}, {"speaker": "iris", "prompt_audio": "x"}, {"prompt_text": "x"}, {"no_such": 1}],
+)
+def test_a_refused_call_draws_nothing(model, call, refused):
+    """A caller who corrects his call and repeats it hears what he would have heard at once."""
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    modes = {"generate": "audio", "both": ["audio", "image"]}
+    with pytest.raises(WRONG):
+        if call == "speak":
+            model.speak("red", generator=generator, **refused)
+        else:
+            model.generate(IDS[:1], generator=generator, generation_mode=modes[call], **refused)
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("refused", [{"height": 3}, {"num_images_per_prompt": 0}, {"image_sizes": IDS[:1, :2]}])
+@pytest.mark.parametrize("modes", ["image", ["audio", "image"]])
+def test_a_refused_drawing_draws_nothing(model, modes, refused):
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    with pytest.raises(ValueError, match=next(iter(refused))):
+        model.generate(IDS[:1], generator=generator, generation_mode=modes, **refused)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_options_that_were_left_out(model):
+    """None is what an option is that was not given, in every call."""
+    options = dict.fromkeys(("top_k", "temperature", "rules", "attempts", "cache_implementation", "compile"))
+    assert torch.equal(model.speak("red", seed=1, **options).waveforms[0], model.speak("red", seed=1).waveforms[0])
+    options = dict.fromkeys((*(name for name, *_ in DRAWING if name != "seed"), "compile", "num_return_sequences"))
+    drawn = model.generate(IDS[:1], generation_mode="image", seed=1, **options | {"num_inference_steps": 1})
+    plain = model.generate(IDS[:1], generation_mode="image", seed=1, num_inference_steps=1)
+    assert [image.tobytes() for image in drawn.images] == [image.tobytes() for image in plain.images]
+    text = {"seed": None, "speaker": None, "height": None, "max_new_tokens": 2}
+    assert torch.equal(model.generate(IDS[:1], **text), model.generate(IDS[:1], max_new_tokens=2))
+
+
+def test_compiled_speech_has_one_cache(model):
+    with pytest.raises(ValueError, match="cache_implementation='dynamic' does not go with compile=True"):
+        model.speak("red", compile=True, cache_implementation="dynamic")
+
+
+CONTRADICTIONS = [
+    (
+        {"speaker": "iris", "talker_kwargs": {"speaker": "oscar"}},
+        r"speaker='iris' and talker_kwargs\['speaker'\]='oscar'",
+    ),
+    ({"seed": 0, "talker_kwargs": {"seed": 1}}, r"seed=0 and talker_kwargs\['seed'\]=1"),
+    ({"seed": 0, "talker_kwargs": {"generator": torch.Generator()}}, "either seed or generator"),
+    ({"image_gen": True, "image_gen_seed": 0, "seed": 5}, "seed=5 and image_gen_seed=0 contradict"),
+    ({"image_gen": True, "image_gen_height": 64, "height": 128}, "height=128 and image_gen_height=64 contradict"),
+    ({"image_gen": True, "generation_mode": "text"}, "image_gen=True and generation_mode='text' contradict"),
+    ({"generation_mode": "image", "num_return_sequences": 2}, "num_return_sequences=2 is for texts; pass num_images_"),
+    (
+        {"generation_mode": "image", "generation_config": GenerationConfig(num_return_sequences=2, do_sample=True)},
+        "num_return_sequences=2 is for texts; pass num_images_per_prompt=2",
+    ),
+]
+
+
+@pytest.mark.parametrize("call", ["generate", "stream"])
+@pytest.mark.parametrize(("options", "message"), CONTRADICTIONS)
+def test_contradictions(model, monkeypatch, call, options, message):
+    monkeypatch.setattr(model, "embed", lambda *inputs, **media: pytest.fail("work began"))
+    mode = {"generation_mode": "audio"} if "talker_kwargs" in options else {}
+    with pytest.raises(ValueError, match=message):
+        getattr(model, call)(IDS[:1], **mode, **options)
+
+
+def test_the_same_said_twice_is_taken(model):
+    options = {"generation_mode": "audio", "max_new_tokens": 2, "seed": 1, "speaker": "iris"}
+    once = model.generate(IDS[:1], **options)
+    twice = model.generate(IDS[:1], **options, talker_kwargs={"seed": 1, "speaker": "iris", "attempts": None})
+    assert torch.equal(once.waveforms[0], twice.waveforms[0])
+    drawn = model.generate(IDS[:1], image_gen=True, image_gen_seed=1, seed=1, image_gen_steps=1, image_gen_cfg=None)
+    assert drawn.tobytes() == model.generate(IDS[:1], image_gen=True, seed=1, image_gen_steps=1).tobytes()
+
+
+def test_arguments_by_position(tiny):
+    """`generate` takes them in the library's order, in which a configuration follows the prompt."""
+    with pytest.raises(
+        TypeError, match="generation_config='audio' must be a GenerationConfig; .* is generation_mode="
+    ):
+        tiny.generate(IDS, "audio")
+    config = GenerationConfig(max_new_tokens=2)
+    assert tiny.generate(IDS, config).shape == (2, 10)
+    with pytest.raises(TypeError, match="generation_config: given by position and by name"):
+        tiny.generate(IDS, config, generation_config=config)
+    with pytest.raises(TypeError, match="by position behind the prompt, got 20"):
+        tiny.generate(IDS, *[None] * 20)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "generators", "message"),
+    [
+        ("red", [torch.Generator()], "prompts='red' must be a list of TalkerPrompt"),
+        (["red"], [torch.Generator()], r"prompts=\['red'\] must be a list of TalkerPrompt"),
+        (None, torch.Generator(), "generators=<Generator> must be a list of torch.Generator"),
+        (None, ["x"], r"generators=\['x'\] must be a list of torch.Generator"),
+    ],
+)
+@pytest.mark.parametrize("call", ["generate", "stream"])
+def test_prompts_of_the_talker(model, call, prompts, generators, message):
+    processor = model.components.talker_processor()
+    prompts = [processor.prompt("red", processor.voice())] if prompts is None else prompts
+    with pytest.raises(TypeError, match=message):
+        getattr(model.talker, call)(prompts, generators)
+
+
+DETOKENIZER = [
+    *((name, value) for name in ("codes", "prompt_codes", "prompt_mel") for value in ("x", 3, ["x"], [3])),
+    *((name, value) for name in ("speaker_embedding", "generator", "compile") for value in ("x", 3, [3])),
+    *(("code_lengths", value) for value in ("x", 3, ["x"], [None])),
+    ("num_steps", "x"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), DETOKENIZER)
+def test_the_audio_detokenizer(model, monkeypatch, name, value):
+    voice, detokenizer = model.components.talker_processor().voice(), model.audio_detokenizer.load()
+    monkeypatch.setattr(detokenizer.flow, "forward", lambda *inputs: pytest.fail("work began"))
+    rows = {"prompt_codes": [voice.prompt_codes], "prompt_mel": [voice.prompt_mel]}
+    arguments = {"codes": [torch.arange(9)], "speaker_embedding": voice.speaker_embedding[None], **rows}
+    with pytest.raises(WRONG, match=name):
+        detokenizer.decode(**{**arguments, name: value})
+
+
+HEAD = [
+    *(
+        ("condition", value, "condition=.* must be a tensor")
+        for value in ("x", None, [1], torch.ones(1, 4, 192).long())
+    ),
+    *(
+        ("condition", value, r"condition of shape .* must be \[B, N, H\]")
+        for value in (torch.ones(2), torch.ones(1, 2, 3))
+    ),
+    *(("generator", value, "generator=.* must be a torch.Generator, or a list") for value in ("x", 3, [3])),
+    *(("callback", value, r"callback=.* must be a function of \(step") for value in ("x", 3)),
+    *((name, "x", f"{name}='x' must be True") for name in ("progress", "resize", "compile")),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), HEAD)
+def test_the_image_head(model, name, value, message):
+    with pytest.raises(WRONG, match=message):
+        model.image_gen.draw(**{"condition": torch.ones(1, 4, 192), name: value})
+
+
+def test_states_and_latents(model):
+    for call, name in ((model.image_gen.condition, "states"), (model.image_gen.decode, "latents")):
+        for value in ("x", None, torch.ones(2)):
+            with pytest.raises(WRONG, match=f"{name}(=| of shape).* must be"):
+                call(value)
 
 
 def test_several_texts(model):
@@ -370,6 +534,12 @@ def test_a_config_that_asks_for_them_without_the_dict_goes_on(model):
 def test_chat(model, processor, monkeypatch):
     with pytest.raises(TypeError, match="processor=3 must be the processor of the model"):
         model.chat(3)
+    with pytest.raises(TypeError, match="processor=<.*> must be the processor of the model"):
+        model.chat(processor.tokenizer)
+    with pytest.raises(ValueError, match="image_gen=True: a chat answers in text"):
+        model.chat(processor, image_gen=True)
+    with pytest.raises(TypeError, match="use_whisper_encoder='x' must be True or False"):
+        model.chat(processor, use_whisper_encoder="x")
     with pytest.raises(TypeError, match="system=3 must be a text, or a list of content items"):
         model.chat(processor, system=3)
     with pytest.raises(TypeError, match="streamer=3 must be a streamer"):

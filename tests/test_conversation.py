@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from transformers import GenerationConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
@@ -112,9 +113,54 @@ def stop_at(forward, call: int, error: type[Exception]):
     return stopping
 
 
+def test_the_encoder_of_recordings_is_chosen_for_all_turns_or_for_one(model, processor, monkeypatch):
+    used = []
+    monkeypatch.setattr(model.whisper_encoder, "forward", counted(model.whisper_encoder.forward, used))
+    for_all = model.chat(processor, use_whisper_encoder=True, max_new_tokens=16)
+    assert for_all.say(TURNS[2]) == model.chat(processor, max_new_tokens=16).say(TURNS[2], use_whisper_encoder=True)
+    assert len(used) == 2
+    for_all.say(TURNS[2], use_whisper_encoder=False)
+    assert len(used) == 2
+
+
+def counted(forward, calls: list):
+    """`forward` that notes its calls."""
+    return lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs)
+
+
+SEVERAL = [
+    {"num_beams": 2},
+    {"num_return_sequences": 2, "do_sample": True},
+    {"generation_config": GenerationConfig(num_beams=3)},
+]
+
+
+@pytest.mark.parametrize("options", SEVERAL)
+def test_a_turn_of_several_replies_is_refused_and_nothing_is_lost(model, processor, monkeypatch, options):
+    """A chat goes on from one reply: rows of others must not get into its cache."""
+    message = "=[23]: a chat goes on from one reply, .*; use model.generate on the whole conversation"
+    chat = model.chat(processor, max_new_tokens=16)
+    chat.say(TURNS[0])
+    messages = list(chat.messages)
+    with pytest.raises(ValueError, match=message):
+        chat.say(TURNS[1], **options)
+    with pytest.raises(ValueError, match=message):
+        model.chat(processor, **options)
+    assert chat.messages == messages
+    asked = {**vars(options.get("generation_config", GenerationConfig())), **options}
+    with monkeypatch.context() as patch:
+        for name in ("num_beams", "num_return_sequences"):
+            patch.setattr(model.generation_config, name, asked.get(name))
+        with pytest.raises(ValueError, match=message):
+            chat.say(TURNS[1])
+    reply = chat.say(TURNS[1], num_beams=1, num_return_sequences=None)
+    assert reply == whole(model, processor, [*messages, {"role": "user", "content": TURNS[1]}], max_new_tokens=16)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"use_cache": False}, "use_cache=False: a chat reads every turn once"),
         ({"generation_mode": "image"}, "generation_mode='image': a chat answers in text"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate: a chat sets this itself"),
     ],

@@ -76,3 +76,24 @@ def test_parts_that_a_user_changed_are_saved(tmp_path, caplog):
 def test_unknown_choices_are_refused_before_loading(options, message):
     with pytest.raises(ValueError, match=message):
         load_model("no such directory", **options)
+
+
+REFUSED = [
+    ({"bogus": 1}, "bogus=1: no option of from_pretrained, and no setting of the model; check the spelling"),
+    ({"device": "bogus"}, "device='bogus' names no device"),
+    ({"device": "cuda:4096"}, "device='cuda:4096': this machine has .* CUDA GPU"),
+    ({"device_map": "cpu"}, "device_map='cpu': load_model puts all weights on one device, which is device="),
+    ({"parts": "vision"}, "parts='vision' must be a list of parts, of vision, audio, whisper"),
+    ({"parts": 3}, "parts=3 must be a list of parts"),
+    ({"parts": [3]}, "unknown parts 3; there are vision, audio"),
+    ({"quantization": 3}, "quantization=3 must be '4bit', '8bit' or a configuration"),
+    ({"trust_remote_code": "x"}, "trust_remote_code='x' must be True or False"),
+    ({"source": 3}, "source=3 must be a directory, or the Hub id"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_what_nothing_takes_is_named_before_weights_are_read(monkeypatch, options, message):
+    monkeypatch.setattr("transformers.modeling_utils.load_state_dict", lambda *args, **kwargs: pytest.fail("read"))
+    with pytest.raises((TypeError, ValueError), match=message):
+        load_model(**{"source": ROOT, **options})

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 from speech_helpers import SPEAKERS, build_speaking_repository, voice
-from transformers import AutoProcessor
+from transformers import AutoProcessor, DynamicCache, GenerationConfig, StaticCache
 
 import ming.speech
 from ming.encoding import save_audio
@@ -159,6 +159,39 @@ def test_audio_mode_answers_in_text_and_speech(model, processor):
     new = text_only[:, inputs["input_ids"].shape[1] :]
     assert output.text == processor.batch_decode(new, skip_special_tokens=True)
     assert len(output.waveforms) == 2 and all(len(waveform) for waveform in output.waveforms)
+
+
+@pytest.mark.parametrize("where", ["the call", "the call's configuration", "the model's configuration"])
+def test_every_reply_is_spoken_wherever_their_number_is_said(model, processor, monkeypatch, where):
+    asked, limit = {"do_sample": True, "num_return_sequences": 2}, {"max_new_tokens": 8}
+    options = asked | limit if where == "the call" else limit
+    if where == "the call's configuration":
+        options = {"generation_config": GenerationConfig(**asked, **limit)}
+    if where == "the model's configuration":
+        for name, value in asked.items():
+            monkeypatch.setattr(model.generation_config, name, value)
+    inputs = chat(processor, QUESTIONS[0])
+    output = model.generate(**inputs, **options, generation_mode="audio", seed=0, talker_kwargs={"rules": RULES})
+    assert len(output.text) == len(output.waveforms) == len(output.sequences) == 2
+    for mode in ("text", "audio"):
+        with pytest.raises(ValueError, match="num_return_sequences=2: stream gives one reply as it grows; use gen"):
+            model.stream(**inputs, **options, generation_mode=mode)
+
+
+@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
+def test_a_cache_that_holds_part_of_the_prompt_is_refused_and_an_empty_one_serves(model, processor, kind):
+    """The talker is told the states of the whole prompt; those of tokens in a cache are gone."""
+    config = model.config.get_text_config()
+    cache = kind(config=config, max_cache_len=64) if kind is StaticCache else kind(config=config)
+    inputs, options = chat(processor, QUESTIONS[0]), {"max_new_tokens": 6, "seed": 1, "generation_mode": "audio"}
+    options["talker_kwargs"] = {"rules": RULES}
+    expected = model.generate(**inputs, **options).waveforms[0]
+    assert torch.equal(model.generate(**inputs, **options, past_key_values=cache).waveforms[0], expected)
+    for call in (model.generate, model.stream):
+        with pytest.raises(ValueError, match="past_key_values hold .* tokens: generation_mode='audio' .* leave past_"):
+            call(**inputs, **options, past_key_values=cache)
+    cache.reset()
+    assert torch.equal(model.generate(**inputs, **options, past_key_values=cache).waveforms[0], expected)
 
 
 def test_the_chat_reaches_the_talker(model, processor):

@@ -1,5 +1,7 @@
 """`generate`: every option of the library over text, images, video and audio."""
 
+import copy
+
 import pytest
 import torch
 from thinker_helpers import PAD, Chat, batch, mixed_chats, tiny_model, valid_tokens
@@ -295,3 +297,14 @@ def test_padding_of_prompts_does_not_matter(tiny, many):
         wider[name] = torch.nn.functional.pad(many[name], (5, 0), value=value)
     assert valid_tokens(wider).sum() == valid_tokens(many).sum()
     assert torch.equal(answer(tiny, wider), answer(tiny, many))
+
+
+@pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm", "eager"])
+def test_float64_reads_and_writes_as_float32(tiny, implementation):
+    """Whichever experts are asked for: PyTorch has no grouped product in float64."""
+    inputs = batch([Chat(1).text(3).image(1, 4, 4).text(2).audio(9)])
+    double = copy.deepcopy(tiny).double()
+    double.set_experts_implementation(implementation)
+    torch.testing.assert_close(double(**inputs).logits.float(), tiny(**inputs).logits, rtol=0, atol=1e-4)
+    options = {"max_new_tokens": 4, "eos_token_id": -1, "pad_token_id": 0}
+    assert torch.equal(double.generate(**inputs, **options), tiny.generate(**inputs, **options))
