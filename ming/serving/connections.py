@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ming.serving.settings import Limits
 
-HEAD_BYTES = 64 << 10  # of the first line and the headers of a request; h11's limit
+HEAD_BYTES = 64 << 10  # of the first line and the headers of a request
 REFUSALS = {
     408: b"HTTP/1.1 408 Request Timeout\r\n",
     431: b"HTTP/1.1 431 Request Header Fields Too Large\r\n",
@@ -31,6 +31,7 @@ class LimitedConnection(H11Protocol):
     def __init__(self, limits: Limits, **options: Any):
         super().__init__(**options)
         self._limits = limits
+        self.conn = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
         self._head_bytes = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
