@@ -108,6 +108,7 @@ def load_model(
     part_options = _part_options(parts)
     if compiled and quantization is not None:
         raise_if_quantized_apart(quantization, device)
+    _raise_if_absent(device)
     dtype = dtype or default_dtype(device)
     if quantization is not None:
         options["quantization_config"] = _quantization_config(quantization, dtype)
@@ -126,15 +127,18 @@ def load_model(
 
 
 def _device(device: torch.device | str) -> torch.device:
-    """A device by name, which this machine must have."""
+    """A device by name."""
     try:
-        named = torch.device(device)
+        return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device={shown(device)} names no device; give 'cpu', 'cuda' or 'cuda:1'") from error
+
+
+def _raise_if_absent(device: torch.device) -> None:
+    """Refuse a GPU that this machine does not have."""
     count = torch.cuda.device_count()
-    if named.type == "cuda" and (named.index or 0) >= count:
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise ValueError(f"device={shown(str(device))}: this machine has {count} CUDA GPU(s); give another, or 'cpu'")
-    return named
 
 
 def _part_options(parts: Iterable[str] | None) -> dict[str, bool]:
