@@ -128,10 +128,14 @@ def load_model(
 
 def _device(device: torch.device | str) -> torch.device:
     """A device by name."""
+    wrong = f"device={shown(device)} names no device; give 'cpu', 'cuda' or 'cuda:1'"
     try:
-        return torch.device(device)
+        named = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={shown(device)} names no device; give 'cpu', 'cuda' or 'cuda:1'") from error
+        raise ValueError(wrong) from error
+    if isinstance(device, str) and str(named) != device:  # PyTorch takes cuda:4096 for cuda:0
+        raise ValueError(wrong)
+    return named
 
 
 def _raise_if_absent(device: torch.device) -> None:

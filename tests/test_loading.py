@@ -81,7 +81,8 @@ def test_unknown_choices_are_refused_before_loading(options, message):
 REFUSED = [
     ({"bogus": 1}, "bogus=1: no option of from_pretrained, and no setting of the model; check the spelling"),
     ({"device": "bogus"}, "device='bogus' names no device"),
-    ({"device": "cuda:4096"}, "device='cuda:4096': this machine has .* CUDA GPU"),
+    ({"device": "cuda:4096"}, "device='cuda:4096' names no device"),
+    ({"device": "cuda:99"}, "device='cuda:99': this machine has .* CUDA GPU"),
     ({"device_map": "cpu"}, "device_map='cpu': load_model puts all weights on one device, which is device="),
     ({"parts": "vision"}, "parts='vision' must be a list of parts, of vision, audio, whisper"),
     ({"parts": 3}, "parts=3 must be a list of parts"),
