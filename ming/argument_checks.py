@@ -479,7 +479,7 @@ def raise_if_no_mask(mask: Any) -> None:
     Raises:
         ValueError: it names some of the values.
     """
-    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or not _values_can_be_read([mask]):
+    if not _is_readable_mask(mask):
         return
     strange = (mask != 0) & (mask != 1)
     if strange.any():
@@ -493,12 +493,17 @@ def raise_if_rows_hidden(mask: Any) -> None:
     Raises:
         ValueError: it names the rows.
     """
-    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or not _values_can_be_read([mask]):
+    if not _is_readable_mask(mask):
         return
     hidden = ~mask.bool().any(dim=1)
     if hidden.any():
         rows = hidden.nonzero()[:, 0].tolist()
         raise ValueError(f"attention_mask hides all of row(s) {shown(rows)}; leave them out, or put 1 at their tokens")
+
+
+def _is_readable_mask(mask: Any) -> bool:
+    """Whether it is a mask [B, L] whose values may be looked at."""
+    return isinstance(mask, torch.Tensor) and mask.ndim == 2 and _values_can_be_read([mask])
 
 
 def _values_can_be_read(tensors: Iterable[torch.Tensor]) -> bool:
