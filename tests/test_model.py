@@ -370,8 +370,9 @@ def test_load_balancing_loss_at_its_extremes():
     same = torch.tensor([[20.0, 20.0, 0.0, 0.0]]).repeat(5, 1)
     balancing, _ = router_losses((same,), top_k=2, mm_token_type_ids=torch.full((1, 5), IMAGE_TYPE))
     close(balancing, torch.tensor([0.0, 2.0, 0.0]), 1e-4)
-    _, z = router_losses((torch.zeros(5, 4),), top_k=2)
-    close(z[0], torch.tensor(4.0).log().square(), 1e-5)
+    for tokens in (5, 1):
+        _, z = router_losses((torch.zeros(tokens, 4),), top_k=2)
+        close(z[0], torch.tensor(4.0).log().square(), 1e-5)
 
 
 def test_router_losses_join_the_loss_with_their_weights():
@@ -467,6 +468,22 @@ def test_a_single_token_reads_its_experts_in_place():
         model.set_experts_implementation(name)
         two = experts(states.repeat(2, 1), index.repeat(2, 1), weights.repeat(2, 1))
         torch.testing.assert_close(experts(states, index, weights), two[:1])
+
+
+@pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+def test_compiled_code_reads_the_experts_of_a_single_token(implementation):
+    """In float64, for which PyTorch has no grouped product, many tokens are computed by expert."""
+    model = tiny_model().double()
+    model.set_experts_implementation(implementation)
+    experts = model.model.model.layers[0].mlp.experts
+    states = torch.randn(2, experts.gate_up_proj.shape[-1], generator=torch.Generator().manual_seed(0)).double()
+    index, weights = torch.tensor([[3, 0], [1, 3]]), torch.tensor([[0.7, 0.3], [0.1, 0.9]]).double()
+    both = experts(states, index, weights)
+    compiled = torch.compile(experts, fullgraph=True, backend="eager")
+    for row in range(2):
+        one = states[row : row + 1], index[row : row + 1], weights[row : row + 1]
+        torch.testing.assert_close(compiled(*one), experts(*one))
+        torch.testing.assert_close(both[row], experts(*one)[0])
 
 
 def test_a_single_token_off_the_cpu_gathers_its_experts():
