@@ -57,7 +57,7 @@ def _by_sentence(left: str, right: str, token: str, run: str, complete: bool) ->
     if latin_sentence and re.search("[A-Za-z]", OF_NUMBER.sub("", run)):
         return "en"
     ahead = right if complete else re.sub(r"[\w/°²³ .]+\Z", "", right)
-    before = _LETTER.findall(OF_NUMBER.sub("", left + token))[-1:]
+    before = _LETTER.findall(OF_NUMBER.sub("", f"{left}{token} 0"))[-1:]  # the x of "3 x 4" stands before a digit
     letters = before or _LETTER.findall(OF_NUMBER.sub("", left + token + ahead))[:1]
     if not letters and not complete:
         raise IncompleteError

@@ -146,12 +146,14 @@ def _duration(token: Token) -> str:
 
 
 def _feet(token: Token) -> str:
-    feet, inches = token["f1"] or token["f2"], token["i1"] or token["i2"]
+    feet = token["f1"] or token["f2"] or token["f3"]
+    inches = token["i1"] or token["i2"] or token["i3"] or token["i4"]
     words = (
         [read_integer(feet, token.lang) + token.choose("英尺", " foot" if feet == "1" else " feet")] if feet else []
     )
     if inches:
-        words += [read_integer(inches, token.lang) + token.choose("英寸", " inch" if inches == "1" else " inches")]
+        is_one = inches == "1" or (not feet and is_adjective(token))
+        words += [read_integer(inches, token.lang) + token.choose("英寸", " inch" if is_one else " inches")]
     return token.choose("", " ").join(words)
 
 
@@ -181,11 +183,16 @@ MEASURES = (
         "feet",
         r"""(?<![\w.,'"])(?:(?P<f1>\d{1,3})(?:['′’]|[ ]?ft\.?)[ ]?(?P<i1>\d{1,2})
         (?:["″”]|''|[ ]?in\b(?:\.(?=[ ][a-z(]|[,;:)]))?)
+        |(?P<f3>[3-8])['′’](?P<i3>1[01]|\d)(?![\w'′’"″”]|\.\d)
+        |(?P<i4>\d{1,3})″
         |(?P<f2>\d{1,3})['′’](?=[ ](?:tall|long|wide|high|deep)\b)
         |(?P<i2>\d{1,3})["″”](?=[ ](?:tall|long|wide|high|deep|screen|monitor|display|laptop|tablet|TV|
         pizza|pipe|ruler|wheel|wheels|vinyl|record)\b))""",
         _feet,
-        (("he is 6'2\" tall there", "he is six feet two inches tall there"),),
+        (
+            ("he is 6'2\" tall there", "he is six feet two inches tall there"),
+            ("she is 5'10 with a 7″ tablet", "she is five feet ten inches with a seven inch tablet"),
+        ),
     ),
     Kind(
         "measure",

@@ -81,9 +81,18 @@ _ADJECTIVE = re.compile(
 )
 
 
-# A comma before one or two digits is a decimal comma beside the euro sign; an exponent belongs to the number.
-_SUM = rf"(?:(?<=€)|(?<=€[ ]))\d+,\d{{1,2}}(?![\d,])|(?:{NUMBER}){EXPONENT}|{NUMBER}"
-_EURO_BEHIND = r"(?<![\d.,])\d+,\d{1,2}(?=[ ]?€)"
+# A comma before one or two digits is a decimal comma beside a euro; an exponent belongs to the number.
+_DECIMAL_COMMA = r"(?:\d{1,3}(?:\.\d{3})+|\d+),\d{1,2}"
+_SUM = rf"(?:(?<=€)|(?<=€[ ])|(?<=EUR[ ])){_DECIMAL_COMMA}(?![\d,])|(?:{NUMBER}){EXPONENT}|{NUMBER}"
+_EURO_BEHIND = rf"(?<![\d.,]){_DECIMAL_COMMA}(?=[ ]?(?:€|EUR(?![A-Za-z])))"
+# What some write once more behind a sum, "$5 dollars" and "¥5元" -> the ends of the names that it repeats.
+_AGAIN = {
+    **dict.fromkeys(("元", "块钱", "块"), "元"), "人民币": "元", "美元": "美元", "美金": "美元", "欧元": "欧元",
+    "英镑": "英镑", "日元": "日元", **dict.fromkeys(("dollars", "dollar"), "美元"),
+    **dict.fromkeys(("euros", "euro"), "欧元"), **dict.fromkeys(("pounds", "pound"), "英镑"), "yuan": "元",
+    "USD": "美元", "EUR": "欧元", "GBP": "英镑", "CNY": "元", "RMB": "元",
+}  # fmt: skip
+_REPEATED = rf"(?:[ -]?(?P<again>{'|'.join(sorted(_AGAIN, key=len, reverse=True))})(?![A-Za-z]))?"
 
 
 def _power(amount: str | None) -> int | None:
@@ -120,7 +129,14 @@ def _money(token: Token) -> str:
     else:
         cur, total, amount = token["cur_behind"], token["sum_before"], token["amount_before"]
     words = _sum_words(token, cur, total, amount)
+    if (again := token["again"]) and not _is_named_again(cur, again):
+        words += f" {again}" if again.isascii() else again
     return token.choose("负", "minus ") + words if token["minus"] else words
+
+
+def _is_named_again(cur: str, again: str) -> bool:
+    zh = CURRENCIES[SAME.get(cur, cur)][0]
+    return zh.endswith(_AGAIN[again]) or (zh == "元人民币" and _AGAIN[again] == "元")
 
 
 def _sum_words(token: Token, cur: str, total: str, amount: str | None) -> str:
@@ -128,7 +144,8 @@ def _sum_words(token: Token, cur: str, total: str, amount: str | None) -> str:
     currency = SAME.get(cur, cur)
     zh, one, many = CURRENCIES[currency]
     if currency == "€":
-        total = re.sub(r",(?=\d{1,2}\Z)", ".", total)
+        if re.fullmatch(_DECIMAL_COMMA, total):
+            total = total.replace(".", "").replace(",", ".")
     more, more_amount = token["more"], token["more_amount"]
     if more:
         first = read_amount(total, amount or (more_amount if token.lang == "zh" else None), token.lang)
@@ -163,7 +180,7 @@ MONEY = (
     Kind(
         "money",
         rf"""(?P<cur>{CURRENCY})[ ]?(?P<minus>[-−](?=\.?\d))?(?P<sum>{_SUM})(?P<amount>{_AMOUNT})?
-        (?:[-–—~](?P<more>{NUMBER})(?P<more_amount>{_AMOUNT})?(?![A-Za-z]|[ ]?[%‰°]|[-:/]\d))?
+        (?:[-–—~](?P<more>{NUMBER})(?P<more_amount>{_AMOUNT})?(?![A-Za-z]|[ ]?[%‰°]|[-:/]\d))?{_REPEATED}
         |(?P<sum_before>{_EURO_BEHIND}|(?<![A-Za-z])(?:{NUMBER}){EXPONENT}|{NUMBER})(?P<amount_before>{_AMOUNT})?
         [ ]?(?P<cur_behind>(?:{_CODES})(?![A-Za-z])|[{SYMBOLS}¢])
         (?!\w|[ ]?\.?\d)""",
@@ -173,6 +190,8 @@ MONEY = (
             ("花了$1.5亿，或€1.5bn", "花了一点五亿美元，或十五亿欧元"),
             ("It is $1,000, $0.99 or £1.", "It is one thousand dollars, ninety nine cents or one pound."),
             ("He paid £2.01 or about $5M then", "He paid two pounds and one penny or about five million dollars then"),
+            ("一共￥199元或$20 dollars", "一共一百九十九元或二十美元"),
+            ("It was 1.234,56 € there", "It was one thousand two hundred and thirty four euros and fifty six cents there"),
             ("He paid 20€ or GBP 1m-2m then", "He paid twenty euros or one million to two million pounds then"),
         ),
     ),

@@ -38,7 +38,8 @@ NUMBER_NAME = re.compile(  # what stands before a telephone number and the like
     |\b(?:(?:zip|area|postal|access|verification|security)[ ]code|zip|postcode|pin|passcode|phone[ ]number|isbn|issn)
     \b[:\s]*(?:(?:is|was)[ ])?
     |\b(?:account|order|serial|tracking|reference|invoice|case|ticket|policy|member|customer|passport|part|job)
-    [ ](?:number|no\.|id|code)[:\s]*(?:(?:is|was)[ ])?))\Z""",
+    [ ](?:number|no\.|id|code)[:\s]*(?:(?:is|was)[ ])?))
+    (?:\d{3,}(?:[ ]or[ ]|或者?|、|[ ]?/[ ]?))*\Z""",
     re.X,
 )
 SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"

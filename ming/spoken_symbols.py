@@ -42,8 +42,14 @@ _RESULT = re.compile(rf"\s{_OPERAND}\s*(?:(?:is|makes|gives|leaves)\s(?:\d|{_SMA
 _TERM_BEFORE = re.compile(rf"\d\s*[+×÷*]\s*{_OPERAND}\s*\Z|=\s{_OPERAND}\s\Z")
 _ALONE = re.compile(rf"\s*{_OPERAND}\s\Z"), re.compile(rf"\s{_OPERAND}\s*\Z")
 _YEAR = re.compile(r"(?:1\d|20)\d\d\s\Z")
-_NUMBER_BEFORE = re.compile(rf"\d(?:[%‰°℃℉²³A-Za-z/]{{1,5}}|\s?[AaPp]\.?[Mm]\.?|[{HAN}]{{1,2}})?\s?\Z")
-_NUMBER_BEHIND = re.compile(r"\s?-?[$€£¥]?\.?\d")
+_NUMBER_BEFORE = re.compile(
+    rf"(?:\d(?:[%‰°℃℉²³A-Za-z/]{{1,5}}|\s?[AaPp]\.?[Mm]\.?|[{HAN}]{{1,2}}|\s?(?:thousand|[mb]illion|trillion))?"
+    r"|\b(?:noon|midnight))\s?\Z"
+)
+_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)(?:\.|[a-z]{3,6})?[ ]"
+_NUMBER_BEHIND = re.compile(rf"\s?(?:-?[$€£¥]?\.?|{_MONTH})\d|\s?(?:noon|midnight)\b")
+_BESIDE_EM_DASH = re.compile(rf"\d[{HAN}]?\Z"), re.compile(r"\d")  # 18—25岁, 5月1日—7日
+_RESULTS = re.compile(r"\d+(?:[获战取]胜|[大险完力]胜|击败|淘汰|领先|落后|逆转|负于|不敌|惜败|战平|平局)")  # of matches
 
 
 def _say(block: Block, match: re.Match[str], writer: Writer, zh: str, en: str) -> None:
@@ -119,7 +125,7 @@ def _dash(block: Block, match: re.Match[str], writer: Writer) -> None:
     """A dash: "minus" or "to" between numbers, "about" or "minus" before one, a hyphen in a word, else a pause."""
     mark = match[0]
     left, right = block.around(match)
-    if mark[0] != "—" and _NUMBER_BEFORE.search(left) and _NUMBER_BEHIND.match(right):
+    if _stands_between_numbers(mark, left, right):
         _dash_between_numbers(block, match, writer)
     elif mark in "-−" and re.search(r"\b(?:UTC|GMT)\Z", left) and right[:1].isdigit():
         _say(block, match, writer, "减", "minus")
@@ -137,13 +143,19 @@ def _dash(block: Block, match: re.Match[str], writer: Writer) -> None:
         writer.pause(",")
 
 
+def _stands_between_numbers(mark: str, left: str, right: str) -> bool:
+    """A Chinese range has the long dash, with nothing around it."""
+    before, behind = _BESIDE_EM_DASH if mark == "—" else (_NUMBER_BEFORE, _NUMBER_BEHIND)
+    return "——" not in mark and bool(before.search(left) and behind.match(right))
+
+
 def _dash_between_numbers(block: Block, match: re.Match[str], writer: Writer) -> None:
     left, right = block.around(match)
     if re.search(r"[A-Za-z]-?\d[\d.]*\Z", left) and right[:1].isdigit():  # a name: A320-200, Llama-3.1-8B
         writer.space = True
     elif match[0] in "-−–" and _is_minus(match[0], left, right):
         _say(block, match, writer, *SYMBOLS["-"])
-    elif re.search(r"比分[是为：:\s]*\d+\Z", left):
+    elif re.search(r"比分[是为：:\s]*\d+\Z", left) or (re.search(r"\d\Z", left) and _RESULTS.match(right)):
         writer.word("比", apart=True)
     else:
         _say(block, match, writer, "到", "to")
