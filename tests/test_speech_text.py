@@ -246,7 +246,7 @@ def test_letters_of_all_scripts_stay(letters):
     assert normalize_speech_text(letters) == letters
 
 
-@pytest.mark.parametrize("text", ["", " \n", "😀🎉", "。。。", "—— ** ~", "#", "$", "```\n```"])
+@pytest.mark.parametrize("text", ["", " \n", "😀🎉", "。。。", "—— ** ~", "#", "$", "```\n```", "\u0301"])
 def test_nothing_to_say(text):
     assert normalize_speech_text(text) == ""
     assert cut_speech_text(normalize_speech_text(text)) == cut_speech_text(text) == []
