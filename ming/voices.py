@@ -18,12 +18,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from .argument_checks import shown
 from .audio_features import BailingMMFeatureExtractor
 from .files import finish_saving, saving
 from .media import describe, load_audio, raise_if_unusable, require, resample
 from .mel import RECORDING_RATE, MelSettings, prompt_mel
+from .speech_text import speech_units
+
+logger = logging.get_logger(__name__)
 
 CODES_PER_SECOND = 50
 EMBEDDING_SIZE = 192
@@ -34,6 +38,7 @@ TOKENIZER_BANDS = 128
 MIN_SECONDS = 0.5
 MAX_SECONDS = 30.0  # what the speech tokenizer was trained on
 SILENCE_PEAK = 1e-3  # of full scale; -60 dB
+UNITS_PER_SECOND = (0.5, 15.0)  # `speech_units`: nobody speaks faster, and hardly anybody so slowly
 
 SPEAKER_FILE = "campplus.onnx"
 TOKENIZER_FILE = "speech_tokenizer_v1.onnx"
@@ -250,6 +255,28 @@ def check_recording(waveform: torch.Tensor, rate: int = RECORDING_RATE) -> None:
         )
 
 
+def check_words(text: str, seconds: float) -> None:
+    """Compare the words of a recording with its duration; so few words that some must be missing are logged.
+
+    Raises:
+        ValueError: more words than anybody says in that time.
+    """
+    slowest, fastest = UNITS_PER_SECOND
+    units = speech_units(text)
+    if units > fastest * seconds:
+        raise ValueError(
+            f"prompt_text has {len(text.split())} words (about {units} syllables), which nobody says in the {seconds:.1f} s "
+            f"of the recording: {shown(text)}. Give the words that are spoken in it, and no others"
+        )
+    if units < slowest * seconds:
+        logger.warning(
+            "prompt_text %s is short for a recording of %.1f s; where words of the recording are missing in it, the "
+            "voice says other words than it should",
+            shown(text),
+            seconds,
+        )
+
+
 def _input_names(session: Any, file: str, integer: bool) -> dict[str, str]:
     """Names of the features and, if `integer`, of the length among the inputs of an ONNX session, by their type."""
     found = {entry.name: entry.type for entry in session.get_inputs()}
@@ -347,13 +374,14 @@ class VoiceEncoder:
             sampling_rate: Hz, of arrays that come without a rate; default 16,000.
 
         Raises:
-            ValueError: a name that is no file name, empty text, unreadable audio, or a recording that
-                `check_recording` refuses.
+            ValueError: a name that is no file name, empty text, unreadable audio, or a recording or words that
+                `check_recording` or `check_words` refuse.
         """
         _check_name(name)
         _check_text(text, "the text of the recording")
         waveform, rate = load_audio(audio, sampling_rate)
         check_recording(waveform[0], rate)
+        check_words(text, waveform.shape[-1] / rate)
         waveform = resample(waveform, rate, RECORDING_RATE)[0]
         return Voice(
             name=name,

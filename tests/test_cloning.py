@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ming.events import AudioChunk
+from ming.voices import check_words
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 WORDS = json.loads((DEMO / "expected.json").read_text(encoding="utf-8"))["request"]
@@ -51,3 +52,17 @@ def test_a_recording_goes_with_its_words(model, inputs, missing):
     ):
         with pytest.raises(ValueError, match="prompt_audio"):
             call()
+
+
+def test_words_that_nobody_says_in_that_time_are_refused(model):
+    with pytest.raises(ValueError, match="which nobody says in the .* s of the recording.*Give the words"):
+        model.speak("four", **{**CLONED, "prompt_text": 30 * f"{CLONED['prompt_text']}. "})
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds", "said"),
+    [("what comes after three", 1.5, ""), ("三加四等于几", 0.8, ""), ("hi", 4.9, "words of the recording are missing")],
+)
+def test_too_few_words_are_logged(words, seconds, said, caplog):
+    check_words(words, seconds)
+    assert (said in caplog.text) and bool(said) == bool(caplog.text)

@@ -16,6 +16,7 @@ sentences of 2 to 5 clauses.
 import re
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -201,12 +202,13 @@ def read_texts(model, processor, texts: int, seed: int, batch_size: int) -> dict
 
 @torch.no_grad()
 def read_clauses(model, processor, sentences: int, seed: int, batch_size: int) -> dict[str, float | dict]:
-    """Word error rates in percent of the pieces of sentences of several clauses and of the clauses alone, and the
-    ratio of their durations, per number of clauses and per what joins them."""
+    """Word error rates in percent of the pieces of sentences of several clauses and of the clauses alone, per what
+    joins them, and the ratio of their durations, also per number of clauses."""
     voices = list(model.components.talker_processor().voices)
     pieces: list[SpokenPiece] = []
     waves: list[list[torch.Tensor]] = [[], []]
     texts: list[list[str]] = [[], []]
+    joints: list[list[str]] = [[], []]  # of each piece
     seconds: dict[int | str, list[float]] = {key: [0.0, 0.0] for key in (*CLAUSES, *JOINTS)}
     for index in tqdm(range(sentences), desc="speaking"):
         rng = np.random.default_rng((seed, index))
@@ -220,15 +222,16 @@ def read_clauses(model, processor, sentences: int, seed: int, batch_size: int) -
             lengths = [round(piece.seconds * rate) for piece in said]
             waves[side] += torch.cat(output.waveforms).split(lengths)
             texts[side] += [re.sub("[,.;，。]", "", piece.text) for piece in said]
+            joints[side] += [joint] * len(said)
             for key in (len(own), joint):
                 seconds[key][side] += sum(piece.seconds for piece in said)
             pieces += said if side == 0 else []
     errors = []
-    for own, spoken in zip(waves, texts, strict=True):
+    for own, spoken, joined in zip(waves, texts, joints, strict=True):
         heard = listen(model, processor, [resample(wave, rate, SAMPLE_RATE) for wave in own], SAMPLE_RATE, batch_size)
-        wrong = sum(word_errors(text, words.strip()) for text, words in zip(spoken, heard, strict=True))
-        errors.append(round(100 * wrong / sum(len(text.split()) for text in spoken), 2))
+        errors.append(errors_by_joint(spoken, heard, joined))
     return {
+        "words": sum(len(text.split()) for text in texts[0]),
         "pieces": len(pieces),
         "pieces that did not end well": sum(piece.finish_reason != "stop" for piece in pieces),
         "word errors within sentences, %": errors[0],
@@ -237,6 +240,16 @@ def read_clauses(model, processor, sentences: int, seed: int, batch_size: int) -
             key: round(within / alone, 3) for key, (within, alone) in seconds.items() if alone
         },
     }
+
+
+def errors_by_joint(spoken: list[str], heard: list[str], joints: list[str]) -> dict[str, float]:
+    """Word error rates in percent of all pieces and of those of each kind of joint."""
+    wrong, words = Counter[str](), Counter[str]()
+    for text, said, joint in zip(spoken, heard, joints, strict=True):
+        for kind in ("all", joint):
+            wrong[kind] += word_errors(text, said.strip())
+            words[kind] += len(text.split())
+    return {kind: round(100 * wrong[kind] / words[kind], 2) for kind in words}
 
 
 def results(readings: list[Reading]) -> list[Result]:
