@@ -35,9 +35,7 @@ def encode_audio(waveform: torch.Tensor, sampling_rate: int, file_format: str = 
     Args:
         file_format: "wav" or "flac".
     """
-    file = io.BytesIO()
-    soundfile.write(file, to_pcm16(waveform), sampling_rate, format=file_format.upper(), subtype="PCM_16")
-    return file.getvalue()
+    return _file_of(to_pcm16(waveform), sampling_rate, format=file_format.upper(), subtype="PCM_16")
 
 
 def save_audio(path: str | os.PathLike, waveform: torch.Tensor, sampling_rate: int) -> None:
@@ -50,10 +48,18 @@ def save_audio(path: str | os.PathLike, waveform: torch.Tensor, sampling_rate: i
     ending = os.path.splitext(path)[1].lstrip(".").upper()
     if ending not in soundfile.available_formats():
         raise ValueError(f"{path}: cannot write .{ending.lower()} files; use .wav, .flac, .ogg or .mp3")
-    file = io.BytesIO()
-    soundfile.write(file, waveform.detach().float().cpu().numpy(), sampling_rate, format=ending)
+    content = _file_of(waveform.detach().float().cpu().numpy(), sampling_rate, format=ending)
     with replacing(path) as partial:
-        partial.write_bytes(file.getvalue())
+        partial.write_bytes(content)
+
+
+def _file_of(samples: np.ndarray, sampling_rate: int, **form: str) -> bytes:
+    """Samples [N] as a file; without any, formats that begin with their first sample hold one of silence."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, sampling_rate, **form)
+    if not file.getvalue():
+        soundfile.write(file, np.zeros(1, samples.dtype), sampling_rate, **form)
+    return file.getvalue()
 
 
 __all__ = ["encode_audio", "encode_image", "save_audio", "to_pcm16"]

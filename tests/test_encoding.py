@@ -43,3 +43,11 @@ def test_save_audio_refuses_endings_that_name_no_audio_format(tmp_path):
         save_audio(tmp_path / "x.txt", WAVEFORM, 16_000)
     save_audio(tmp_path / "x.wav", WAVEFORM, 16_000)
     assert soundfile.info(tmp_path / "x.wav").frames == len(WAVEFORM)
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "mp3", "ogg", "aiff"])
+def test_a_reply_without_sound_is_a_file_that_players_open(tmp_path, ending):
+    save_audio(tmp_path / f"x.{ending}", torch.zeros(0), 22_050)
+    samples, rate = soundfile.read(tmp_path / f"x.{ending}")
+    assert len(samples) <= 1 and not samples.any() and rate == 22_050
+    assert soundfile.info(io.BytesIO(encode_audio(torch.zeros(0), 16_000, "flac"))).samplerate == 16_000
