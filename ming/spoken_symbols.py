@@ -46,10 +46,14 @@ _NUMBER_BEFORE = re.compile(
     rf"(?:\d(?:[%‰°℃℉²³A-Za-z/]{{1,5}}|\s?[AaPp]\.?[Mm]\.?|[{HAN}]{{1,2}}|\s?(?:thousand|[mb]illion|trillion))?"
     r"|\b(?:noon|midnight))\s?\Z"
 )
+_WORDS_OF_A_SENTENCE = re.compile(  # behind a full stop without a space, "a circle.a star is"; no file ends like that
+    r"(?:an?|the|he|she|we|you|they|this|that|these|those|there|and|but|if|my|your|his|her|its|our|their)[ ]"
+)
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)(?:\.|[a-z]{3,6})?[ ]"
 _NUMBER_BEHIND = re.compile(rf"\s?(?:-?[$€£¥]?\.?|{_MONTH})\d|\s?(?:noon|midnight)\b")
 _BESIDE_EM_DASH = re.compile(rf"\d[{HAN}]?\Z"), re.compile(r"\d")  # 18—25岁, 5月1日—7日
-_RESULTS = re.compile(r"\d+(?:[获战取]胜|[大险完力]胜|击败|淘汰|领先|落后|逆转|负于|不敌|惜败|战平|平局)")  # of matches
+# What stands behind the result of a match: "4-2获胜" is four to two, in the word for scores.
+_RESULTS = re.compile(r"\d+(?:[获战取]胜|[大险完力]胜|击败|淘汰|领先|落后|逆转|负于|不敌|惜败|战平|平局)")
 
 
 def _say(block: Block, match: re.Match[str], writer: Writer, zh: str, en: str) -> None:
@@ -92,7 +96,7 @@ def _dots(block: Block, match: re.Match[str], writer: Writer) -> None:
     left, right = block.around(match)
     extension = re.search(r"[A-Za-z0-9_]\Z", left) and re.match(r"[a-z0-9]|[A-Z]{2}", right)  # main.py
     name = not re.search(r"[\w.]\Z", left) and re.match(LATIN, right)  # .NET
-    if match[0] == "." and (extension or name):
+    if match[0] == "." and (extension or name) and not _WORDS_OF_A_SENTENCE.match(right):
         _say(block, match, writer, *URL_MARKS["."])
     else:
         writer.pause(".")
@@ -275,6 +279,7 @@ PUNCTUATION = (
             ("等等……好的", "等等。好的"),
             ("open main.py or .NET now", "open main dot py or dot NET now"),
             ("Wait... it is", "Wait. it is"),
+            ("a red circle.a blue star is", "a red circle. a blue star is"),
         ),
     ),
     Mark(

@@ -265,8 +265,8 @@ def check_words(text: str, seconds: float) -> None:
     units = speech_units(text)
     if units > fastest * seconds:
         raise ValueError(
-            f"prompt_text has {len(text.split())} words (about {units} syllables), which nobody says in the {seconds:.1f} s "
-            f"of the recording: {shown(text)}. Give the words that are spoken in it, and no others"
+            f"prompt_text has {len(text.split())} words (about {units} syllables), which nobody says in the "
+            f"{seconds:.1f} s of the recording: {shown(text)}. Give the words that are spoken in it, and no others"
         )
     if units < slowest * seconds:
         logger.warning(

@@ -61,7 +61,11 @@ def test_words_that_nobody_says_in_that_time_are_refused(model):
 
 @pytest.mark.parametrize(
     ("words", "seconds", "said"),
-    [("what comes after three", 1.5, ""), ("三加四等于几", 0.8, ""), ("hi", 4.9, "words of the recording are missing")],
+    [
+        ("what comes after three", 1.5, ""),
+        ("三加四等于几", 0.8, ""),
+        ("hi", 4.9, "words of the recording are missing"),
+    ],
 )
 def test_too_few_words_are_logged(words, seconds, said, caplog):
     check_words(words, seconds)
