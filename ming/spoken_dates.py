@@ -171,7 +171,13 @@ def _chinese_clock(hours: str, minutes: str, seconds: str) -> str:
 def _english_clock(hours: str, minutes: str, seconds: str, half: str) -> str:
     if minutes and not seconds and not (half and minutes == "00"):
         return read_clock(hours, minutes)
-    parts = [_plain_integer(part, "en") for part in (hours, minutes, seconds) if part and int(part)]
+    named = seconds and not half and not (int(hours) and int(minutes))  # "1:00:05": one and five what?
+    units = ("hour", "minute", "second") if named else ("", "", "")
+    parts = [
+        _plain_integer(part, "en") + (f" {unit}{'s' * (int(part) != 1)}" if unit else "")
+        for part, unit in zip((hours, minutes, seconds), units, strict=True)
+        if part and int(part)
+    ]
     return " ".join(parts or ["zero"])
 
 
@@ -247,13 +253,13 @@ DATES = (
     Kind(
         "zhdate",
         r"""(?<!\d)(?P<zy>\d{2}|[12]\d{3})年(?:(?P<zm>\d{1,2})月(?:(?P<zd>\d{1,2})(?=[日号]))?)?
-        |(?<![\d.,])(?P<of>[12]\d{3})(?=[款届])
+        |(?<![\d.,])(?P<of>[12]\d{3})(?=[款届]|[—~至到][12]\d{3}年)
         |(?<!\d)(?P<m>1[0-2]|[1-9])月(?P<d>\d{1,2})(?=[日号])""",
         _chinese_date,
         (
             ("2023年10月1日至7日", "二零二三年十月一日至七日"),
             ("98年出生，2月2日", "九十八年出生，二月二日"),
-            ("2024款", "二零二四款"),
+            ("2024款，2020—2023年", "二零二四款，二零二零到二零二三年"),
         ),
     ),
     Kind(
@@ -317,6 +323,7 @@ TIMES = (
         (
             ("现在是14:05，上午9:00:01出发", "现在是十四点零五分，上午九点零一秒出发"),
             ("The meeting is at 10:30 a.m. on", "The meeting is at ten thirty AM on"),
+            ("it lasts 1:00:05 or 0:05:00 there", "it lasts one hour five seconds or five minutes there"),
         ),
     ),
     Kind(

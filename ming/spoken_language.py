@@ -39,7 +39,7 @@ def choose_language(left: str, right: str, complete: bool, token: str = "0") -> 
     starts = list(_STOP.finditer(left))
     tail = left[starts[-1].end() :] if starts else left
     run = f"{tail} 0 {head}"
-    if len(re.findall(r"(?<![A-Za-z])[a-z]{2,}(?![A-Za-z])", run)) >= 2:
+    if len(re.findall(r"(?<![A-Za-z\d])[a-z]{2,}(?![A-Za-z])", run)) >= 2:
         return "en"
     if not stop and not complete:
         raise IncompleteError

@@ -4,7 +4,7 @@ import re
 
 from .spoken_kinds import HAN, Kind, Token
 from .spoken_money import is_adjective, read_amount
-from .spoken_numbers import EXPONENT, NUMBER, read_integer, read_number, read_scientific
+from .spoken_numbers import DECIMAL_COMMA, EXPONENT, NUMBER, read_integer, read_number, read_scientific, with_point
 
 UNITS = {  # Chinese, English for many
     "kg": ("公斤", "kilograms"), "mg": ("毫克", "milligrams"), "g": ("克", "grams"), "μg": ("微克", "micrograms"),
@@ -76,7 +76,7 @@ _LET_IN = re.compile(
     r"\b(?:put|let|got|get|brought|bring|come|came|go|went|moved?|take|took|all|the|top|bottom|first|last|next|of|only|other|another|"
     r"[Tt]here[ ](?:are|were|is|was))[ ]\Z"
 )
-SCREEN = "video|tv|TV|screen|monitor|display|resolution|gaming|视频|电视|屏|分辨率|显示器|高清"
+SCREEN = "runs?\\b|races?\\b|video|tv|TV|screen|monitor|display|resolution|gaming|视频|电视|屏|分辨率|显示器|高清"
 
 
 def read_unit(unit: str, lang: str, is_one: bool = False) -> str:
@@ -102,7 +102,7 @@ def read_per(unit: str) -> tuple[str, str]:
 
 
 def _measure(token: Token) -> str:
-    number = token["mn"]
+    number = with_point(token["mn"])
     if token["factor"] == "k":
         return read_amount(number, "k", token.lang)
     is_one = number == "1" or is_adjective(token)
@@ -196,7 +196,7 @@ MEASURES = (
     ),
     Kind(
         "measure",
-        rf"""(?P<mn>{NUMBER})(?:[ ]?(?P<stopped>{"|".join(map(re.escape, DOTTED))})
+        rf"""(?P<mn>{DECIMAL_COMMA}|{NUMBER})(?:[ ]?(?P<stopped>{"|".join(map(re.escape, DOTTED))})
         (?:\.(?=[ ][a-z(]|[{HAN}]|[ ]\d{{1,3}}[ ]?(?:in|oz|min|sec)\b|[,;:)])|(?P<ended>)(?=\.(?:\s|\Z|["”’])))
         |(?:[ ]?(?P<unit>(?:{UNIT})(?:/(?:{PER}))?)
         |(?P<factor>k(?![ ]?(?:{SCREEN}))|x(?![ ]?[+=*/^²³]|[ ]-[ ]))(?![ ]?\d))(?![A-Za-z0-9²³^]|/[A-Za-z]))
@@ -213,6 +213,7 @@ MEASURES = (
                 "a ten square foot room is three inches. They let three in.",
             ),
             ("it is 5 in. long, 9.8 m/s²", "it is five inches long, nine point eight meters per second squared"),
+            ("it weighs 1,5 kg there", "it weighs one point five kilograms there"),
             ("月薪15k，每天2L/人", "月薪一万五千，每天两升每人"),
         ),
     ),

@@ -117,7 +117,7 @@ def read_amount(number: str, amount: str | None, lang: str) -> str:
         return f"{words} {EN_POWERS[power] if power else ZH_AMOUNTS[amount.strip()]}"
     if power is None:
         return read_number(number, "zh", "元") + (amount or "").strip()
-    value = Decimal(re.sub("[, ]", "", number)) * 10**power
+    value = Decimal(re.sub("[, '’]", "", number)) * 10**power
     if power == 12 or value != int(value):
         return read_number(number, "zh", "元") + ZH_POWERS[power]
     return read_integer(f"{int(value):,}", "zh")

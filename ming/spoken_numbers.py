@@ -22,9 +22,10 @@ COUNT_WORDS = (  # first characters of what a Chinese 2 counts
 )
 OVER = ("比", "over")  # of 120/80
 
-NUMBER = (  # with commas or, where it ends in zeros, with spaces between groups of three digits
+DECIMAL_COMMA = r"(?<![\d.,])\d{1,3},\d{1,2}(?![\d,.])"  # before a unit, where nothing is counted: "1,5 kg"
+NUMBER = (  # with commas, apostrophes or, where it ends in zeros, with spaces between groups of three digits
     r"(?:(?<![\d.])(?:(?<!,)\d{1,2}(?:,\d\d)+,\d{3}(?!\d|,\d)"  # in lakhs and crores
-    r"|\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?:[ ]\d{3}){0,4}[ ]000(?!\d|[ ,]\d)))|\d+)"
+    r"|\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?:['’]\d{3})+(?!\d)|(?:[ ]\d{3}){0,4}[ ]000(?!\d|[ ,]\d)))|\d+)"
     r"(?:\.\d+)?(?!\.?\d)|(?<![\w.])\.\d+"
 )
 EXPONENT = (  # of scientific notation: "e-5", " × 10^8", "×10⁸"
@@ -95,7 +96,7 @@ def read_digits(digits: str, lang: str, one: str = "幺") -> str:
 
 def read_integer(digits: str, lang: str) -> str:
     """A whole number in words: "1,234" and "12". "007" and identifiers are read digit by digit."""
-    plain = re.sub("[, ]", "", digits)
+    plain = re.sub("[, '’]", "", digits)
     limit = MAX_COMMA_DIGITS if plain != digits else MAX_INTEGER_DIGITS
     if len(plain) > limit or (len(plain) > 1 and plain[0] == "0"):
         return read_digits(plain, lang)
@@ -126,6 +127,11 @@ def read_number(text: str, lang: str, following: str = "", preceding: str = "") 
     if lang == "en" and re.fullmatch(r"1[1-9]\d\d|20[1-9]\d", text):
         return read_year(text, lang)
     return read_integer(text, lang)
+
+
+def with_point(number: str) -> str:
+    """A number with a `DECIMAL_COMMA` in the form that is read, "1,5" as "1.5"; others as they are."""
+    return number.replace(",", ".") if re.fullmatch(DECIMAL_COMMA, number) else number
 
 
 def _counts(following: str, preceding: str) -> bool:
@@ -163,7 +169,8 @@ def _version(token: Token) -> str:
 
 
 def _percent(token: Token) -> str:
-    number, first = (read_number(token[name], token.lang) if token[name] else "" for name in ("pn", "from"))
+    number = read_number(with_point(token["pn"]), token.lang)
+    first = read_number(token["from"], token.lang) if token["from"] else ""
     if token.lang == "zh":
         part = "百分之" if token["sign"] == "%" else "千分之"
         return f"{part}{first}到{part}{number}" if first else part + number
@@ -305,13 +312,14 @@ RELATIONS = (
     ),
     Kind(
         "percent",
-        rf"(?:(?P<from>{NUMBER})[-–~])?(?P<pn>{NUMBER})[ ]?(?P<sign>[%‰])",
+        rf"(?:(?P<from>{NUMBER})[-–~])?(?P<pn>{DECIMAL_COMMA}|{NUMBER})[ ]?(?P<sign>[%‰])",
         _percent,
         (
             ("便宜20%", "便宜百分之二十"),
             ("含盐3.5‰", "含盐千分之三点五"),
             ("I got 90 % of it", "I got ninety percent of it"),
             ("有5-10%的人", "有百分之五到百分之十的人"),
+            ("it is 12,5 % of 1'000'000 here", "it is twelve point five percent of one million here"),
         ),
     ),
     Kind(

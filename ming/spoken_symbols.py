@@ -42,16 +42,18 @@ _RESULT = re.compile(rf"\s{_OPERAND}\s*(?:(?:is|makes|gives|leaves)\s(?:\d|{_SMA
 _TERM_BEFORE = re.compile(rf"\d\s*[+×÷*]\s*{_OPERAND}\s*\Z|=\s{_OPERAND}\s\Z")
 _ALONE = re.compile(rf"\s*{_OPERAND}\s\Z"), re.compile(rf"\s{_OPERAND}\s*\Z")
 _YEAR = re.compile(r"(?:1\d|20)\d\d\s\Z")
+_DAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
 _NUMBER_BEFORE = re.compile(
     rf"(?:\d(?:[%‰°℃℉²³A-Za-z/]{{1,5}}|\s?[AaPp]\.?[Mm]\.?|[{HAN}]{{1,2}}|\s?(?:thousand|[mb]illion|trillion))?"
-    r"|\b(?:noon|midnight))\s?\Z"
+    rf"|\b(?:noon|midnight|{_DAY}))\s?\Z"
 )
 _WORDS_OF_A_SENTENCE = re.compile(  # behind a full stop without a space, "a circle.a star is"; no file ends like that
     r"(?:an?|the|he|she|we|you|they|this|that|these|those|there|and|but|if|my|your|his|her|its|our|their)[ ]"
 )
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)(?:\.|[a-z]{3,6})?[ ]"
-_NUMBER_BEHIND = re.compile(rf"\s?(?:-?[$€£¥]?\.?|{_MONTH})\d|\s?(?:noon|midnight)\b")
-_BESIDE_EM_DASH = re.compile(rf"\d[{HAN}]?\Z"), re.compile(r"\d")  # 18—25岁, 5月1日—7日
+_NUMBER_BEHIND = re.compile(rf"\s?(?:-?[$€£¥]?\.?|{_MONTH})\d|\s?(?:noon|midnight|{_DAY})\b")
+_ZH_DAY = "(?:周|星期)[一二三四五六日天]"
+_BESIDE_EM_DASH = re.compile(rf"(?:\d[{HAN}]?|{_ZH_DAY})\Z"), re.compile(rf"\d|{_ZH_DAY}")  # 18—25岁, 周一—周五
 # What stands behind the result of a match: "4-2获胜" is four to two, in the word for scores.
 _RESULTS = re.compile(r"\d+(?:[获战取]胜|[大险完力]胜|击败|淘汰|领先|落后|逆转|负于|不敌|惜败|战平|平局)")
 
