@@ -464,6 +464,11 @@ class BailingMMProcessor(ProcessorMixin):
     def _render(self, chat: list[dict], template: str, add_generation_prompt: bool | None, variables: dict) -> str:
         """Messages in the form of `template_messages` -> prompt."""
         if variables["prefill"]:
+            if add_generation_prompt:
+                raise ValueError(
+                    "add_generation_prompt=True and continue_final_message=True exclude each other: a reply is begun, "
+                    "or the last one goes on. Leave one of them out"
+                )
             add_generation_prompt = False
         if add_generation_prompt is None:
             add_generation_prompt = not chat or ROLES[chat[-1]["role"]] != "ASSISTANT"

@@ -298,6 +298,8 @@ def test_continue_final_message_leaves_the_reply_open(small):
     assert (
         small.apply_chat_template(chat, continue_final_message=True) == "<role>HUMAN</role>one<role>ASSISTANT</role>tw"
     )
+    with pytest.raises(ValueError, match="add_generation_prompt=True and continue_final_message=True exclude each"):
+        small.apply_chat_template(chat, add_generation_prompt=True, continue_final_message=True)
 
 
 HOSTILE = [
