@@ -952,7 +952,7 @@ def _replacements(parts: list[list[str]], counts: Mapping[str, list[int]]) -> li
 
 
 def _single_media(data: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Inputs that an engine can cut into single media: one recording a row, as `input_features`; no sizes in pixels."""
+    """What an engine can cut into single media: one recording a row, as `input_features`; no sizes in pixels."""
     found = {name: value for name, value in data.items() if name not in ("image_sizes", "audio_feats")}
     if "audio_feats" in data:
         rows = zip(data["audio_feats"], data["audio_feats_lengths"].tolist(), strict=True)
