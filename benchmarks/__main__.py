@@ -12,6 +12,7 @@ from .timing import profiled, share_table
 
 NAMES = ("moe", "layers", "thinker", "vision", "audio", "speech", "image", "processor", "load", "server", "growth")
 ON_GPU = ("released", "gpu")  # not part of "all"
+IN_VLLM = ("vllm",)  # not part of "all": in the environment of `make test-vllm`
 LONG = ("load_test",)  # not part of "all"
 WITH_MODEL = ("speech", "load_test")
 PROFILED = ("moe", "layers", "thinker")
@@ -60,7 +61,7 @@ def run_gpu(output: Path, options: dict) -> None:
 def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios within one run; see README.md.")
-    parser.add_argument("name", choices=(*NAMES, *ON_GPU, *LONG, "all"))
+    parser.add_argument("name", choices=(*NAMES, *ON_GPU, *IN_VLLM, *LONG, "all"))
     parser.add_argument("--device", help=f"default: cpu; cuda for {', '.join(ON_GPU)}")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: see each table")
     parser.add_argument(
