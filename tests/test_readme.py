@@ -64,7 +64,7 @@ ELSEWHERE = {
     "python -m tools.faults": ("test_faults.py", "kill_often("),
     "python -m benchmarks load_test": ("test_benchmarks.py", "load_test."),
     "python -m evaluation table all": ("evaluation/test_lmms_eval.py", "TableRun(table"),
-    "python -m vllm.entrypoints.openai.api_server": ("engine/test_vllm_server.py", '"vllm.entrypoints.openai.api_server"'),
+    "python -m vllm.entrypoints.openai.api_server": ("engine/test_vllm_server.py", "vllm.entrypoints.openai"),
     "python -m training.tiny all": ("test_tiny_recipe.py", '"-m", "training.tiny", "all", "--quick"'),
 }
 # What makes this environment, what runs this test, what needs several GPUs, of which the page says so, and what needs

@@ -29,7 +29,7 @@ COUNTS = {
     "mixed": 20,
 }
 SEED, TOP, MAX_NEW_TOKENS = 9100000, 20, 60
-BOUND = 1e-4  # of the median of differences: float32 on both sides
+BOUND = 1e-4  # of the median of the differences of a row: float32 on both sides
 SHARE = float(os.environ.get("VLLM_SHARE", "1"))  # of the questions, to try a change
 
 
