@@ -37,10 +37,19 @@ SEED, NEW = 9100000, 32
 QUESTIONS, ROUNDS = 32, 3
 START_SECONDS, ANSWER_SECONDS = 900.0, 600.0
 ONE_BY_ONE = "generate, one by one"
-VLLM_SERVER = ("-m", "vllm.entrypoints.openai.api_server", "--model", ".", "--trust-remote-code", "--dtype", "float32")
+OURS, SERVER = "ming serve", "vLLM's server"
 SERVERS = {
-    "ming serve": ("-m", "ming", "serve", "--model", ".", "--name", ".", "--queue", "1000"),
-    "vLLM's server": (*VLLM_SERVER, "--max-model-len", "1024"),
+    OURS: ("-m", "ming", "serve", "--model", ".", "--name", ".", "--queue", "1000"),
+    SERVER: (
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        ".",
+        "--dtype",
+        "float32",
+        "--max-model-len",
+        "1024",
+    ),
 }
 OFFLINE = "vLLM, offline batch"
 # Room for these questions, and any core for any process: by itself vLLM takes half of the memory and ties itself to a
@@ -105,12 +114,12 @@ def one_by_one() -> Way:
     return answer
 
 
-def offline(eager: bool) -> Way:
+def offline(eager: bool, trust_remote_code: bool) -> Way:
     """vLLM in this process and its workers, all chats in one call."""
     from vllm import LLM, SamplingParams
 
-    options = {"trust_remote_code": True, "dtype": "float32", "max_model_len": 1024, "enforce_eager": eager}
-    llm = LLM(str(ROOT), **options)
+    options = {"dtype": "float32", "max_model_len": 1024, "enforce_eager": eager}
+    llm = LLM(str(ROOT), trust_remote_code=trust_remote_code, **options)
     sampling = SamplingParams(temperature=0, max_tokens=NEW)
     return lambda asked: [reply.outputs[0].text for reply in llm.chat(asked, sampling, use_tqdm=False)]
 
@@ -161,7 +170,13 @@ def is_up(client: httpx.Client, server: subprocess.Popen) -> bool:
     return False
 
 
-def measure(device: str = "cpu", questions: int = QUESTIONS, rounds: int = ROUNDS, eager: bool = False) -> list[Cost]:
+def measure(
+    device: str = "cpu",
+    questions: int = QUESTIONS,
+    rounds: int = ROUNDS,
+    eager: bool = False,
+    trust_remote_code: bool = False,
+) -> list[Cost]:
     """Ask all ways in turn, after a round that is not counted.
 
     Args:
@@ -169,19 +184,25 @@ def measure(device: str = "cpu", questions: int = QUESTIONS, rounds: int = ROUND
         questions: of a round.
         rounds: that are counted.
         eager: vLLM does not compile; it starts sooner.
+        trust_remote_code: that vLLM runs the code of this checkpoint, which it needs.
 
     Raises:
-        ValueError: another device.
+        ValueError: another device, or no trust in the code.
     """
     if device != "cpu":
         raise ValueError(f"device={device!r} is not measured by this benchmark; use cpu")
+    if not trust_remote_code:
+        raise ValueError(
+            "trust_remote_code=False: vLLM reads this checkpoint by its own code; say --trust-remote-code "
+            "(trust_remote_code=True) if you trust it"
+        )
+    extra = ("--trust-remote-code", *(("--enforce-eager",) if eager else ()))
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(os.environ, ENVIRONMENT))
         ways = {ONE_BY_ONE: one_by_one()}
         for name, arguments in SERVERS.items():
-            extra = ("--enforce-eager",) if eager and arguments[:2] == VLLM_SERVER[:2] else ()
-            ways[name] = stack.enter_context(served((*arguments, *extra)))
-        ways[OFFLINE] = offline(eager)
+            ways[name] = stack.enter_context(served((*arguments, *(extra if name == SERVER else ()))))
+        ways[OFFLINE] = offline(eager, trust_remote_code)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         same: dict[str, list[bool]] = {name: [] for name in ways}
         for number in range(rounds + 1):
