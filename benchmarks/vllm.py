@@ -1,7 +1,7 @@
 """Questions in a time: `generate`, `ming serve`, vLLM's server, vLLM's batch; in the environment of `make test-vllm`.
 
-Half of the questions are about an image. None is asked twice, so that no cache has the answer of an earlier round, and
-all ways write the same number of tokens or nearly so: they give the same greedy answers.
+Half of the questions are about an image. Every round has images of its own, so that no cache has what an earlier one
+encoded, and all ways write the same tokens or nearly so: they give the same greedy answers.
 """
 
 import base64
