@@ -34,6 +34,7 @@ from .report import Plot
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ("text_only", "image_count_describe")  # half of the questions each
 SEED, NEW = 9100000, 32
+WORDS = 6  # of an answer at least: most answers of these rows are one word
 QUESTIONS, ROUNDS = 32, 3
 START_SECONDS, ANSWER_SECONDS = 900.0, 600.0
 ONE_BY_ONE = "generate, one by one"
@@ -78,9 +79,13 @@ class Cost:
 
 
 def chats(count: int, seed: int) -> list[list[dict]]:
-    """Questions in OpenAI's form, text and images in turn."""
-    rng = np.random.default_rng(seed)
-    return [in_openai_form(sample_chat(ROWS[index % 2], rng, "test").messages[:-1]) for index in range(count)]
+    """Questions in OpenAI's form, text and images in turn, whose answers have some length."""
+    rng, found = np.random.default_rng(seed), []
+    while len(found) < count:
+        *asked, answer = sample_chat(ROWS[len(found) % 2], rng, "test").messages
+        if len(answer["content"][0]["text"].split()) >= WORDS:
+            found.append(in_openai_form(asked))
+    return found
 
 
 def in_openai_form(messages: list[dict]) -> list[dict]:
