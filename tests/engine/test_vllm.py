@@ -28,7 +28,7 @@ def any_core(monkeypatch):
 def medians(asked: list[Question], replies: list[Reply], expected: list[Reply]) -> dict[str, float]:
     """The median of the differences of each row, so that one medium with a wrong router cannot hide among others.
 
-    The lower one of two: where experts are nearly tied, a difference is larger, and few questions are asked in a trial.
+    The lower one of two: where experts are nearly tied a difference is larger, and a trial asks few questions.
     """
     found = {question.row: [] for question in asked}
     for question, reply, wanted in zip(asked, replies, expected, strict=True):
