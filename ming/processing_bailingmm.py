@@ -610,21 +610,11 @@ class BailingMMProcessor(ProcessorMixin):
             counts["<audio>"] = lengths[lengths > 0].tolist()
             data.update(features)
         rows = self._expand(parts, {tag: iter(values) for tag, values in counts.items()})
-        batch = self._collate(rows, data, options)
-        if options.return_text_replacement_offsets:
-            self._suit_engines(batch, audios, options)
-            batch["text_replacement_offsets"] = _replacements(parts, counts)
+        if not options.return_text_replacement_offsets:
+            return self._collate(rows, data, options)
+        batch = self._collate(rows, _single_media(data), options)
+        batch["text_replacement_offsets"] = _replacements(parts, counts)
         return batch
-
-    def _suit_engines(self, batch: BatchFeature, audios: list[list], options: CallOptions) -> None:
-        """Leave what an engine can cut into single media: one recording a row, no sizes in pixels."""
-        for name in ("image_sizes", "audio_feats", "audio_placeholder_loc_lens"):
-            batch.pop(name, None)
-        if any(audios):
-            alone = [[audio] for row in audios for audio in row]
-            features = self.feature_extractor(alone, options.sampling_rate, options.use_whisper_encoder)
-            batch["input_features"] = features["audio_feats"]
-            batch["audio_feats_lengths"] = features["audio_feats_lengths"]
 
     @property
     def video_processor(self) -> SimpleNamespace:
@@ -963,6 +953,19 @@ def _replacements(parts: list[list[str]], counts: Mapping[str, list[int]]) -> li
             patch, end, behind, _ = PLACEHOLDERS[part]
             whole = part + patch * next(left[part]) + end + behind
             found[-1].append({"type": part[1:-1], "text": part, "replacement": whole})
+    return found
+
+
+def _single_media(data: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What an engine can cut into single media: one recording a row, as `input_features`; no sizes in pixels."""
+    found = {name: value for name, value in data.items() if name not in ("image_sizes", "audio_feats")}
+    if "audio_feats" in data:
+        rows = zip(data["audio_feats"], data["audio_feats_lengths"].tolist(), strict=True)
+        recordings = [
+            part for row, sizes in rows for part in row[: sum(sizes)].split([size for size in sizes if size])
+        ]
+        found["input_features"] = torch.nn.utils.rnn.pad_sequence(recordings, batch_first=True)
+        found["audio_feats_lengths"] = torch.tensor([[len(part)] for part in recordings])
     return found
 
 

@@ -28,8 +28,9 @@ from benchmarks import (
     speech,
     thinker,
     vision,
+    vllm,
 )
-from benchmarks.__main__ import LONG, NAMES, run
+from benchmarks.__main__ import IN_VLLM, LONG, NAMES, run
 from benchmarks.growth import Cost, plot, table
 from benchmarks.timing import OUTSIDE, profiled, share_table
 from ming.configuration_bailingmm import BailingMoeConfig
@@ -47,7 +48,7 @@ def test_command_line_lists_the_benchmarks():
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert all(name in result.stdout for name in (*NAMES, *LONG, "all"))
+    assert all(name in result.stdout for name in (*NAMES, *IN_VLLM, *LONG, "all"))
 
 
 def test_results_are_written_beside_the_table(tmp_path, monkeypatch):
@@ -320,3 +321,23 @@ def test_a_server_under_load(tmp_path):
     assert [holds for condition, holds in held.items() if "grow" not in condition] == [True] * 3, table
     assert sum(ended.values()) > len(load_test.requests()) and any(cost.get("memory", 0) > 50 for cost in costs)
     assert Image.open(tmp_path / "load_test.png").getbbox()
+
+
+def test_ways_to_answer_are_compared_round_by_round():
+    """That they do answer, `make test-vllm` shows."""
+    costs = [vllm.Cost("one", vllm.ratio_of([2.0, 4.0, 9.0], [1.0, 4.0, 3.0]), 0.75)]
+    assert vllm.table(costs).splitlines()[2] == "| one | 2.00 | 75 % |"
+    assert vllm.plot(costs).lines == {"rounds of one run": (["one"], [2.0])}
+
+
+def test_every_round_of_questions_has_images_of_its_own():
+    rounds = [vllm.chats(6, seed) for seed in (1, 2)]
+    urls = [
+        item["image_url"]["url"]
+        for chats in rounds
+        for chat in chats
+        for message in chat
+        for item in message["content"]
+        if item["type"] == "image_url"
+    ]
+    assert len(urls) == len(set(urls)) == 6 and all(url.startswith("data:image/png;base64,") for url in urls)

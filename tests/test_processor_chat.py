@@ -173,6 +173,29 @@ def test_token_types_and_spans(small):
     assert encoded["mm_token_type_ids"][1].sum() == 0
 
 
+@pytest.mark.parametrize("whisper", [False, True])
+@pytest.mark.parametrize("kind", ["pt", "np"])
+def test_engines_get_recordings_one_a_row_whatever_prompt_they_stand_in(small, whisper, kind):
+    prompts, waves = ["<audio>a<audio>", "none", "<image><audio>"], [sound(4), sound(2), sound(7)]
+    options = {"use_whisper_encoder": whisper, "return_text_replacement_offsets": True, "return_tensors": kind}
+    found = small(prompts, images=[picture((1, 2, 4))], audios=[[waves[0], waves[1]], [], [waves[2]]], **options)
+    assert not {"audio_feats", "audio_placeholder_loc_lens", "image_sizes"} & found.keys()
+    for wave, row, (frames,) in zip(
+        waves, found["input_features"], found["audio_feats_lengths"].tolist(), strict=True
+    ):
+        alone = small("<audio>", audios=[wave], use_whisper_encoder=whisper, return_tensors=kind)
+        assert alone["audio_feats_lengths"].tolist() == [[frames]]
+        assert (row[:frames] == alone["audio_feats"][0]).all() and not row[frames:].any()
+    ids = [
+        small.tokenizer(place["replacement"])["input_ids"]
+        for row in found["text_replacement_offsets"]
+        for place in row
+    ]
+    wanted = (found["mm_token_type_ids"] == 3).sum(), (found["mm_token_type_ids"] == 1).sum()
+    assert sum(row.count(small.audio_token_id) for row in ids) == wanted[0]
+    assert sum(row.count(small.image_token_id) for row in ids) == wanted[1]
+
+
 def test_left_padding_whatever_the_tokenizer_says(small):
     assert small.tokenizer.padding_side == "right"
     encoded = encode(small, ["a", "a much longer sentence <audio>"], audios=[sound(2)])

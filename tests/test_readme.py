@@ -64,6 +64,7 @@ ELSEWHERE = {
     "python -m tools.faults": ("test_faults.py", "kill_often("),
     "python -m benchmarks load_test": ("test_benchmarks.py", "load_test."),
     "python -m evaluation table all": ("evaluation/test_lmms_eval.py", "TableRun(table"),
+    "python -m vllm.entrypoints.openai.api_server": ("engine/test_vllm_server.py", "vllm.entrypoints.openai"),
     "python -m training.tiny all": ("test_tiny_recipe.py", '"-m", "training.tiny", "all", "--quick"'),
 }
 # What makes this environment, what runs this test, what needs several GPUs, of which the page says so, and what needs
@@ -242,7 +243,7 @@ def test_every_promise_has_a_test_or_a_command():
     """Every test that the page of promises names exists, and every row names one, or what measures its figures."""
     rows = [line for line in TEXTS[PROMISES].splitlines() if line.startswith("| ") and " | " in line]
     rows = [line for line in rows if not line.startswith(("| promise |", "| figures |"))]
-    named = re.findall(r"`(tests/test_\w+\.py)::(\w+)`", TEXTS[PROMISES])
+    named = re.findall(r"`(tests/(?:\w+/)?test_\w+\.py)::(\w+)`", TEXTS[PROMISES])
     files = {file for file, _ in named}
     known = {(file, name) for file in files for name in defined_tests(ROOT / file)}
     assert sorted(set(named) - known) == []
