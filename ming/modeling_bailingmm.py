@@ -274,10 +274,14 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         All files take their places together, or none does (see `ming/files.py`). Only a model whose weights are split
         over several processes is written in place, as the library does.
 
+        Parts that were changed since they were read are written as they are now, in the precision that they have,
+        also beside an adapter, which is saved alone; to find out, those that are loaded are compared with their files.
+
         A checkpoint that `transformers.Trainer` writes during training (`checkpoint-500`) holds no copies of the
-        parts: they are not trained, and its config.json tells where they are (`components_from`).
+        parts unless one was changed: its config.json tells where they are (`components_from`).
         """
-        copies = not is_trainer_checkpoint(save_directory)
+        changed = self.components.changed() if is_main_process else []
+        copies = bool(changed) or not is_trainer_checkpoint(save_directory)
         source = self.components.source
         self.config.components_from = None if copies or source is None else source.reference()
         try:
@@ -288,7 +292,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             ):
                 super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
                 if copies and is_main_process and not getattr(self, "peft_config", None):
-                    self.components.save(folder, save_directory)
+                    self.components.copy(folder, save_directory)
+                for component in changed:
+                    component.save(folder)
         finally:
             self.config.components_from = None
 
