@@ -315,7 +315,7 @@ def raise_if_unknown(model: Any, text: Mapping[str, Any]) -> None:
         for name in text
         if name not in GENERATE_ARGUMENTS and name not in of_model and not hasattr(settings, name)
     ]
-    if unknown and text.get("custom_generate") is None:  # which may take arguments of its own
+    if unknown:
         raise ValueError(f"arguments of generate that are not used by the model: {unknown}; check the spelling")
 
 
@@ -394,6 +394,20 @@ def raise_if_several(settings: Mapping[str, Any], why: str) -> None:
             raise ValueError(f"{name}={shown(settings[name])}: {why}")
 
 
+def raise_if_custom(options: Mapping[str, Any], why: str) -> None:
+    """Refuse a function of the user's own that writes the reply, where more is needed than what it returns.
+
+    Args:
+        why: what is needed, and the remedy.
+
+    Raises:
+        ValueError: it names the function.
+    """
+    custom = options.get("custom_generate")
+    if custom is not None:
+        raise ValueError(f"custom_generate={getattr(custom, '__name__', shown(custom))}: {why}")
+
+
 def raise_if_states_hidden(cache: Any) -> None:
     """Refuse a cache that holds part of the prompt already: the talker is told the states of all of it.
 
@@ -417,6 +431,7 @@ __all__ = [
     "GenerationArguments",
     "by_name",
     "end_token_ids",
+    "raise_if_custom",
     "raise_if_media_missing",
     "raise_if_no_room_to_draw",
     "raise_if_outputs_lost",

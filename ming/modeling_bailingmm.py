@@ -64,6 +64,7 @@ from .finite import LogitsCheck, naming_layers
 from .generation_arguments import (
     GenerationArguments,
     by_name,
+    raise_if_custom,
     raise_if_media_missing,
     raise_if_outputs_lost,
     raise_if_several,
@@ -747,6 +748,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         states = self._prompt_states(call) if speech is not None else None
         told = {"prompt_states": states} if speech is not None else {}
         reply = self._generate_text(compiled=call.compiled, **call.text, **told)
+        if call.modes == ("text",):
+            return reply
         sequences = reply if isinstance(reply, torch.Tensor) else reply.sequences
         said: dict[str, Any] = {"sequences": sequences}
         if speech is not None and states is not None:
@@ -828,6 +831,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         raise_if_outputs_lost(call.text)
         if call.modes != ("image",):
             raise_if_several(settings_of(self, call.text), "stream gives one reply as it grows; use generate")
+            raise_if_custom(call.text, "stream gives a reply as it grows; use generate")
         speech, drawing = self._resolve(call)
         tokenizer = None if call.modes == ("image",) else self.components.tokenizer()
 
@@ -872,6 +876,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
     def _resolve(self, call: GenerationArguments) -> tuple[SpeechSettings | None, dict[str, Any] | None]:
         """How a call speaks and draws; None where it does not. Generators are drawn from after all checks."""
         if call.modes != ("text",):
+            raise_if_custom(call.text, "speech and images need the library's own generate; answer in text first")
             raise_if_unknown(self, call.text)
         if "image" in call.modes:
             self.drawing.raise_if_unfit(call.text, **call.image)

@@ -236,6 +236,21 @@ def test_whole_numbers_are_numbers_within_a_generation_config(tiny, name):
     assert torch.equal(*replies) and type(getattr(config, name)) is int
 
 
+def something(model, input_ids, **kwargs):
+    return "four"
+
+
+def test_a_function_of_ones_own_answers_in_text_alone(model, monkeypatch):
+    """What it returns is returned; a stream of it would be empty, and speech lack the states of the prompt."""
+    assert model.generate(IDS[:1], custom_generate=something) == "four"
+    monkeypatch.setattr(model, "embed", lambda *inputs, **media: pytest.fail("work began"))
+    with pytest.raises(ValueError, match="custom_generate=something: stream gives a reply as it grows; use generate"):
+        model.stream(IDS[:1], custom_generate=something)
+    for mode in ("audio", "image"):
+        with pytest.raises(ValueError, match="custom_generate=something: speech and images need .*; answer in text"):
+            model.generate(IDS[:1], generation_mode=mode, custom_generate=something)
+
+
 @pytest.mark.parametrize("penalty", [-8, 8])
 def test_the_largest_length_penalties_are_taken(tiny, penalty):
     reply = tiny.generate(IDS, max_new_tokens=3, num_beams=2, length_penalty=penalty, eos_token_id=-1, pad_token_id=0)
