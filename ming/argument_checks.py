@@ -26,6 +26,9 @@ LARGEST_NUMBER = 1e18  # of options; larger ones are mistakes, and overflow some
 # Of temperatures and penalties, which divide logits. Those of half precision, 65,504 at most, stay far from float32's
 # overflow even with both. A token 0.02 below the likeliest has no chance any more: a lower temperature adds nothing.
 LOWEST_DIVISOR = 1e-4
+# Beams divide by the length of a reply to this power; that of the longest context is still a float32.
+LARGEST_LENGTH_PENALTY = 8
+LARGEST_DECAY = 100  # of the growth of the end token's score per token; it is raised to the number of tokens
 SHOWN_CHARACTERS = 80
 IGNORED_LABEL = -100
 MAX_TOKEN_ID = 2**32 - 1  # that a tokenizer can look up
@@ -177,7 +180,9 @@ FLAGS = (
 # Settings of `generate` that are numbers, with the lowest that is accepted; the library has upper limits of its own.
 WHOLE_SETTINGS: dict[str, int] = {
     **dict.fromkeys(("max_length", "min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size"), 0),
+    "encoder_no_repeat_ngram_size": 0,
     **dict.fromkeys(("max_new_tokens", "num_beams", "num_return_sequences", "num_assistant_tokens"), 1),
+    "num_beam_groups": 1,
     **dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size", "prefill_chunk_size", "max_cache_len"), 1),
 }
 NUMBER_SETTINGS: dict[str, float | None] = {
@@ -303,6 +308,32 @@ def _raise_if_no_tokens(name: str, value: Any) -> None:
         raise_if_no_number(name, token, whole=True)
 
 
+def _raise_if_no_length_penalty(name: str, value: Any) -> None:
+    raise_if_no_number(name, value)
+    if abs(value) > LARGEST_LENGTH_PENALTY:
+        most = LARGEST_LENGTH_PENALTY
+        raise ValueError(f"{name}={shown(value)} must be from {-most} to {most}; 1 is none, more favours long replies")
+
+
+def _raise_if_no_decay(name: str, value: Any) -> None:
+    """Refuse what is no pair of a number of tokens and of the growth of the end token's score."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise TypeError(f"{name}={shown(value)} must be (tokens before it, factor per token), such as (20, 1.1)")
+    raise_if_no_number(f"{name}[0]", value[0], whole=True, at_least=0)
+    raise_if_no_number(f"{name}[1]", value[1], at_least=LOWEST_DIVISOR)
+    if value[1] > LARGEST_DECAY:
+        raise ValueError(f"{name}[1]={shown(value[1])} must be at most {LARGEST_DECAY}; 1.1 ends replies soon")
+
+
+def _raise_if_no_bias(name: str, value: Any) -> None:
+    """Refuse what is no finite number per sequence of ids; the library checks the ids."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+        raise TypeError(f"{name}={shown(value)} must be a dict such as {{(17, 4): -2.0}}, or a list of [ids, bias]")
+    for ids, bias in pairs:
+        raise_if_no_number(f"{name} of {shown(ids)}", bias)
+
+
 def _raise_if_no_layers(name: str, value: Any) -> None:
     """Refuse what is neither a flag nor a layer's number or several: states of these layers alone are given."""
     if isinstance(value, (list, tuple)):
@@ -320,6 +351,9 @@ SETTINGS: dict[str, Callable[[str, Any], None]] = {
     **{name: partial(raise_if_no_number, whole=True, at_least=least) for name, least in WHOLE_SETTINGS.items()},
     **{name: partial(raise_if_no_number, at_least=least) for name, least in NUMBER_SETTINGS.items()},
     "temperature": raise_if_no_temperature,
+    "length_penalty": _raise_if_no_length_penalty,
+    "exponential_decay_length_penalty": _raise_if_no_decay,
+    "sequence_bias": _raise_if_no_bias,
     **dict.fromkeys(TOKEN_SETTINGS, _raise_if_no_tokens),
 }
 

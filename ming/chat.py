@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from .argument_checks import Kind, raise_if_no, raise_if_no_settings, shown
 from .compiled import longest, max_length, moved, settings_of
 from .finite import naming_layers, raise_if_not_finite
-from .generation_arguments import end_token_ids, raise_if_several, raise_if_too_long
+from .generation_arguments import end_token_ids, raise_if_custom, raise_if_several, raise_if_too_long
 
 PROCESSOR = Kind(
     "the processor of the model, AutoProcessor.from_pretrained(...)",
@@ -45,6 +45,7 @@ def raise_if_unfit(model: Any, options: dict[str, Any]) -> None:
     if given := [name for name in own if name in options]:
         raise ValueError(f"{', '.join(given)}: a chat sets this itself; leave it out")
     raise_if_several(settings, SEVERAL)
+    raise_if_custom(options, "a chat goes on from the cache of a reply; use model.generate")
     if not settings.get("use_cache", True):
         raise ValueError("use_cache=False: a chat reads every turn once, for which it needs its cache; leave it out")
 

@@ -196,6 +196,11 @@ def sequential_loading() -> Iterator[None]:
     model (`python -m benchmarks load`). The library asks for this in the environment and nowhere else, so loads that
     run at the same time share one setting, which goes with the last of them.
     """
+    # The setting can be seen in the process's environment, and by its children, while a load runs. Nothing narrower
+    # does the same (5.23, `convert_and_load_state_dict_in_model`): besides the switch, loading is sequential only for
+    # weights offloaded to the disk and for weights quantised while they are read, neither of which can be asked for
+    # alone; no argument and no weight converter is asked; the number of threads is a constant of the module, as
+    # global as the environment; and a thread-local variable would have to be put in the place of `os.environ`.
     with _loading:
         decided_by_user = ASYNC_SWITCH in os.environ and not _loads
         if not decided_by_user:

@@ -13,6 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -43,11 +46,15 @@ class Component:
 
     Everything else that is asked of the handle is asked of the loaded module: `model.image_gen.config`.
 
+    Args:
+        read: reads the module from its files, in the model's dtype or in the given one.
+        place: moves it to where the model computes.
+
     Attributes:
         is_own: whether the user put a module in its place.
     """
 
-    def __init__(self, name: str, read: Callable[[], nn.Module], place: Callable[[nn.Module], nn.Module]):
+    def __init__(self, name: str, read: Callable[..., PreTrainedModel], place: Callable[[nn.Module], nn.Module]):
         self.name = name
         self._read, self._place = read, place
         self._module: nn.Module | None = None
@@ -72,6 +79,33 @@ class Component:
     def use(self, module: nn.Module) -> None:
         """Put a module of your own in its place."""
         self._module, self.is_own = module, True
+
+    def is_changed(self) -> bool:
+        """Whether its files do not hold the module as it is: it is the user's own, or was changed since it was read.
+
+        A module in a lower precision than its files is not changed by that. It is compared with its files, which are
+        read once more: nothing else shows every way to change weights, such as `weight.data.add_(1)`.
+        """
+        if self._module is None or self.is_own:
+            return self.is_own
+        module: Any = self._module
+        try:
+            stored = self._read(module.dtype)
+        except (OSError, ValueError, SafetensorError):  # files that are gone hold nothing
+            return True
+        return _settings(module) != _settings(stored) or not _have_same_weights(module, stored)
+
+    def save(self, directory: Path) -> None:
+        """Write the loaded module into its folder in a directory, in place of weights that are there."""
+        module = self.load()
+        if reason := _why_unsaved(module):
+            logger.warning(
+                f"the model is saved with the {self.name} of its checkpoint, not with the one in its place: {reason}"
+            )
+            return
+        for weights in (directory / self.name).glob("*.safetensors*"):
+            weights.unlink()
+        module.save_pretrained(directory / self.name, state_dict=_weights(module))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # copying and pickling look for hooks; they must not load anything
@@ -146,19 +180,18 @@ class Components:
             )
         return self.source
 
-    def save(self, folder: Path, directory: str | os.PathLike) -> None:
-        """Write the parts into the folder that a model is being saved in; parts that `directory` has stay there.
+    def changed(self) -> list[Component]:
+        """The parts that their files do not hold as they are, see `Component.is_changed`."""
+        return [component for component in (self.audio_detokenizer, self.image_gen) if component.is_changed()]
 
-        They are copied from the checkpoint, except for modules of the user's own and for the voices as they are now.
+    def copy(self, folder: Path, directory: str | os.PathLike) -> None:
+        """Copy the parts of the checkpoint into the folder that a model is being saved in, voices as they are now.
 
         Args:
-            directory: where the model will lie.
+            directory: where the model will lie; parts that it has already stay there.
         """
         if self.source is not None:
             self._copy(folder, directory)
-        for component in (self.audio_detokenizer, self.image_gen):
-            if component.is_own:
-                _save_own(component, folder / component.name)
         for voice in self._talker_processor.voices.values() if self._talker_processor is not None else ():
             voice.save(folder / VOICES_FOLDER)
 
@@ -173,15 +206,15 @@ class Components:
             # The library uploads no folder inside a folder, so the codec does not stay in its released place.
             shutil.copytree(source.directory([f"{released}/*"]) / released, folder / codec)
 
-    def _read_audio_detokenizer(self) -> nn.Module:
-        return self._read(AUDIO_DETOKENIZER, "speaks", dtype=self.model.dtype).eval()
+    def _read_audio_detokenizer(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        return self._read(AUDIO_DETOKENIZER, "speaks", dtype=dtype or self.model.dtype).eval()
 
-    def _read_image_gen(self) -> nn.Module:
+    def _read_image_gen(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         if not self.model.config.load_image_gen:
             raise ValueError(
                 "this model was loaded with load_image_gen=False; load it with load_image_gen=True to draw"
             )
-        options: dict[str, Any] = {"dtype": self.model.dtype}
+        options: dict[str, Any] = {"dtype": dtype or self.model.dtype}
         if is_quantized(self.model.config):
             quantization = quantization_of_image_gen(self.model.config.quantization_config, self._build_image_gen)
             options |= {"quantization_config": quantization, "device_map": {"": self.model.device}}
@@ -194,7 +227,7 @@ class Components:
         model_class = self._class(IMAGE_GEN)
         return model_class(model_class.config_class.from_pretrained(source.name, **where))
 
-    def _read(self, name: str, does: str, **options: Any) -> nn.Module:
+    def _read(self, name: str, does: str, **options: Any) -> PreTrainedModel:
         source = self.require_source(name)
         if not source.has_component(name):
             raise ValueError(f"{source.name} has no {name}/ folder; take a repository that {does}")
@@ -220,18 +253,37 @@ class Components:
         return module if stays else self._on_device(module)
 
 
-def _save_own(component: Component, folder: Path) -> None:
-    """Save a module of the user's own in place of the checkpoint's weights."""
-    module = component.load()
+def _weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a module; offloaded weights are fetched to the CPU."""
+    is_offloaded = any(weight.is_meta for weight in module.parameters())
+    return get_state_dict_offloaded_model(module) if is_offloaded else module.state_dict()
+
+
+def _have_same_weights(module: nn.Module, stored: nn.Module) -> bool:
+    """Whether the weights of a module are the stored ones in its own precision."""
+    own, read = _weights(module), stored.state_dict()
+    return own.keys() == read.keys() and all(
+        torch.equal(value, read[name].to(value.device, value.dtype)) for name, value in own.items()
+    )
+
+
+def _settings(module: PreTrainedModel) -> dict[str, Any]:
+    """What a module's config.json tells about it, but for the precision and the place of the weights."""
+    return module.config.to_dict() | dict.fromkeys(("dtype", "_name_or_path"))
+
+
+def _why_unsaved(module: nn.Module) -> str | None:
+    """Why a module cannot be saved so that it loads again; None if it can."""
     if not isinstance(module, PreTrainedModel):
-        logger.warning(
-            f"the model is saved with the {component.name} of its checkpoint, not with the one in its place: a "
-            f"{type(module).__name__} is no PreTrainedModel, whose save_pretrained would write it"
-        )
-        return
-    for weights in folder.glob("*.safetensors*"):
-        weights.unlink()
-    module.save_pretrained(folder)
+        return f"a {type(module).__name__} is no PreTrainedModel, whose save_pretrained would write it"
+    if is_quantized(module.config):  # its weights have names of their own
+        return None
+    with torch.device("meta"):
+        described = type(module)(module.config).state_dict()
+    own = _weights(module)
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in described.items()}:
+        return "its weights are not those that its configuration tells of; merge adapters, or save them by themselves"
+    return None
 
 
 def installed_class(name: str) -> Any:

@@ -1,9 +1,10 @@
 """Sorts the arguments of `generate` and `stream`: which answers are wanted, and what belongs to which of them."""
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ COUNTS = ("num_beams", "num_return_sequences")
 # What the library returns beside the ids.
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 TOKENIZERS = ("tokenizer", "assistant_tokenizer")
+# What the library does with token ids alone, so not for a prompt of embeddings.
+NEED_IDS = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model")
+FORCED_TOKENS = ("forced_bos_token_id", "forced_eos_token_id")
 # Serve speech and images.
 RANDOMNESS = ("seed", "generator")
 
@@ -110,6 +114,8 @@ def sort_arguments(
     modes = _modes(available, generation_mode, released)
     kwargs = _renamed(kwargs) if released else kwargs
     compiled = kwargs.pop("compile", None)
+    of_talker = (talker_kwargs or {}).get("compile")
+    _raise_if_contradicted({"compile": compiled}, "compile", "talker_kwargs['compile']", of_talker)
     compiled = compile_decoding if compiled is None else compiled
     if talker_kwargs and "audio" not in modes:
         raise ValueError("talker_kwargs: only generation_mode='audio' speaks; pass it, or leave this out")
@@ -143,7 +149,14 @@ def _converted(kwargs: dict[str, Any]) -> dict[str, Any]:
     tokenizers = {name: kwargs[name].tokenizer for name in TOKENIZERS if isinstance(kwargs.get(name), ProcessorMixin)}
     # It refuses whole numbers for some of these.
     numbers = {name: float(kwargs[name]) for name in NUMBER_SETTINGS if kwargs.get(name) is not None}
-    return kwargs | tokenizers | numbers
+    config = kwargs.get("generation_config")
+    whole = [name for name in NUMBER_SETTINGS if isinstance(getattr(config, name, None), Integral)]
+    if not whole:
+        return kwargs | tokenizers | numbers
+    config = copy.copy(config)
+    for name in whole:
+        setattr(config, name, float(getattr(config, name)))
+    return kwargs | tokenizers | numbers | {"generation_config": config}
 
 
 def _modes(available: Sequence[str], generation_mode: Any, released: bool) -> tuple[str, ...]:
@@ -302,7 +315,7 @@ def raise_if_unknown(model: Any, text: Mapping[str, Any]) -> None:
         for name in text
         if name not in GENERATE_ARGUMENTS and name not in of_model and not hasattr(settings, name)
     ]
-    if unknown and text.get("custom_generate") is None:  # which may take arguments of its own
+    if unknown:
         raise ValueError(f"arguments of generate that are not used by the model: {unknown}; check the spelling")
 
 
@@ -314,7 +327,8 @@ def raise_if_unanswerable(model: Any, text: dict[str, Any], media: Sequence[str]
         media: names of the inputs that hold media.
 
     Raises:
-        ValueError: a prepared mask, a padding token that is none, or media for the engine of continuous batching.
+        ValueError: a prepared mask, a padding or forced token that is none, work on token ids that are not given,
+            code of a repository without consent, or media for the engine of continuous batching.
     """
     mask = text.get("attention_mask")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
@@ -323,12 +337,46 @@ def raise_if_unanswerable(model: Any, text: dict[str, Any], media: Sequence[str]
     pad, implementation = settings.get("pad_token_id"), settings.get("cache_implementation")
     if pad is not None and not int(pad) < vocab_size:
         raise ValueError(f"pad_token_id={shown(pad)} is no token of the model, which has {vocab_size}")
+    for name in FORCED_TOKENS:
+        forced = settings.get(name)
+        if forced is not None and not all(0 <= int(token) < vocab_size for token in torch.as_tensor(forced).flatten()):
+            raise ValueError(f"{name}={shown(forced)} is no token of the model, which has {vocab_size}")
+    _raise_if_unservable(text, settings)
+    _raise_if_untrusted(text)
     given = [name for name in media if text.get(name) is not None]
     if implementation == "paged" and given:
         raise ValueError(
             f"cache_implementation='paged' is the library's continuous batching, which takes no media, got "
             f"{', '.join(given)}; leave it out, pass a batch of chats, or use `ming serve`"
         )
+
+
+def _raise_if_untrusted(text: Mapping[str, Any]) -> None:
+    """Refuse code of a repository, also of a local one, without consent: the library would ask on the terminal."""
+    custom = text.get("custom_generate")
+    if isinstance(custom, str) and text.get("trust_remote_code") is not True:
+        raise ValueError(
+            f"custom_generate={shown(custom)} runs the code of that repository; pass trust_remote_code=True if you "
+            "trust it, or a function of your own"
+        )
+
+
+def _raise_if_unservable(text: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse guesses by the first layers, and what works on token ids for a prompt of embeddings alone."""
+    early_exit = settings.get("assistant_early_exit")
+    if early_exit is not None:
+        raise ValueError(
+            f"assistant_early_exit={shown(early_exit)}: this model cannot guess with its first layers; pass an "
+            "assistant_model, or prompt_lookup_num_tokens"
+        )
+    if text.get("input_ids") is not None or text.get("inputs_embeds") is None:
+        return
+    for name in NEED_IDS:
+        if settings.get(name) is not None:
+            raise ValueError(
+                f"{name}={shown(settings[name])} needs the token ids of the prompt; pass input_ids beside "
+                "inputs_embeds, or leave it out"
+            )
 
 
 def raise_if_several(settings: Mapping[str, Any], why: str) -> None:
@@ -344,6 +392,20 @@ def raise_if_several(settings: Mapping[str, Any], why: str) -> None:
     for name in COUNTS:
         if settings.get(name, 1) > 1:
             raise ValueError(f"{name}={shown(settings[name])}: {why}")
+
+
+def raise_if_custom(options: Mapping[str, Any], why: str) -> None:
+    """Refuse a function of the user's own that writes the reply, where more is needed than what it returns.
+
+    Args:
+        why: what is needed, and the remedy.
+
+    Raises:
+        ValueError: it names the function.
+    """
+    custom = options.get("custom_generate")
+    if custom is not None:
+        raise ValueError(f"custom_generate={getattr(custom, '__name__', shown(custom))}: {why}")
 
 
 def raise_if_states_hidden(cache: Any) -> None:
@@ -369,6 +431,7 @@ __all__ = [
     "GenerationArguments",
     "by_name",
     "end_token_ids",
+    "raise_if_custom",
     "raise_if_media_missing",
     "raise_if_no_room_to_draw",
     "raise_if_outputs_lost",

@@ -417,6 +417,21 @@ def warn_about_end(file: BinaryIO, stated: float | None, found: float, source: A
         logger.warning(f"{kind} {describe(source)} {wrong}")
 
 
+def raise_if_limits_cross(min_pixels: float, max_pixels: float, of: str = "") -> None:
+    """Refuse limits of an image that no size keeps.
+
+    Args:
+        of: what stands before the names of the limits, such as "video_".
+
+    Raises:
+        ValueError: it names both.
+    """
+    if min_pixels > max_pixels:
+        raise ValueError(
+            f"{of}min_pixels={min_pixels} is above {of}max_pixels={max_pixels}; lower it, or raise {of}max_pixels"
+        )
+
+
 def smart_resize(
     height: int,
     width: int,
@@ -438,8 +453,7 @@ def smart_resize(
         raise_if_no_number(name, value)
     if min(min_pixels, max_pixels) < 1:
         raise ValueError(f"min_pixels={min_pixels} and max_pixels={max_pixels} must be at least 1")
-    if min_pixels > max_pixels:
-        raise ValueError(f"min_pixels={min_pixels} is above max_pixels={max_pixels}; lower it, or raise max_pixels")
+    raise_if_limits_cross(min_pixels, max_pixels)
     if min(height, width) < 1:
         raise ValueError(f"an image of {height} x {width} pixels is empty; both sides must be at least 1")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):

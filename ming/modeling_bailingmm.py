@@ -64,6 +64,7 @@ from .finite import LogitsCheck, naming_layers
 from .generation_arguments import (
     GenerationArguments,
     by_name,
+    raise_if_custom,
     raise_if_media_missing,
     raise_if_outputs_lost,
     raise_if_several,
@@ -274,10 +275,14 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         All files take their places together, or none does (see `ming/files.py`). Only a model whose weights are split
         over several processes is written in place, as the library does.
 
+        Parts that were changed since they were read are written as they are now, in the precision that they have,
+        also beside an adapter, which is saved alone; to find out, those that are loaded are compared with their files.
+
         A checkpoint that `transformers.Trainer` writes during training (`checkpoint-500`) holds no copies of the
-        parts: they are not trained, and its config.json tells where they are (`components_from`).
+        parts unless one was changed: its config.json tells where they are (`components_from`).
         """
-        copies = not is_trainer_checkpoint(save_directory)
+        changed = self.components.changed() if is_main_process else []
+        copies = bool(changed) or not is_trainer_checkpoint(save_directory)
         source = self.components.source
         self.config.components_from = None if copies or source is None else source.reference()
         try:
@@ -288,7 +293,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             ):
                 super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
                 if copies and is_main_process and not getattr(self, "peft_config", None):
-                    self.components.save(folder, save_directory)
+                    self.components.copy(folder, save_directory)
+                for component in changed:
+                    component.save(folder)
         finally:
             self.config.components_from = None
 
@@ -741,6 +748,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         states = self._prompt_states(call) if speech is not None else None
         told = {"prompt_states": states} if speech is not None else {}
         reply = self._generate_text(compiled=call.compiled, **call.text, **told)
+        if call.modes == ("text",):
+            return reply
         sequences = reply if isinstance(reply, torch.Tensor) else reply.sequences
         said: dict[str, Any] = {"sequences": sequences}
         if speech is not None and states is not None:
@@ -822,6 +831,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         raise_if_outputs_lost(call.text)
         if call.modes != ("image",):
             raise_if_several(settings_of(self, call.text), "stream gives one reply as it grows; use generate")
+            raise_if_custom(call.text, "stream gives a reply as it grows; use generate")
         speech, drawing = self._resolve(call)
         tokenizer = None if call.modes == ("image",) else self.components.tokenizer()
 
@@ -866,6 +876,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
     def _resolve(self, call: GenerationArguments) -> tuple[SpeechSettings | None, dict[str, Any] | None]:
         """How a call speaks and draws; None where it does not. Generators are drawn from after all checks."""
         if call.modes != ("text",):
+            raise_if_custom(call.text, "speech and images need the library's own generate; answer in text first")
             raise_if_unknown(self, call.text)
         if "image" in call.modes:
             self.drawing.raise_if_unfit(call.text, **call.image)

@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import SizeDict
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -30,6 +31,7 @@ from .media import (
     load_image,
     load_video_audio,
     pixel_limits,
+    raise_if_limits_cross,
     resize_image,
     smart_resize,
 )
@@ -308,6 +310,41 @@ class PromptRow:
         self.reply_mask += [int(reply)] * len(ids)
 
 
+class BailingMMImageProcessor(Qwen2VLImageProcessorPil):
+    """The library's image processor, which takes limits in the wrong order for one of them; saved under its name.
+
+    Raises:
+        ValueError: `min_pixels` is above `max_pixels` (`shortest_edge` above `longest_edge` of `size`), in the
+            configuration or in a call.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.raise_if_unfit(self.size)
+
+    @staticmethod
+    def raise_if_unfit(size: Mapping[str, int] | SizeDict) -> None:
+        """Refuse limits in the wrong order; a size that lacks one is refused by the library."""
+        low, high = size["shortest_edge"], size["longest_edge"]
+        if low is not None and high is not None:
+            raise_if_limits_cross(low, high)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "image_processor_type": Qwen2VLImageProcessorPil.__name__}
+
+    def resize(self, image: np.ndarray, size: SizeDict, *args, **kwargs) -> np.ndarray:
+        """Library method, with limits that were checked."""
+        self.raise_if_unfit(size)
+        return super().resize(image, size, *args, **kwargs)
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict | None = None) -> int:
+        """Library method, with limits that were checked."""
+        given = images_kwargs or {}
+        low, high = given.get("min_pixels", self.size["shortest_edge"]), self.size["longest_edge"]
+        raise_if_limits_cross(low, given.get("max_pixels", high))
+        return super().get_number_of_image_patches(height, width, images_kwargs)
+
+
 @keeps_auto_map
 class BailingMMProcessor(ProcessorMixin):
     """Chat template, media loading, placeholders, batching and decoding.
@@ -318,7 +355,7 @@ class BailingMMProcessor(ProcessorMixin):
     its like the ids of the patch tokens they expand to.
 
     Args:
-        image_processor: a `Qwen2VLImageProcessorPil`.
+        image_processor: a `Qwen2VLImageProcessorPil`; `from_pretrained` makes a `BailingMMImageProcessor`.
         feature_extractor: a `BailingMMFeatureExtractor`.
         tokenizer: a tokenizer with the released special tokens.
         chat_template: jinja source, normally from `chat_template.jinja`.
@@ -340,6 +377,7 @@ class BailingMMProcessor(ProcessorMixin):
         video_total_pixels: int = VIDEO_TOTAL_PIXELS,
     ):
         super().__init__(image_processor, feature_extractor, tokenizer, chat_template=chat_template)
+        raise_if_limits_cross(video_min_pixels, video_max_pixels, "video_")
         self.source: CheckpointSource | None = None
         self.resize_on_fetch = resize_on_fetch
         self.video_min_pixels = video_min_pixels
@@ -384,7 +422,7 @@ class BailingMMProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         # The library would load the feature extractor as remote code: a second copy of the class imported here.
-        parts = (Qwen2VLImageProcessorPil, BailingMMFeatureExtractor, PreTrainedTokenizerFast)
+        parts = (BailingMMImageProcessor, BailingMMFeatureExtractor, PreTrainedTokenizerFast)
         return [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in parts]
 
     @property
@@ -978,4 +1016,4 @@ def _audio_locations(rows: list[PromptRow], shifts: list[int]) -> list[list[tupl
     ]
 
 
-__all__ = ["BailingMMProcessor"]
+__all__ = ["BailingMMImageProcessor", "BailingMMProcessor"]

@@ -191,6 +191,19 @@ SETTINGS = [
     ("eos_token_id", [1, "x"], "eos_token_id='x' must be a whole number"),
     ("pad_token_id", [1, 2], r"pad_token_id=\[1, 2\] must be one whole number"),
     ("pad_token_id", VOCABULARY, "pad_token_id=320 is no token of the model, which has 320"),
+    ("length_penalty", 1000.0, "length_penalty=1000.0 must be from -8 to 8; 1 is none, more favours long replies"),
+    ("exponential_decay_length_penalty", 3, r"penalty=3 must be \(tokens before it, factor per token\)"),
+    ("exponential_decay_length_penalty", [1], r"penalty=\[1\] must be \(tokens before it, factor per token\)"),
+    ("exponential_decay_length_penalty", (1, 1e17), r"length_penalty\[1\]=1e\+17 must be at most 100"),
+    ("exponential_decay_length_penalty", (1, float("nan")), r"length_penalty\[1\]=nan must be a finite number"),
+    ("sequence_bias", [1], r"sequence_bias=\[1\] must be a dict such as"),
+    ("sequence_bias", {(1,): float("nan")}, r"sequence_bias of \[1\]=nan must be a finite number"),
+    ("num_beam_groups", "x", "num_beam_groups='x' must be a whole number of at least 1"),
+    ("encoder_no_repeat_ngram_size", "x", "encoder_no_repeat_ngram_size='x' must be a whole number of at least 0"),
+    ("forced_eos_token_id", VOCABULARY, "forced_eos_token_id=320 is no token of the model, which has 320"),
+    ("forced_bos_token_id", -1, "forced_bos_token_id=-1 is no token of the model, which has 320"),
+    ("assistant_early_exit", 1, "assistant_early_exit=1: this model cannot guess with its first layers"),
+    ("custom_generate", "user/repo", "custom_generate='user/repo' runs the code of that repository; pass trust_"),
     ("seed", 3, "seed: only generation_mode='audio' or 'image' takes it"),
 ]
 
@@ -213,6 +226,45 @@ def test_the_lowest_numbers_are_drawn_with(tiny, monkeypatch, scale):
         assert reply.shape == (2, 11)
     greedy = tiny.generate(IDS, max_new_tokens=3, repetition_penalty=2, eos_token_id=-1, pad_token_id=0)
     assert greedy.shape == (2, 11)
+
+
+@pytest.mark.parametrize("name", ["repetition_penalty", "encoder_repetition_penalty", "length_penalty"])
+def test_whole_numbers_are_numbers_within_a_generation_config(tiny, name):
+    ends = {"max_new_tokens": 3, "num_beams": 2, "eos_token_id": -1, "pad_token_id": 0}
+    config = GenerationConfig(**ends, **{name: 2})
+    replies = tiny.generate(IDS, generation_config=config), tiny.generate(IDS, **ends, **{name: 2})
+    assert torch.equal(*replies) and type(getattr(config, name)) is int
+
+
+def something(model, input_ids, **kwargs):
+    return "four"
+
+
+def test_a_function_of_ones_own_answers_in_text_alone(model, monkeypatch):
+    """What it returns is returned; a stream of it would be empty, and speech lack the states of the prompt."""
+    assert model.generate(IDS[:1], custom_generate=something) == "four"
+    monkeypatch.setattr(model, "embed", lambda *inputs, **media: pytest.fail("work began"))
+    with pytest.raises(ValueError, match="custom_generate=something: stream gives a reply as it grows; use generate"):
+        model.stream(IDS[:1], custom_generate=something)
+    for mode in ("audio", "image"):
+        with pytest.raises(ValueError, match="custom_generate=something: speech and images need .*; answer in text"):
+            model.generate(IDS[:1], generation_mode=mode, custom_generate=something)
+
+
+@pytest.mark.parametrize("penalty", [-8, 8])
+def test_the_largest_length_penalties_are_taken(tiny, penalty):
+    reply = tiny.generate(IDS, max_new_tokens=3, num_beams=2, length_penalty=penalty, eos_token_id=-1, pad_token_id=0)
+    assert reply.shape == (2, 11)
+
+
+@pytest.mark.parametrize("name", ["prefill_chunk_size", "prompt_lookup_num_tokens"])
+def test_what_needs_token_ids_beside_embeddings(tiny, name):
+    embeds = tiny.get_input_embeddings()(IDS[:1]).detach()
+    options = {"max_new_tokens": 3, "eos_token_id": -1, "pad_token_id": 0}
+    with pytest.raises(ValueError, match=f"{name}=4 needs the token ids of the prompt; pass input_ids beside"):
+        tiny.generate(inputs_embeds=embeds, **options, **{name: 4})
+    both = tiny.generate(IDS[:1], inputs_embeds=embeds, **options, **{name: 4})
+    assert torch.equal(both, tiny.generate(IDS[:1], **options))
 
 
 def test_settings_within_a_generation_config(tiny):
@@ -376,6 +428,8 @@ CONTRADICTIONS = [
         r"speaker='iris' and talker_kwargs\['speaker'\]='oscar'",
     ),
     ({"seed": 0, "talker_kwargs": {"seed": 1}}, r"seed=0 and talker_kwargs\['seed'\]=1"),
+    ({"compile": True, "talker_kwargs": {"compile": False}}, r"compile=True and talker_kwargs\['compile'\]=False"),
+    ({"compile": False, "talker_kwargs": {"compile": True}}, r"compile=False and talker_kwargs\['compile'\]=True"),
     ({"seed": 0, "talker_kwargs": {"generator": torch.Generator()}}, "either seed or generator"),
     ({"image_gen": True, "image_gen_seed": 0, "seed": 5}, "seed=5 and image_gen_seed=0 contradict"),
     ({"image_gen": True, "image_gen_height": 64, "height": 128}, "height=128 and image_gen_height=64 contradict"),

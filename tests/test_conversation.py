@@ -161,6 +161,7 @@ def test_a_turn_of_several_replies_is_refused_and_nothing_is_lost(model, process
     ("options", "message"),
     [
         ({"use_cache": False}, "use_cache=False: a chat reads every turn once"),
+        ({"custom_generate": whole}, "custom_generate=whole: a chat goes on from the cache of a reply"),
         ({"generation_mode": "image"}, "generation_mode='image': a chat answers in text"),
         ({"return_dict_in_generate": True}, "return_dict_in_generate: a chat sets this itself"),
     ],

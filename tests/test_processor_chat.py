@@ -498,6 +498,7 @@ def checkout(tmp_path_factory):
 SCRIPT = """
 import json
 import sys
+from transformers import Qwen2VLImageProcessorPil
 from {module} import {name} as Loader
 processor = Loader.from_pretrained(sys.argv[1]{options})
 chat = [{{"role": "user", "content": [{{"type": "audio", "audio": ([0.1] * 16000, 16000)}}]}}]
@@ -506,8 +507,10 @@ assert inputs["audio_feats"].shape == (1, 17, 560), inputs["audio_feats"].shape
 saved = json.load(open(sys.argv[1] + "/processor_config.json"))
 assert processor.image_processor.size["longest_edge"] == saved["image_processor"]["size"]["longest_edge"]
 assert processor.resize_on_fetch is saved["resize_on_fetch"]
-assert type(processor.image_processor).__name__ == "Qwen2VLImageProcessorPil"
+assert isinstance(processor.image_processor, Qwen2VLImageProcessorPil)
 processor.save_pretrained(sys.argv[2])
+written = json.load(open(sys.argv[2] + "/processor_config.json"))
+assert written["image_processor"] == saved["image_processor"], written
 """
 
 

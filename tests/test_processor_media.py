@@ -5,12 +5,14 @@ import contextlib
 import hashlib
 import http.server
 import io
+import json
 import socket
 import struct
 import threading
 import time
 import zlib
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import httpx
@@ -22,11 +24,13 @@ import torch
 from PIL import Image
 from processor_helpers import encode, golden, released_processor
 from synth import IMAGES, image_array
+from transformers import AutoProcessor
 
 import ming.media
 from ming.media import decode_base64, load_audio, load_image, load_video_audio, smart_resize, split_data_url
 from ming.video import VideoOptions, count_frames, frame_size, load_video, resize_frames, select_frames
 
+ROOT = Path(__file__).resolve().parents[1]
 IMAGE, VIDEO = golden("image.json"), golden("video.json")
 FILE_CASES = [case for case in VIDEO["sampling"] if case["kind"] == "file" and "video_start" not in case["args"]]
 LIST_CASES = [case for case in VIDEO["sampling"] if case["kind"] == "list" and case["args"]]
@@ -35,6 +39,33 @@ LIST_CASES = [case for case in VIDEO["sampling"] if case["kind"] == "list" and c
 @pytest.fixture(scope="module")
 def processor():
     return released_processor()
+
+
+CROSSED = [{"min_pixels": 10**6, "max_pixels": 10}, {"size": {"shortest_edge": 10**6, "longest_edge": 10}}]
+
+
+@pytest.mark.parametrize("limits", CROSSED)
+def test_the_image_processor_by_itself_refuses_limits_in_the_wrong_order(limits):
+    alone = AutoProcessor.from_pretrained(ROOT, trust_remote_code=True).image_processor
+    image = PIL.Image.new("RGB", (60, 60))
+    for call in (lambda: alone(image, **limits), lambda: type(alone)(**limits)):
+        with pytest.raises(ValueError, match="min_pixels=1000000 is above max_pixels=10; lower it, or raise"):
+            call()
+    assert alone(image).pixel_values.shape[-1] == 1176
+    assert alone.to_dict()["image_processor_type"] == "Qwen2VLImageProcessorPil"
+
+
+def test_limits_in_the_wrong_order_are_refused_in_every_configuration(processor, tmp_path):
+    alone = AutoProcessor.from_pretrained(ROOT, trust_remote_code=True).image_processor
+    with pytest.raises(ValueError, match="min_pixels=1000000 is above"):
+        alone.get_number_of_image_patches(60, 60, {"min_pixels": 10**6})
+    saved = json.loads((ROOT / "processor_config.json").read_text())["image_processor"]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved | CROSSED[1]))
+    with pytest.raises(ValueError, match="min_pixels=1000000 is above max_pixels=10"):
+        type(alone).from_pretrained(tmp_path)
+    parts = processor.image_processor, processor.feature_extractor, processor.tokenizer
+    with pytest.raises(ValueError, match="video_min_pixels=9 is above video_max_pixels=8; lower it, or raise"):
+        type(processor)(*parts, video_min_pixels=9, video_max_pixels=8)
 
 
 def sha256(values) -> str:

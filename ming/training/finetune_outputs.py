@@ -17,7 +17,6 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, set_seed
 
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
-from ming.components import IMAGE_GEN
 from ming.files import saving
 from ming.media import load_image
 from ming.modeling_talker import TalkerPrompt
@@ -274,9 +273,9 @@ def save(args: argparse.Namespace, model: nn.Module, processor, part: nn.Module)
     """Write the whole repository with the trained part."""
     if args.target == "speech":
         model.talker = part
+    else:
+        model.components.use(image_gen=part)
     with saving(args.output) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        if args.target == "image":
-            part.save_pretrained(folder / IMAGE_GEN)
     logger.info("the model is in %s", args.output)
