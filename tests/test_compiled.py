@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from speech_helpers import SMALLEST_VOCODER, tiny_detokenizer
 from test_talker import PROMPTS, generators, ids_of, talker  # noqa: F401
 from thinker_helpers import Chat, batch, mixed_chats, tiny_model
 from torch._dynamo.utils import counters
@@ -319,12 +320,14 @@ def test_a_server_compiles_before_it_starts(processor, graphs, caplog):
     each = [dict(batch([chat])) for chat in ONE.values()]
     plain = decoded(served, processor.tokenizer, each, at_once=1)
     served.compile_decoding = CAPTURED
+    served.components.use(audio_detokenizer=tiny_detokenizer(**SMALLEST_VOCODER))
     with caplog.at_level(logging.INFO, "ming.serving.compiling"):
-        compile_steps(served, batch=2, new_tokens=100)
-    assert caplog.messages[0] == "compiling text, 1 at once (1 of 6)"
-    assert caplog.messages[-1].startswith("compiled speech, 8 at once in ")
+        compile_steps(served, batch=2, new_tokens=100, drawings=4)
+    assert caplog.messages[0] == "compiling text, 1 at once (1 of 14)"
+    assert caplog.messages[11].startswith("compiled speech, 8 at once in ")
+    assert caplog.messages[-1].startswith("compiled audio of 768 frames in ")
     compiled = graphs()
-    assert compiled == 6
+    assert compiled == 2 + 4 + 8 * 2  # flow and vocoder of 8 lengths
     for chats in ([ONE["audio"]], [ONE["text"], ONE["image"]]):
         served.generate(**batch(chats), **{**GREEDY, "max_new_tokens": 100})
     voice = torch.zeros(served.talker.config.vp_feature_size)

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from speech_helpers import SPEAKERS, build_speaking_repository, voice
-from transformers import AutoProcessor, DynamicCache, GenerationConfig, StaticCache
+from speech_helpers import SMALLEST_VOCODER, SPEAKERS, build_speaking_repository, tiny_detokenizer, voice
+from torch._dynamo.utils import counters
+from transformers import AutoProcessor, CompileConfig, DynamicCache, GenerationConfig, StaticCache
 
 import ming.speech
 from ming.encoding import save_audio
-from ming.events import AudioChunk, Done, TextDelta
+from ming.events import AudioChunk, Done, ImageDone, TextDelta
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
 from ming.modeling_talker import StopRules
 from ming.randomness import row_generators
+from ming.serving.compiling import compile_steps
 from ming.speech import PromptStates, SpeechOutput
 
 RULES = StopRules(max_new_ids=40)
@@ -50,6 +52,26 @@ def chat(processor, *questions: str):
 
 def joined(events) -> torch.Tensor:
     return torch.cat([event.waveform for event in events if isinstance(event, AudioChunk)])
+
+
+def test_the_first_requests_after_start_up_compile_nothing(repository, processor):
+    """Spoken streams of a text and of a chat, and drawings, as a server makes them."""
+    served = Model.from_pretrained(repository, dtype=torch.float32).eval()
+    served.components.use(audio_detokenizer=tiny_detokenizer(**SMALLEST_VOCODER))
+    served.compile_decoding = CompileConfig(fullgraph=True, dynamic=False, mode=None, backend="eager")
+    compile_steps(served, batch=1, new_tokens=100, drawings=2)
+    start = counters["stats"]["unique_graphs"]
+    assert start and joined(served.speak_stream(TEXT, seed=1)).numel()
+    assert joined(served.speak_stream("Three.", seed=2, speaker=SPEAKERS[1])).numel()
+    *_, done = served.stream(**chat(processor, QUESTIONS[0]), generation_mode="audio", max_new_tokens=20, seed=3)
+    assert done.text
+    request = chat(processor, "Draw a red circle.")
+    for count in (1, 2):
+        drawn = served.stream(
+            **request, generation_mode="image", num_inference_steps=2, num_images_per_prompt=count, seed=4
+        )
+        assert len([event for event in drawn if isinstance(event, ImageDone)][0].images) == count
+    assert counters["stats"]["unique_graphs"] == start and not counters["graph_break"]
 
 
 # speak
