@@ -16,7 +16,7 @@ from transformers import AutoProcessor, CompileConfig, DynamicCache, GenerationC
 
 import ming.speech
 from ming.encoding import save_audio
-from ming.events import AudioChunk, Done, TextDelta
+from ming.events import AudioChunk, Done, ImageDone, TextDelta
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
 from ming.modeling_talker import StopRules
 from ming.randomness import row_generators
