@@ -141,6 +141,13 @@ def test_steps_wait_for_nothing(small, talker):  # noqa: F811
     assert set(found) == {"step"}
 
 
+def test_flow_and_vocoder_wait_for_nothing():
+    found: list[str] = []
+    detokenizer = tiny_detokenizer(**SMALLEST_VOCODER)
+    detokenizer.decode([torch.arange(10)], torch.ones(1, 192), num_steps=2, compile=watched(found))
+    assert found == ["step"] * 3  # two of the flow
+
+
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [1, 2, 3], [2]], ids=len)
 def test_the_talker_says_the_same_with_the_same_seeds(talker, rows, graphs):  # noqa: F811
     prompts, seeds = [PROMPTS[row] for row in rows], [5 + row for row in rows]
