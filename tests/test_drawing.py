@@ -69,8 +69,8 @@ def test_a_batch_of_chats_and_images_takes_one_pass_a_step(model, processor):
     rows = []
     transformer = model.image_gen.load().transformer
     hook = transformer.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    options = {"num_images_per_prompt": 2, "num_inference_steps": 2, "seed": 5}
-    drawn = draw(model, processor, CHATS[:2], **options)
+    chats = [CHATS[0], [{"role": "user", "content": "Draw a large green star in the center."}]]
+    drawn = draw(model, processor, chats, num_images_per_prompt=2, num_inference_steps=2, seed=5)
     hook.remove()
     assert len(drawn.images) == 4 and rows == [8, 8]
 

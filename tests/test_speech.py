@@ -64,7 +64,8 @@ def test_the_first_requests_after_start_up_compile_nothing(repository, processor
     start = counters["stats"]["unique_graphs"]
     for text, speaker in ((TEXT, SPEAKERS[0]), ("Three.", SPEAKERS[1]), ("A small red circle.", None)):
         assert joined(served.speak_stream(text, seed=2, speaker=speaker, rules=RULES)).numel()
-    *_, done = served.stream(**chat(processor, QUESTIONS[0]), generation_mode="audio", max_new_tokens=20, seed=3)
+    spoken = {"generation_mode": "audio", "talker_kwargs": {"rules": RULES}, "max_new_tokens": 20, "seed": 3}
+    *_, done = served.stream(**chat(processor, QUESTIONS[0]), **spoken)
     request = {"generation_mode": "image", "num_inference_steps": 2, "seed": 4}
     drawn = list(served.stream(**chat(processor, "Draw a red circle."), **request))
     assert done.text and any(isinstance(event, ImageDone) for event in drawn)
