@@ -56,7 +56,7 @@ def joined(events) -> torch.Tensor:
 
 def test_the_first_requests_after_start_up_compile_nothing(repository, processor, monkeypatch):
     """Spoken streams of texts and of a chat, and a drawing, as a server makes them; what is said here is short."""
-    monkeypatch.setattr(compiling, "SPOKEN_FRAMES", 128)
+    monkeypatch.setattr(compiling, "SPOKEN_FRAMES", 192)
     served = Model.from_pretrained(repository, dtype=torch.float32).eval()
     served.components.use(audio_detokenizer=tiny_detokenizer(**SMALLEST_VOCODER))
     served.compile_decoding = CompileConfig(fullgraph=True, dynamic=False, mode=None, backend="eager")

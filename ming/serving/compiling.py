@@ -44,6 +44,7 @@ def compile_steps(model, batch: int, new_tokens: int, drawings: int) -> None:
         for frames in detokenizer.padded_lengths(SPOKEN_FRAMES):
             work.append((f"audio of {frames} frames", partial(_make_audio, model, detokenizer, frames)))
     if "image" not in missing_outputs(model):
+        model.image_gen.load()  # before anything is compiled: graphs of models depend on which classes of them exist
         for count in range(1, drawings + 1):
             work.append((f"drawing of the native size, {count} at once", partial(_draw, model, count)))
     for place, (what, call) in enumerate(work, 1):
