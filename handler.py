@@ -15,6 +15,7 @@ import math
 from typing import Any
 
 import torch
+from transformers import CompileConfig
 
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
 from ming.encoding import encode_audio, encode_image
@@ -46,11 +47,18 @@ class EndpointHandler:
     Args:
         path: directory of the repository.
         device, dtype: default: the first CUDA GPU in bfloat16, or the CPU in float32.
+        compile: see `load_model`.
     """
 
-    def __init__(self, path: str = "", device: str | None = None, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        path: str = "",
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        compile: bool | CompileConfig = False,
+    ):
         self.processor = BailingMMProcessor.from_pretrained(path)
-        self.model = load_model(path, device=device, dtype=dtype)
+        self.model = load_model(path, device=device, dtype=dtype, compile=compile)
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Serve a request; see the module's docstring."""

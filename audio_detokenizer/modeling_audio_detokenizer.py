@@ -18,7 +18,7 @@ from transformers import CompileConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer import FastSpeech2ConformerAttention
 
-from .compiled_estimator import CompiledEstimator, EstimatorGraphs, raise_if_not_compilable
+from .compiled_parts import CompiledParts, PartGraphs, padded_lengths, raise_if_not_compilable
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
 from .inputs import Rows, code_rows, generator_rows, prompt_rows, raise_if_no_steps, speaker_rows, streaming_settings
 from .modeling_flow import Flow
@@ -42,7 +42,7 @@ class AudioDetokenizer(PreTrainedModel):
         super().__init__(config)
         self.flow = Flow(config)
         self.hift = HiFT(config)
-        self.graphs = EstimatorGraphs()
+        self.graphs = PartGraphs()
         self.post_init()
 
     @torch.no_grad()
@@ -109,8 +109,9 @@ class AudioDetokenizer(PreTrainedModel):
             generator: one per row (a row then sounds the same in any batch), one for all, or None: a fresh draw.
                 PyTorch's global generator is never used.
             num_steps: Euler steps of the flow; None takes the configured number.
-            compile: whether the flow's velocity network is compiled, into one graph for each number of rows and each
-                of few lengths; a `CompileConfig` says how. The first call of a size waits for the compiler.
+            compile: whether the flow's velocity network and the vocoder are compiled, into one graph for each of few
+                lengths, and that of the network for each number of rows; a `CompileConfig` says how. The first call of
+                a size waits for the compiler.
 
         Returns:
             A float32 waveform [S] per row at `config.sample_rate`; its first 20 ms are silent, as released.
@@ -121,7 +122,7 @@ class AudioDetokenizer(PreTrainedModel):
             TypeError: `compile` is neither a flag nor a `CompileConfig`, or an argument is of another kind.
         """
         raise_if_no_steps(num_steps)
-        estimator = self._compiled(compile)
+        compiled = self._compiled(compile)
         rows = code_rows(codes, code_lengths, self.config.flow["vocab_size"])
         speaker = speaker_rows(speaker_embedding, len(rows), self.config.flow["spk_embed_dim"]).to(self.device)
         prompts, cuts = prompt_rows(prompt_codes, prompt_mel, len(rows), self.config)
@@ -139,26 +140,37 @@ class AudioDetokenizer(PreTrainedModel):
             speaker,
             nn.utils.rnn.pad_sequence(noise, batch_first=True).transpose(1, 2).to(self.device),
             num_steps,
-            estimator,
+            compiled.estimator if compiled else None,
         )
         mels = [row[:, cut:n] for row, cut, n in zip(mel, cuts, frames, strict=True)]
-        return self.vocode(mels, [own[1] for own in generators])
+        return self.vocode(mels, [own[1] for own in generators], compile)
 
     @torch.no_grad()
-    def vocode(self, mels: list[torch.Tensor], generators: list[torch.Generator]) -> list[torch.Tensor]:
+    def vocode(
+        self,
+        mels: list[torch.Tensor],
+        generators: list[torch.Generator],
+        compile: bool | CompileConfig = False,
+    ) -> list[torch.Tensor]:
         """The vocoder alone: log-mels [M, T] -> waveforms [S], as in `decode`; a generator per row.
 
-        Rows of equal length run as one batch, other rows alone: a padded batch would need masks in every layer of the
-        vocoder, whose work is a fifth of that of the flow.
+        Rows of equal length run as one batch, other rows alone, since padding would be work. Compiled, each row runs
+        alone: so whole utterances and streams have the same graphs.
         """
+        compiled = self._compiled(compile)
+        render = compiled.vocoder if compiled else self.hift.render
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, mel in enumerate(mels):
+            groups.setdefault((mel.shape[1], i if compiled else 0), []).append(i)
         waveforms = {i: mel.new_zeros(0) for i, mel in enumerate(mels)}
-        for length in {mel.shape[1] for mel in mels} - {0}:
-            same = [i for i, mel in enumerate(mels) if mel.shape[1] == length]
+        for (length, _), same in groups.items():
+            if not length:
+                continue
             draws = [self.draw_source(generators[i]) for i in same]
             phase = torch.stack([phase for phase, _ in draws])
             noise = torch.stack([self.shape_noise(frame_noise(0, length)) for _, frame_noise in draws])
             batch = torch.stack([mels[i] for i in same])
-            waveform = self.hift(batch, phase.to(self.device), noise.to(self.device))
+            waveform, _, _ = render(batch, phase.to(self.device), noise.to(self.device))
             waveform[:, : self.num_silent_samples] = 0
             waveforms.update(zip(same, waveform, strict=True))
         return [waveforms[i] for i in range(len(mels))]
@@ -192,18 +204,22 @@ class AudioDetokenizer(PreTrainedModel):
             TypeError: `compile` is neither a flag nor a `CompileConfig`.
         """
         raise_if_no_steps(num_steps)
-        estimator = self._compiled(compile)
+        compiled = self._compiled(compile)
         speaker = speaker_rows(speaker_embedding, 1, self.config.flow["spk_embed_dim"]).to(self.device)
         (prompt,), (cut,) = prompt_rows(prompt_codes, prompt_mel, 1, self.config)
         chosen = streaming_settings(self.config.streaming, settings)
         (own,) = generator_rows(generator, 1)
         generators = spawn_generators(own, 2)
-        return DetokenizerStream(self, speaker, (prompt, cut), generators, chosen, num_steps, estimator)
+        return DetokenizerStream(self, speaker, (prompt, cut), generators, chosen, num_steps, compiled)
 
-    def _compiled(self, compile: bool | CompileConfig) -> CompiledEstimator | None:
+    def padded_lengths(self, most: int) -> list[int]:
+        """All lengths in frames that up to so many frames are padded to where `compile` is asked for."""
+        return padded_lengths(most)
+
+    def _compiled(self, compile: bool | CompileConfig) -> CompiledParts | None:
         estimator = self.flow.decoder.estimator
-        raise_if_not_compilable(compile, estimator)
-        return self.graphs.of(estimator, compile, self.device) if compile else None
+        raise_if_not_compilable(compile, estimator, self.hift)
+        return self.graphs.of(estimator, self.hift, compile, self.device) if compile else None
 
 
 # The other component has a copy: each is a folder that loads alone and imports nothing outside of it.

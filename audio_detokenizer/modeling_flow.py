@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer import FastSpeech2ConformerAttention
 
-from .compiled_estimator import Velocity
+from .compiled_parts import Velocity
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
 from .modeling_estimator import FrameGroupNorm, VelocityEstimator, masked
 

@@ -4,8 +4,14 @@ A pitch is predicted per frame; harmonics of it are the source signal, whose spe
 that predicts magnitude and phase of a short-time Fourier transform, which is inverted (iSTFTNet, arXiv 2203.02395).
 All of it is float32, whatever the dtype of the rest: phases need this precision.
 
+The short transforms are products with real sines and cosines: PyTorch generates no code for complex numbers.
+
+Padding. Frames at the end that only fill a batch or a graph are zero in the input of every convolution, as a
+convolution's own padding is, and the spectrograms end where the row does: a row with padding equals the row alone. A
+mask of None means that nothing is padded.
+
 Shape letters: B batch, C channels, T mel frames, S samples (T * hop), H harmonics with the fundamental, M mel
-channels.
+channels, F frames of a spectrogram.
 """
 
 import math
@@ -16,10 +22,12 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
+from .modeling_estimator import masked
 from .noise import spawn_generators
 
 F0_KERNEL, PRE_KERNEL, POST_KERNEL = 3, 7, 7
 F0_LAYERS = 5
+SMALLEST_WEIGHT = 1e-11  # of windows at a sample; behind the end of a row there is none
 
 
 class WeightNorm(nn.Module):
@@ -96,11 +104,12 @@ class ResidualBlock(nn.Module):
         self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, C, T] -> [B, C, T]."""
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """x [B, C, T], zero where mask [B, 1, T] is -> [B, C, T], likewise."""
         layers = zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True)
         for first_snake, dilated, second_snake, plain in layers:
-            x = x + plain(second_snake(dilated(first_snake(x))))
+            hidden = masked(dilated(first_snake(x)), mask)
+            x = x + masked(plain(second_snake(hidden)), mask)
         return x
 
 
@@ -116,9 +125,12 @@ class F0Predictor(nn.Module):
             self.condnet.append(nn.ELU())
         self.classifier = nn.Linear(width, 1)
 
-    def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        """mel [B, M, T] -> pitch in Hz [B, T]."""
-        return self.classifier(self.condnet(mel).transpose(1, 2))[:, :, 0].abs()
+    def forward(self, mel: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """mel [B, M, T], zero where mask [B, 1, T] is -> pitch in Hz [B, T], of no meaning there."""
+        hidden = mel
+        for layer in self.condnet:
+            hidden = masked(layer(hidden), mask)
+        return self.classifier(hidden.transpose(1, 2))[:, :, 0].abs()
 
 
 class HarmonicSource(nn.Module):
@@ -148,21 +160,20 @@ class HarmonicSource(nn.Module):
             cycles: [B, H], cycles of the harmonics before the first sample; None is zero.
 
         Returns:
-            signal [B, 1, S], and the cycles [B, H] float64 after its last sample.
+            signal [B, 1, S], and the cycles [B, H, T + 1] float64 before each frame and after the last one.
         """
         hop = noise.shape[2] // f0.shape[1]
         harmonics = torch.arange(1, self.num_harmonics + 1, device=f0.device)
         per_sample = (f0[:, None] * harmonics[:, None] / self.sample_rate).double()  # [B, H, T]
-        turned = (per_sample * hop).cumsum(dim=2)
-        starts = turned - per_sample * hop + (0 if cycles is None else cycles[:, :, None])
-        samples = starts[:, :, :, None] + per_sample[:, :, :, None] * torch.arange(1, hop + 1, device=f0.device)
+        turned = F.pad((per_sample * hop).cumsum(dim=2), (1, 0)) + (0 if cycles is None else cycles[:, :, None])
+        samples = turned[:, :, :-1, None] + per_sample[:, :, :, None] * torch.arange(1, hop + 1, device=f0.device)
         angles = 2 * torch.pi * samples.flatten(2).remainder(1).float() + phase[:, :, None]
 
         voiced = self.voiced(f0).repeat_interleave(hop, dim=1)[:, None]
         noise_scale = voiced * self.noise_scale + (1 - voiced) * self.amplitude / 3
         waves = self.amplitude * torch.sin(angles) * voiced + noise_scale * noise
         signal = torch.tanh(self.l_linear(waves.transpose(1, 2))).transpose(1, 2)
-        return signal, (turned[:, :, -1] + (0 if cycles is None else cycles)).remainder(1)
+        return signal, turned.remainder(1)
 
     def voiced(self, f0: torch.Tensor) -> torch.Tensor:
         """f0 [B, T] in Hz -> [B, T], 1.0 where the pitch is above the threshold for voice, else 0.0."""
@@ -170,7 +181,9 @@ class HarmonicSource(nn.Module):
 
 
 class HiFT(nn.Module):
-    """The vocoder. Its parts `f0_predictor`, `m_source` and `decode` are called one by one when streaming."""
+    """The vocoder. A stream calls `render`, which continues what was said before."""
+
+    UNKNOWN_F0 = -1.0  # where a pitch is to be predicted
 
     def __init__(self, config: AudioDetokenizerConfig):
         super().__init__()
@@ -182,6 +195,7 @@ class HiFT(nn.Module):
         self.slope = settings["lrelu_slope"]
         self.audio_limit = settings["audio_limit"]
         self.n_fft, self.stft_hop = settings["istft_params"]["n_fft"], settings["istft_params"]["hop_len"]
+        self.rates = rates
 
         self.m_source = HarmonicSource(settings)
         self.conv_pre = WeightNormConv1d(settings["in_channels"], width, PRE_KERNEL)
@@ -224,16 +238,42 @@ class HiFT(nn.Module):
         phase [B, H] (radians, 0 for the fundamental) and noise [B, H, S] are drawn from the generator if not given;
         without a generator they differ between calls.
         """
+        if phase is None or noise is None:
+            (own,) = spawn_generators(generator, 1)
+            drawn = [self.draw_phase(own) for _ in mel]
+            phase = torch.stack(drawn).to(mel.device) if phase is None else phase
+            shape = (len(mel), self.m_source.num_harmonics, mel.shape[2] * self.hop_length)
+            noise = torch.randn(shape, generator=own).to(mel.device) if noise is None else noise
+        return self.render(mel, phase, noise)[0]
+
+    def render(
+        self,
+        mel: torch.Tensor,
+        phase: torch.Tensor,
+        noise: torch.Tensor,
+        known_f0: torch.Tensor | None = None,
+        cycles: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Frames, perhaps in the middle of an utterance.
+
+        Args:
+            mel: [B, M, T].
+            phase, noise, cycles: see `HarmonicSource`.
+            known_f0: [B, T], the pitch of frames that were said before in Hz, `UNKNOWN_F0` elsewhere; None knows none.
+            mask: [B, 1, T], ones, then zeros where frames only fill; there mel is zero.
+
+        Returns:
+            waveform [B, S] float32 in [-audio_limit, audio_limit], pitch [B, T] in Hz, and the cycles
+            [B, H, T + 1] float64 before each frame and after the last one.
+        """
         with torch.autocast(mel.device.type, enabled=False):
             mel = mel.float()
-            if phase is None or noise is None:
-                (own,) = spawn_generators(generator, 1)
-                drawn = [self.draw_phase(own) for _ in mel]
-                phase = torch.stack(drawn).to(mel.device) if phase is None else phase
-                shape = (len(mel), self.m_source.num_harmonics, mel.shape[2] * self.hop_length)
-                noise = torch.randn(shape, generator=own).to(mel.device) if noise is None else noise
-            source, _ = self.m_source(self.f0_predictor(mel), phase, noise)
-            return self.decode(mel, source)
+            f0 = self.f0_predictor(mel, mask)
+            if known_f0 is not None:
+                f0 = torch.where(known_f0 >= 0, known_f0, f0)
+            source, cycles = self.m_source(f0, phase, noise, cycles)
+            return self.decode(mel, source, mask), f0, cycles
 
     def draw_phase(self, generator: torch.Generator) -> torch.Tensor:
         """Initial phases [H] of one row: uniform in [-pi, pi), 0 for the fundamental; on the CPU."""
@@ -241,32 +281,79 @@ class HiFT(nn.Module):
         phase[0] = 0
         return phase
 
-    def decode(self, mel: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """mel [B, M, T], source [B, 1, S] -> waveform [B, S]."""
-        spectrogram = self.stft(source[:, 0])
-        x = self.conv_pre(mel)
-        for i, (up, source_down, source_block) in enumerate(
-            zip(self.ups, self.source_downs, self.source_resblocks, strict=True)
+    def decode(self, mel: torch.Tensor, source: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """mel [B, M, T], source [B, 1, S], mask [B, 1, T] -> waveform [B, S]."""
+        # The centred spectrogram has one frame more than its hops.
+        fine_mask = None if mask is None else F.pad(upsampled(mask, math.prod(self.rates)), (1, 0), value=1.0)
+        num_samples = None if mask is None else mask.sum(dim=(1, 2)).long() * self.hop_length
+        spectrogram = masked(self.stft(source[:, 0], num_samples), fine_mask)
+        x = masked(self.conv_pre(mel), mask)
+        for i, (rate, up, source_down, source_block) in enumerate(
+            zip(self.rates, self.ups, self.source_downs, self.source_resblocks, strict=True)
         ):
-            x = up(F.leaky_relu(x, self.slope))
+            mask = None if mask is None else upsampled(mask, rate)
+            x = masked(up(F.leaky_relu(x, self.slope)), mask)
             if i == len(self.ups) - 1:
-                x = F.pad(x, (1, 0), mode="reflect")  # the centred spectrogram has one frame more
-            x = x + source_block(source_down(spectrogram))
+                x, mask = F.pad(x, (1, 0), mode="reflect"), fine_mask
+            x = x + source_block(masked(source_down(spectrogram), mask), mask)
             blocks = self.resblocks[i * self.num_kernels : (i + 1) * self.num_kernels]
-            x = sum(block(x) for block in blocks) / self.num_kernels
+            x = sum(block(x, mask) for block in blocks) / self.num_kernels
         x = self.conv_post(F.leaky_relu(x))  # here with PyTorch's slope, as released
         log_magnitude, angle = x.chunk(2, dim=1)
-        waveform = self.istft(log_magnitude.exp(), angle.sin())
+        waveform = self.istft(log_magnitude.exp(), angle.sin(), fine_mask)
         return waveform.clamp(-self.audio_limit, self.audio_limit)
 
-    def stft(self, waveform: torch.Tensor) -> torch.Tensor:
-        """waveform [B, S] -> [B, n_fft + 2, S / stft_hop + 1], real parts, then imaginary ones."""
+    def stft(self, waveform: torch.Tensor, num_samples: torch.Tensor | None = None) -> torch.Tensor:
+        """waveform [B, S], num_samples [B] (None: all) -> [B, n_fft + 2, S / stft_hop + 1], real parts, then imaginary
+        ones. The signal is mirrored at its ends; frames behind the end of a row have no meaning."""
+        frames = mirrored(waveform, self.n_fft // 2, num_samples).unfold(1, self.n_fft, self.stft_hop)
         window = torch.hann_window(self.n_fft, device=waveform.device)
-        spectrum = torch.stft(waveform, self.n_fft, self.stft_hop, self.n_fft, window=window, return_complex=True)
-        return torch.cat([spectrum.real, spectrum.imag], dim=1)
+        cosines, sines = fourier_basis(self.n_fft, waveform.device)
+        return ((frames * window) @ torch.cat([cosines, -sines], dim=1)).transpose(1, 2)
 
-    def istft(self, magnitude: torch.Tensor, phase: torch.Tensor) -> torch.Tensor:
-        """magnitude, phase [B, n_fft / 2 + 1, F] -> waveform [B, (F - 1) * stft_hop]; magnitudes are cut at 100."""
+    def istft(self, magnitude: torch.Tensor, phase: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """magnitude, phase [B, n_fft / 2 + 1, F], mask [B, 1, F] -> waveform [B, (F - 1) * stft_hop]; magnitudes are
+        cut at 100."""
         window = torch.hann_window(self.n_fft, device=magnitude.device)
-        spectrum = torch.polar(magnitude.clamp(max=100), phase)
-        return torch.istft(spectrum, self.n_fft, self.stft_hop, self.n_fft, window=window)
+        magnitude = magnitude.clamp(max=100)
+        spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=1).transpose(1, 2)
+        cosines, sines = fourier_basis(self.n_fft, magnitude.device)
+        # All frequencies but the first and the last stand for two, which are conjugates.
+        weights = F.pad(torch.full((self.n_fft // 2 - 1,), 2.0, device=magnitude.device), (1, 1), value=1.0)
+        synthesis = torch.cat([cosines * weights, -sines * weights], dim=1).T / self.n_fft
+        is_frame = torch.ones_like(magnitude[:, :1]) if mask is None else mask
+        frames = masked(((spectrum @ synthesis) * window).transpose(1, 2), mask)
+        envelope = is_frame * window.square()[:, None]
+        half, length = self.n_fft // 2, (magnitude.shape[2] - 1) * self.stft_hop
+        signal, weight = (overlapped(each, self.stft_hop)[:, half : half + length] for each in (frames, envelope))
+        return signal / weight.clamp(min=SMALLEST_WEIGHT)
+
+
+def upsampled(mask: torch.Tensor, rate: int) -> torch.Tensor:
+    """[B, 1, T] -> [B, 1, T * rate]."""
+    return mask.repeat_interleave(rate, dim=2)
+
+
+def mirrored(signal: torch.Tensor, margin: int, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    """signal [B, S] -> [B, margin + S + margin], continued by its mirror image at both ends; those of a row of
+    lengths [B] are its own."""
+    if lengths is None:
+        return F.pad(signal[:, None], (margin, margin), mode="reflect")[:, 0]
+    places = torch.arange(-margin, signal.shape[1] + margin, device=signal.device).abs()
+    last = lengths[:, None] - 1
+    return signal.gather(1, torch.minimum(places, 2 * last - places).clamp(min=0))
+
+
+def fourier_basis(n_fft: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [n_fft, n_fft / 2 + 1], a column for every frequency."""
+    samples, frequencies = torch.arange(n_fft, device=device), torch.arange(n_fft // 2 + 1, device=device)
+    angles = (samples[:, None] * frequencies % n_fft).double() * (2 * torch.pi / n_fft)
+    return angles.cos().float(), angles.sin().float()
+
+
+def overlapped(frames: torch.Tensor, hop: int) -> torch.Tensor:
+    """Frames [B, N, F] that start `hop` samples after each other -> their sum, [B, at least (F - 1) * hop + N]."""
+    frames = F.pad(frames, (0, 0, 0, -frames.shape[1] % hop)).unflatten(1, (-1, hop))  # [B, N / hop, hop, F]
+    last = frames.shape[1] - 1
+    parts = [F.pad(frames[:, part], (part, last - part)) for part in range(last + 1)]
+    return sum(parts[1:], parts[0]).transpose(1, 2).flatten(1)

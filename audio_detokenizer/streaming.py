@@ -6,11 +6,13 @@ Shape letters: L codes, T mel frames, M mel channels, S samples, H harmonics.
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
-from .compiled_estimator import Velocity
+from .compiled_parts import CompiledParts
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
 from .inputs import code_row
 from .modeling_flow import nearest_tokens
+from .modeling_hift import HiFT
 from .noise import FrameNoise
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class DetokenizerStream:
         generators: list[torch.Generator],
         settings: dict[str, Any],
         num_steps: int | None,
-        estimator: Velocity | None = None,
+        compiled: CompiledParts | None = None,
     ):
         """Start an utterance.
 
@@ -62,9 +64,11 @@ class DetokenizerStream:
             generators: one for the noise of the flow and one for the vocoder, on the CPU.
             settings: all entries of `config.streaming`.
             num_steps: Euler steps of the flow; None takes the configured number.
-            estimator: in the place of the flow's own one.
+            compiled: parts in the place of the detokenizer's own ones.
         """
-        self.detokenizer, self.estimator = detokenizer, estimator
+        self.detokenizer = detokenizer
+        self.estimator = compiled.estimator if compiled else None
+        self.render = compiled.vocoder if compiled else detokenizer.hift.render
         self.config: AudioDetokenizerConfig = detokenizer.config
         self.speaker = speaker
         self.settings = settings
@@ -83,10 +87,11 @@ class DetokenizerStream:
         self.flow_noise = FrameNoise(generators[0], mel_width)
         self.phase, self.source_noise = detokenizer.draw_source(generators[1])
         self.phase = self.phase[None].to(device)
-        self.cycles = torch.zeros_like(self.phase, dtype=torch.float64)
-        # The next chunk needs the last frames of this one with their source, and the mel and waveform that follow.
+        # The next chunk needs the last frames of this one with their pitch, the cycles of the harmonics before them,
+        # and the mel and waveform that follow.
         self.past_mel = torch.zeros(1, mel_width, 0, device=device)
-        self.past_source = torch.zeros(1, 1, 0, device=device)
+        self.past_f0 = torch.zeros(1, 0, device=device)
+        self.cycles = torch.zeros_like(self.phase, dtype=torch.float64)
         self.next_mel = torch.zeros(1, mel_width, 0, device=device)
         self.next_waveform = torch.zeros(0, device=device)
 
@@ -151,12 +156,12 @@ class DetokenizerStream:
         start = max(self.frame - self.config.num_frames(self.settings["left_context"]), 0)
         start -= start % self.detokenizer.flow.decoder.estimator.frame_multiple  # lower resolutions keep their grid
         device = self.codes.device
-        lengths = torch.tensor([[known], [num_frames]], device=device)
-        (tokens,) = nearest_tokens(lengths[0], lengths[1], torch.arange(start, num_frames, device=device))
+        # On the CPU, where the first of them can be read without waiting for the device.
+        (tokens,) = nearest_tokens(torch.tensor([known]), torch.tensor([num_frames]), torch.arange(start, num_frames))
         first = int(tokens[0])
         noise = self.flow_noise(start, num_frames).T[None].to(device)
         mel = self.detokenizer.flow.window(
-            self.codes[None, first:known], tokens - first, self.speaker, noise, num_steps, self.estimator
+            self.codes[None, first:known], (tokens - first).to(device), self.speaker, noise, num_steps, self.estimator
         )
         return mel[:, :, self.frame - start :]
 
@@ -165,25 +170,16 @@ class DetokenizerStream:
 
         The waveform after the new frames lacks its right context and is only used to fade.
         """
-        hift, hop = self.detokenizer.hift, self.config.hop_length
         num_past, position = self.past_mel.shape[2], self.frame - self.origin
-        with torch.autocast(mel.device.type, enabled=False):
-            context = torch.cat([self.past_mel, mel], dim=2)
-            f0 = hift.f0_predictor(context)[:, num_past:]
-            noise = self.detokenizer.shape_noise(self.source_noise(position, position + mel.shape[2]))[None]
-            noise = noise.to(mel.device)
-            final, cycles = hift.m_source(f0[:, :num_new], self.phase, noise[:, :, : num_new * hop], self.cycles)
-            sources = [self.past_source, final]
-            if mel.shape[2] > num_new:
-                ahead, _ = hift.m_source(f0[:, num_new:], self.phase, noise[:, :, num_new * hop :], cycles)
-                sources.append(ahead)
-            waveform = hift.decode(context, torch.cat(sources, dim=2))[0, num_past * hop :]
-        keep = min(self.settings["vocoder_context"], num_past + num_new)
-        past = slice(num_past + num_new - keep, num_past + num_new)
-        self.past_mel = context[:, :, past]
-        self.past_source = torch.cat(sources, dim=2)[:, :, past.start * hop : past.stop * hop]
-        self.cycles = cycles
-        return waveform
+        context = torch.cat([self.past_mel, mel], dim=2)
+        known_f0 = F.pad(self.past_f0, (0, mel.shape[2]), value=HiFT.UNKNOWN_F0)
+        noise = self.source_noise(position - num_past, position + mel.shape[2])
+        noise = self.detokenizer.shape_noise(noise)[None].to(mel.device)
+        waveform, f0, cycles = self.render(context, self.phase, noise, known_f0, self.cycles)
+        stop = num_past + num_new
+        start = stop - min(self.settings["vocoder_context"], stop)
+        self.past_mel, self.past_f0, self.cycles = context[:, :, start:stop], f0[:, start:stop], cycles[:, :, start]
+        return waveform[0, num_past * self.config.hop_length :]
 
 
 def join(before: torch.Tensor, after: torch.Tensor, hold: int, fade: int) -> torch.Tensor:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, CompileConfig
 
 from .argument_checks import Kind, raise_if_no, raise_if_no_flag, raise_if_no_settings, shown
-from .compiled import raise_if_not_compilable, raise_if_quantized_apart
+from .compiled import raise_if_quantized_apart
 from .modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from .quantization import four_bit
 
@@ -73,6 +73,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     parts: Iterable[str] | None = None,
     quantization: Any = None,
+    compile: bool | CompileConfig = False,
     trust_remote_code: bool = False,
     **options: Any,
 ) -> BailingMMNativeForConditionalGeneration:
@@ -84,10 +85,10 @@ def load_model(
         dtype: of the weights that are not quantised; default: `default_dtype(device)`.
         parts: those of `PARTS` to load; None loads all that the checkpoint has.
         quantization: "4bit", "8bit", or a configuration as `from_pretrained` takes it.
+        compile: whether text, speech and images are made by compiled steps, see `generate`. The first call of a size
+            waits for the compiler.
         trust_remote_code: whether code in the checkpoint may run; without it, only the code of this package runs.
-        options: further options of `from_pretrained`, such as `revision`, `token` or `cache_dir`. Beside these,
-            `compile`: whether text, speech and images are made by compiled steps, see `generate`. The first call of a
-            size waits for the compiler.
+        options: further options of `from_pretrained`, such as `revision`, `token` or `cache_dir`.
 
     Raises:
         OSError: there is no such checkpoint.
@@ -95,8 +96,7 @@ def load_model(
         ValueError: an unknown part, quantisation or device, or the weights do not fit the configuration; or `compile`
             with a quantised model whose experts are called one by one: all but 4 bit on a GPU.
     """
-    compiled = options.pop("compile", False)
-    raise_if_no_settings({"compile": compiled})
+    raise_if_no_settings({"compile": compile})
     raise_if_no("source", source, SOURCE)
     raise_if_no_flag("trust_remote_code", trust_remote_code)
     if "device_map" in options:
@@ -106,7 +106,7 @@ def load_model(
         )
     device = default_device() if device is None else _device(device)
     part_options = _part_options(parts)
-    if compiled and quantization is not None:
+    if compile and quantization is not None:
         raise_if_quantized_apart(quantization, device)
     _raise_if_absent(device)
     dtype = dtype or default_dtype(device)
@@ -116,13 +116,11 @@ def load_model(
         source,
         dtype=dtype,
         device_map={"": device},
+        compile=compile,
         trust_remote_code=trust_remote_code,
         **part_options,
         **options,
     )
-    if compiled:
-        raise_if_not_compilable(model)
-    model.compile_decoding = compiled
     return model.eval()
 
 

@@ -228,18 +228,22 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         *args,
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = False,
+        compile: bool | CompileConfig = False,
         **kwargs,
     ):
         """Library `from_pretrained` that refuses incomplete checkpoints instead of leaving layers random.
 
         `load_vision=False`, `load_audio=False` (SANM), `load_whisper=False`, `load_talker=False` or
-        `load_image_gen=False` leave a part out.
+        `load_image_gen=False` leave a part out. `compile` becomes the model's `compile_decoding`.
 
         Raises:
+            TypeError: `compile` is neither a flag nor a `CompileConfig`.
             ValueError: a weight of the model is missing from the checkpoint or has another shape there (unless
                 `ignore_mismatched_sizes`), or the checkpoint holds weights that the model does not know; or
-                `quantization_config` lists layers to skip and misses one that cannot be quantised.
+                `quantization_config` lists layers to skip and misses one that cannot be quantised; or `compile` is
+                asked for, and the model does not compile.
         """
+        raise_if_no_settings({"compile": compile})
         source = CheckpointSource.of_call(pretrained_model_name_or_path, kwargs)
         if source is not None:
             source = source.pinned()
@@ -261,6 +265,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(generation_config, name) is None:
                 setattr(generation_config, name, getattr(text_config, name))
+        if compile:
+            raise_if_not_compilable(model)
+            model.compile_decoding = compile
         return (model, info) if output_loading_info else model
 
     def save_pretrained(

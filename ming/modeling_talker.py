@@ -633,7 +633,8 @@ class BailingMMTalker(PreTrainedModel):
         width = max(len(text) for text in texts) + 1
         texts = [text + [pad] * (width - len(text)) for text in texts]
         texts += [[pad] * width] * (size - len(rows))
-        return torch.tensor(texts, device=self.device).T.contiguous()
+        # Not by `.T`, whose strides depend on the width: a graph of one row is bound to them.
+        return torch.tensor(list(zip(*texts, strict=True)), device=self.device)
 
 
 @dataclass(frozen=True)

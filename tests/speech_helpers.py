@@ -49,12 +49,20 @@ def voice(name: str, seed: int, num_codes: int = 10, num_frames: int = 17) -> Vo
     )
 
 
-def tiny_detokenizer() -> AudioDetokenizer:
+# A vocoder with one block of each kind, for tests that compile it many times.
+SMALLEST_VOCODER = {
+    **{"upsample_rates": [64], "upsample_kernel_sizes": [128]},
+    **{"resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[3]]},
+    **{"source_resblock_kernel_sizes": [7], "source_resblock_dilation_sizes": [[1]]},
+}
+
+
+def tiny_detokenizer(**vocoder: list) -> AudioDetokenizer:
     encoder = {"input_size": 16, "output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 1}
     estimator = {"channels": [16, 16], "attention_head_dim": 8, "n_blocks": 1, "num_mid_blocks": 1, "num_heads": 2}
     config = AudioDetokenizerConfig(
         flow={"vocab_size": NUM_CODES, "input_size": 16, "encoder": encoder, "estimator": estimator},
-        hift={"base_channels": 16, "f0_predictor": {"cond_channels": 16}},
+        hift={"base_channels": 16, "f0_predictor": {"cond_channels": 16}, **vocoder},
     )
     torch.manual_seed(3)
     return AudioDetokenizer(config).eval()

@@ -1,12 +1,16 @@
 """Streaming: what is promised about chunks, joints, and the distance to decoding an utterance as a whole."""
 
+import shutil
+
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from speech_helpers import NUM_CODES, SMALLEST_VOCODER, tiny_detokenizer
 from test_audio_detokenizer import PROMPT, VOICES, codes_of, golden_model, seeded
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
-from audio_detokenizer.compiled_estimator import padded_length
+from audio_detokenizer.compiled_parts import CompiledVocoder, padded_length, padded_lengths
 from audio_detokenizer.noise import FrameNoise, spawn_generators
 from audio_detokenizer.streaming import DetokenizerStream, join
 
@@ -61,11 +65,12 @@ def whole_vocoder(model, mel, seed=0) -> torch.Tensor:
     return waveform
 
 
-def test_compiled_flow_says_the_same_with_graphs_of_few_lengths(model):
-    """Whole utterances of like lengths share a graph, a batch has its own; two streams share theirs."""
+def test_compiled_parts_say_the_same_with_graphs_of_few_lengths():
+    """Whole utterances of like lengths share graphs; a batch has a flow of its own, and the vocoder of each row."""
+    model = tiny_detokenizer()
     start = counters["stats"]["unique_graphs"]
-    for lengths, graphs in (([50], 1), ([54], 1), ([50, 20], 2)):
-        rows = codes_of(*lengths)
+    for lengths, graphs in (([50], 2), ([54], 2), ([50, 20], 4), ([20, 54], 4)):
+        rows = [row % NUM_CODES for row in codes_of(*lengths)]
         plain, compiled = (
             model.decode(rows, VOICE, generator=[seeded(row) for row, _ in enumerate(rows)], compile=asked)
             for asked in (False, CAPTURED)
@@ -73,22 +78,69 @@ def test_compiled_flow_says_the_same_with_graphs_of_few_lengths(model):
         for ours, other in zip(compiled, plain, strict=True):
             torch.testing.assert_close(ours, other, rtol=0, atol=1e-3)
         assert counters["stats"]["unique_graphs"] - start == graphs
-    (codes,) = codes_of(70)
+    codes = codes_of(70)[0] % NUM_CODES
     expected = torch.cat(speak(model, codes, [10], **SMALL))
     torch.testing.assert_close(
         torch.cat(speak(model, codes, [10], **SMALL, compile=CAPTURED)), expected, rtol=0, atol=1e-3
     )
     streamed = counters["stats"]["unique_graphs"]
-    assert len(speak(model, codes, [7], 1, **SMALL, compile=CAPTURED)) and streamed - start <= 5
+    assert len(speak(model, codes, [7], 1, **SMALL, compile=CAPTURED)) and streamed - start <= 7
     assert counters["stats"]["unique_graphs"] == streamed and not counters["graph_break"]
 
 
-def test_flows_that_do_not_compile_are_refused():
+@torch.no_grad()
+def test_the_compiled_vocoder_says_the_same_up_to_every_end(model):
+    """At 1, a length less than one of the graphs', that length, and more; the end is where padding begins."""
+    start = counters["stats"]["unique_graphs"]
+    mel = whole_mel(model, *codes_of(60))
+    for frames in (1, 2, 37, 63, 64, 65, 96):
+        plain, compiled = (
+            model.vocode([mel[:, :frames]], [seeded(frames)], compile=asked)[0] for asked in (False, CAPTURED)
+        )
+        torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] - start <= 2 and not counters["graph_break"]
+
+
+@torch.no_grad()
+def test_generated_code_of_the_vocoder_says_the_same():
+    """Of a vocoder with one block of each kind, since every kind of block is compiled anew.
+
+    With the default backend where there is a C++ compiler, and with PyTorch's core operators where there is none.
+    """
+    hift = tiny_detokenizer(**SMALLEST_VOCODER).hift
+    options = {"fullgraph": True, "dynamic": False, "backend": "inductor" if shutil.which("g++") else "aot_eager"}
+    compiled = CompiledVocoder(hift.render, hift.hop_length, hift.UNKNOWN_F0, options)
+    mel, noise = torch.randn(1, 80, 30, generator=seeded(2)), torch.randn(1, 9, 30 * 256, generator=seeded(1))
+    expected = hift.render(mel, torch.zeros(1, 9), noise)
+    for ours, other in zip(compiled(mel, torch.zeros(1, 9), noise), expected, strict=True):
+        torch.testing.assert_close(ours, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [7680, 7684])
+def test_real_transforms_are_those_of_complex_numbers(model, samples):
+    """PyTorch's own, which mirror and weight alike."""
+    hift, window = model.hift, torch.hann_window(16)
+    waveform = torch.randn(2, samples, generator=seeded(0))
+    expected = torch.stft(waveform, 16, 4, window=window, return_complex=True)
+    ours = hift.stft(waveform)
+    torch.testing.assert_close(ours, torch.cat([expected.real, expected.imag], dim=1), rtol=0, atol=1e-5)
+    magnitude, angle = expected.abs(), expected.angle()
+    again = torch.istft(torch.polar(magnitude.clamp(max=100), angle), 16, 4, window=window)
+    torch.testing.assert_close(hift.istft(magnitude, angle), again, rtol=0, atol=1e-5)
+    torch.testing.assert_close(hift.istft(magnitude, angle), waveform, rtol=0, atol=1e-4)
+
+
+def test_detokenizers_that_do_not_compile_are_refused():
     with pytest.raises(TypeError, match="compile='yes' must be True"):
         golden_model().stream(VOICE, compile="yes")
     with pytest.raises(ValueError, match="compile: frames are padded, which mask_padding=False changes"):
         golden_model(mask_padding=False).decode(codes_of(5), VOICE, compile=True)
+    hooked = golden_model()
+    add_hook_to_module(hooked.hift.conv_pre, ModelHook())
+    with pytest.raises(ValueError, match="compile: parts of the audio detokenizer are moved"):
+        hooked.stream(VOICE, compile=True)
     assert [padded_length(frames) for frames in (1, 64, 65, 97, 129, 200)] == [64, 64, 96, 128, 192, 256]
+    assert padded_lengths(1) == [64] and padded_lengths(193) == [64, 96, 128, 192, 256]
 
 
 def decibels(signal: torch.Tensor, other: torch.Tensor) -> float:

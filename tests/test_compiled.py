@@ -13,21 +13,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from speech_helpers import SMALLEST_VOCODER, tiny_detokenizer
 from test_talker import PROMPTS, generators, ids_of, talker  # noqa: F401
 from thinker_helpers import Chat, batch, mixed_chats, tiny_model
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import CompileConfig, DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForMultimodalLM, CompileConfig, DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from handler import EndpointHandler
 from ming.cli.arguments import add_device_options, load_options
+from ming.cli.main import main as run_command
 from ming.cli.usage import Parser
 from ming.events import AudioChunk
 from ming.loading import load_model
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.modeling_talker import StopRules
 from ming.quantization import four_bit
-from ming.serving.compiling import compile_steps
+from ming.serving import compiling
 from ming.serving.engine_jobs import Sampling, TextJob
 from ming.serving.running_batch import RunningBatch
 
@@ -138,6 +141,13 @@ def test_steps_wait_for_nothing(small, talker):  # noqa: F811
     assert set(found) == {"step"}
 
 
+def test_flow_and_vocoder_wait_for_nothing():
+    found: list[str] = []
+    detokenizer = tiny_detokenizer(**SMALLEST_VOCODER)
+    detokenizer.decode([torch.arange(10)], torch.ones(1, 192), num_steps=2, compile=watched(found))
+    assert found == ["step"] * 3  # two of the flow
+
+
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [1, 2, 3], [2]], ids=len)
 def test_the_talker_says_the_same_with_the_same_seeds(talker, rows, graphs):  # noqa: F811
     prompts, seeds = [PROMPTS[row] for row in rows], [5 + row for row in rows]
@@ -146,6 +156,13 @@ def test_the_talker_says_the_same_with_the_same_seeds(talker, rows, graphs):  # 
     assert ids_of(compiled) == ids_of(expected)
     assert [piece.finish_reason for piece in compiled] == [piece.finish_reason for piece in expected]
     assert graphs() <= 2  # 4 rows, and those that are drawn again
+
+
+def test_texts_of_all_lengths_share_the_graph_of_a_row(talker, graphs):  # noqa: F811
+    for words in (1, 2, 5):
+        prompt = replace(PROMPTS[0], text_ids=PROMPTS[0].text_ids[:1].repeat(words))
+        talker.generate([prompt], generators(3), StopRules(max_new_ids=8), 1, compiled=CAPTURED)
+    assert graphs() <= 1
 
 
 def test_a_long_piece_moves_to_a_longer_cache(talker):  # noqa: F811
@@ -296,8 +313,43 @@ def test_experts_in_4_bit_that_are_dequantised_together_compile(tmp_path, graphs
 def test_the_option_of_the_command_line():
     parser = Parser("test", "")
     add_device_options(parser)
-    assert load_options(parser.parse_args(["--compile"])).compiled
-    assert not load_options(parser.parse_args([])).compiled
+    assert load_options(parser.parse_args(["--compile", "--device", "cpu"])).load(ROOT).compile_decoding is True
+    assert load_options(parser.parse_args(["--device", "cpu"])).load(ROOT).compile_decoding is False
+
+
+@pytest.mark.parametrize("command", ["ask", "chat", "draw", "edit", "serve", "speak", "transcribe"])
+def test_every_command_compiles_where_asked(command, capsys):
+    with pytest.raises(SystemExit):
+        run_command([command, "--help"])
+    assert "--compile" in capsys.readouterr().out
+
+
+DOORS = {
+    "load_model": lambda: load_model(ROOT, device="cpu", compile=CAPTURED),
+    "AutoModelForMultimodalLM": lambda: AutoModelForMultimodalLM.from_pretrained(ROOT, compile=CAPTURED).eval(),
+    "EndpointHandler": lambda: EndpointHandler(str(ROOT), device="cpu", compile=CAPTURED).model,
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_model_that_is_loaded_to_compile_does(door, processor, graphs):
+    inputs = asked(processor, ["What comes after three?"])
+    loaded = DOORS[door]()
+    assert torch.equal(
+        loaded.generate(**inputs, max_new_tokens=3), loaded.generate(**inputs, max_new_tokens=3, compile=False)
+    )
+    assert graphs() == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"generation_mode": "image", "seed": 0, "num_inference_steps": 1}], ids=str)
+def test_a_stream_that_is_told_to_compile_does(options, model, processor, graphs):
+    inputs = asked(processor, ["What comes after three?"])
+    assert list(model.stream(**inputs, **options, max_new_tokens=3, compile=CAPTURED)) and graphs() == 1
+
+
+def test_what_compile_cannot_be_is_refused_by_from_pretrained():
+    with pytest.raises(TypeError, match="compile='yes' must be True, False or a CompileConfig"):
+        BailingMMNativeForConditionalGeneration.from_pretrained(ROOT, compile="yes")
 
 
 def decoded(served, tokenizer, chats: list[dict], at_once: int) -> list[list]:
@@ -313,18 +365,21 @@ def decoded(served, tokenizer, chats: list[dict], at_once: int) -> list[list]:
     return sent
 
 
-def test_a_server_compiles_before_it_starts(processor, graphs, caplog):
+def test_a_server_compiles_before_it_starts(processor, graphs, caplog, monkeypatch):
     """Chats that come and go run what was compiled, and are answered as without it."""
+    monkeypatch.setattr(compiling, "SPOKEN_FRAMES", 96)
     served = tiny_model(3, llm_config={"num_hidden_layers": 1})
     each = [dict(batch([chat])) for chat in ONE.values()]
     plain = decoded(served, processor.tokenizer, each, at_once=1)
     served.compile_decoding = CAPTURED
+    served.components.use(audio_detokenizer=tiny_detokenizer(**SMALLEST_VOCODER))
     with caplog.at_level(logging.INFO, "ming.serving.compiling"):
-        compile_steps(served, batch=2, new_tokens=100)
-    assert caplog.messages[0] == "compiling text, 1 at once (1 of 6)"
-    assert caplog.messages[-1].startswith("compiled speech, 8 at once in ")
+        compiling.compile_steps(served, batch=2, new_tokens=100, drawings=4)
+    assert caplog.messages[0] == "compiling text, 1 at once (1 of 8)"
+    assert caplog.messages[11].startswith("compiled speech, 8 at once in ")
+    assert caplog.messages[-1].startswith("compiled audio of 96 frames in ")
     compiled = graphs()
-    assert compiled == 6
+    assert compiled == 2 + 4 + 2 * 2  # flow and vocoder of 64 and 96 frames
     for chats in ([ONE["audio"]], [ONE["text"], ONE["image"]]):
         served.generate(**batch(chats), **{**GREEDY, "max_new_tokens": 100})
     voice = torch.zeros(served.talker.config.vp_feature_size)
@@ -359,13 +414,14 @@ def test_a_conversation_moves_between_caches(model, processor, graphs):
     assert compiled.messages == plain.messages and graphs() == 2
 
 
-def test_spoken_replies_say_the_same(model, processor, monkeypatch):
+def test_spoken_replies_say_the_same(model, processor, monkeypatch, graphs):
     """Three texts at once, padded to four; the setting of the model counts where a call says nothing."""
     inputs = asked(processor, ["What comes after three?", "What comes after five?", "Say red in Chinese."])
     options = {"generation_mode": "audio", "seed": 7, "max_new_tokens": 4, "talker_kwargs": {"attempts": 1}}
     expected = model.generate(**inputs, **options)
     monkeypatch.setattr(model, "compile_decoding", CAPTURED)
     ours = model.generate(**inputs, **options)
+    assert graphs() >= 4  # text, talker, flow, vocoder
     assert ours.text == expected.text
     for waveform, wanted in zip(ours.waveforms, expected.waveforms, strict=True):
         torch.testing.assert_close(waveform, wanted, atol=1e-3, rtol=0)

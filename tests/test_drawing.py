@@ -64,6 +64,17 @@ def test_a_batch_of_mixed_chats_draws_as_each_alone(model, processor):
         assert np.abs(pixels(alone) - pixels(image)).max() <= 1
 
 
+def test_a_batch_of_chats_and_images_takes_one_pass_a_step(model, processor):
+    """The image head draws two images of two chats in two steps: two passes, of four images with their guidance."""
+    rows = []
+    transformer = model.image_gen.load().transformer
+    hook = transformer.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    chats = [CHATS[0], [{"role": "user", "content": "Draw a large green star in the center."}]]
+    drawn = draw(model, processor, chats, num_images_per_prompt=2, num_inference_steps=2, seed=5)
+    hook.remove()
+    assert len(drawn.images) == 4 and rows == [8, 8]
+
+
 def test_what_was_said_earlier_matters(model, processor):
     states = [model.drawing.states(**prepare(processor, [chat]))[-1] for chat in (CHATS[3], CHATS[3][2:])]
     assert (states[0] - states[1]).abs().max() > 0.1

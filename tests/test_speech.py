@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from speech_helpers import SPEAKERS, build_speaking_repository, voice
-from transformers import AutoProcessor, DynamicCache, GenerationConfig, StaticCache
+from speech_helpers import SMALLEST_VOCODER, SPEAKERS, build_speaking_repository, tiny_detokenizer, voice
+from torch._dynamo.utils import counters
+from transformers import AutoProcessor, CompileConfig, DynamicCache, GenerationConfig, StaticCache
 
 import ming.speech
 from ming.encoding import save_audio
-from ming.events import AudioChunk, Done, TextDelta
+from ming.events import AudioChunk, Done, ImageDone, TextDelta
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
 from ming.modeling_talker import StopRules
 from ming.randomness import row_generators
+from ming.serving import compiling
 from ming.speech import PromptStates, SpeechOutput
 
 RULES = StopRules(max_new_ids=40)
@@ -50,6 +52,24 @@ def chat(processor, *questions: str):
 
 def joined(events) -> torch.Tensor:
     return torch.cat([event.waveform for event in events if isinstance(event, AudioChunk)])
+
+
+def test_the_first_requests_after_start_up_compile_nothing(repository, processor, monkeypatch):
+    """Spoken streams of texts and of a chat, and a drawing, as a server makes them; what is said here is short."""
+    monkeypatch.setattr(compiling, "SPOKEN_FRAMES", 192)
+    served = Model.from_pretrained(repository, dtype=torch.float32).eval()
+    served.components.use(audio_detokenizer=tiny_detokenizer(**SMALLEST_VOCODER))
+    served.compile_decoding = CompileConfig(fullgraph=True, dynamic=False, mode=None, backend="eager")
+    compiling.compile_steps(served, batch=1, new_tokens=100, drawings=1)
+    start = counters["stats"]["unique_graphs"]
+    for text, speaker in ((TEXT, SPEAKERS[0]), ("Three.", SPEAKERS[1]), ("A small red circle.", None)):
+        assert joined(served.speak_stream(text, seed=2, speaker=speaker, rules=RULES)).numel()
+    spoken = {"generation_mode": "audio", "talker_kwargs": {"rules": RULES}, "max_new_tokens": 20, "seed": 3}
+    *_, done = served.stream(**chat(processor, QUESTIONS[0]), **spoken)
+    request = {"generation_mode": "image", "num_inference_steps": 2, "seed": 4}
+    drawn = list(served.stream(**chat(processor, "Draw a red circle."), **request))
+    assert done.text and any(isinstance(event, ImageDone) for event in drawn)
+    assert counters["stats"]["unique_graphs"] == start > 0 and not counters["graph_break"]
 
 
 # speak
