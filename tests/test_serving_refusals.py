@@ -193,24 +193,31 @@ def photo(ending: str) -> bytes:
     return b"\x00\x00\x00\x18ftyp" + brand + b"\x00\x00\x00\x00mif1" + brand + bytes(200)
 
 
-@pytest.mark.parametrize(("ending", "what"), [("heic", "a heic file"), ("avif", "an avif file")])
-def test_photos_of_phones_are_named_as_what_they_are(omni, ending, what):
+@pytest.mark.parametrize(
+    ("ending", "as_image", "as_recording"),
+    [
+        ("heic", "it is a heic file", "it is a heic file"),
+        ("avif", "cannot identify image file (a file of kind avif; save it as jpeg or png)", "it is an avif file"),
+    ],
+)
+def test_photos_of_phones_are_named_as_what_they_are(omni, ending, as_image, as_recording):
     """As an image, and as a video or a recording, since their containers are those of mp4."""
     data = base64.b64encode(photo(ending)).decode()
     url = f"data:image/{ending};base64,{data}"
+    as_video = as_recording if ending == "heic" else as_image  # animated avif is a video
     parts = [
-        (image(url), "image_url", "png, jpeg, webp, gif"),
-        ({"type": "video_url", "video_url": {"url": url}}, "video_url", "mp4, webm, gif, avi"),
-        ({"type": "input_audio", "input_audio": {"data": data}}, "input_audio", "wav, flac, ogg, mp3, mp4, webm"),
+        (image(url), "image_url", as_image, "png, jpeg, webp, gif, avif, tiff and bmp"),
+        ({"type": "video_url", "video_url": {"url": url}}, "video_url", as_video, "animated webp, png and avif"),
+        ({"type": "input_audio", "input_audio": {"data": data}}, "input_audio", as_recording, "of mp4 and webm"),
     ]
-    for part, field, accepted in parts:
+    for part, field, what, accepted in parts:
         answer = omni.http.post("/v1/chat/completions", json={"messages": asked("hi", part)})
         message = answer.json()["error"]["message"]
-        assert answer.status_code == 400 and f"it is {what}; accepted are " in message
+        assert answer.status_code == 400 and f"{what}; accepted are " in message
         assert message.startswith(f"messages.0.content.0.{field}: cannot read this") and message.endswith(accepted)
     upload = {"image": (f"IMG_0001.{ending}", photo(ending))}
     answer = omni.http.post("/v1/images/edits", data={"prompt": "x"}, files=upload)
-    assert f"cannot read image 'IMG_0001.{ending}': it is {what}" in answer.json()["error"]["message"]
+    assert f"cannot read image 'IMG_0001.{ending}': {as_image}" in answer.json()["error"]["message"]
 
 
 def test_errors_call_media_by_their_file_name_or_field(omni):

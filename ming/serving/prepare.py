@@ -12,6 +12,7 @@ from ming.background import Arrivals
 from ming.components import IMAGE_GEN
 from ming.events import Done, StreamEvent, TextDelta
 from ming.generation_arguments import raise_if_too_long
+from ming.media import in_words_of_request
 from ming.serving.batching import to_model
 from ming.serving.engine_jobs import Deliver, Event, Failed, Finished, Sampling, StreamJob, TextJob
 from ming.serving.errors import ApiError, shorten
@@ -195,7 +196,7 @@ class Preparer:
                 [chat], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
             )
         except ValueError as error:
-            raise ApiError(str(error), param) from error
+            raise ApiError(in_words_of_request(error), param) from error
         if (length := inputs["input_ids"].shape[1]) > self.limits.prompt_tokens:
             raise ApiError(
                 f"a prompt of {length} tokens is longer than {self.limits.prompt_tokens}; shorten it",
