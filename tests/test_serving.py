@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import wave
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -44,8 +45,10 @@ from ming.cli.main import main
 from ming.events import TextDelta
 from ming.serving.engine_jobs import Finished, Sampling, TextJob
 from ming.serving.options import build_app
+from ming.serving.responses import ChatResponse
 from ming.serving.server import create_app
 from ming.serving.settings import EngineSettings, Limits
+from ming.serving.spoken_replies import SpokenReplies
 
 
 def test_every_kind_of_input(omni):
@@ -265,6 +268,60 @@ def test_spoken_reply(omni):
     streamed = np.frombuffer(b"".join(base64.b64decode(part.get("data") or "") for part in parts), "<i2")
     assert len({part["id"] for part in parts if part}) == 1
     assert len(streamed) == len(samples) and abs(streamed.astype(int) - samples).max() <= 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_spoken_chat_goes_on_by_the_id_of_its_audio(omni, stream):
+    """As OpenAI's guide says; clients also send back the message as they got it."""
+    client = omni.client()
+    options = {"model": "omni", "messages": QUESTIONS[0], "modalities": ["text", "audio"], "seed": 3}
+    options |= {"audio": {"voice": "bert", "format": "pcm16"}, "stream": stream}
+    reply = client.chat.completions.create(**options)
+    if stream:
+        parts = [(chunk.choices[0].delta.model_dump().get("audio") or {}) for chunk in reply]
+        name, expires_at = parts[0]["id"], max(part.get("expires_at") or 0 for part in parts)
+    else:
+        name, expires_at = reply.choices[0].message.audio.id, reply.choices[0].message.audio.expires_at
+    assert 3500 < expires_at - time.time() <= 3600
+    said, question = {"role": "assistant", "audio": {"id": name}}, asked("What is your last answer?")
+    written = {"role": "assistant", "content": "four"}
+    known, same = (
+        client.chat.completions.create(model="omni", messages=[*QUESTIONS[0], message, *question])
+        for message in (said, written)
+    )
+    assert known.choices[0].message == same.choices[0].message
+    assert known.usage == same.usage
+    if not stream:
+        whole = reply.choices[0].message
+        assert ask(omni, [*QUESTIONS[0], whole, *question]) == same.choices[0].message.content
+
+
+def test_spoken_replies_that_are_not_known(omni):
+    """After a restart or their time; and what the user says has no id."""
+    lost = {"role": "assistant", "audio": {"id": "audio-of-yesterday"}}
+    with pytest.raises(
+        openai.BadRequestError, match="'audio-of-yesterday' is not known, .* send what was said as the"
+    ):
+        ask(omni, [*QUESTIONS[0], lost, *QUESTIONS[0]])
+    assert ask(omni, [*QUESTIONS[0], {**lost, "content": "four"}, *QUESTIONS[0]]) == "four"
+    with pytest.raises(openai.BadRequestError, match=r"messages.0.audio: messages of the role 'user' name no reply"):
+        ask(omni, [{"role": "user", "audio": {"id": "x"}}])
+    with pytest.raises(openai.BadRequestError, match=r"messages.0.content: Field required"):
+        ask(omni, [{"role": "user"}])
+
+
+def test_spoken_replies_are_few_and_expire():
+    kept, now = SpokenReplies(most=2, seconds=5.0), int(time.time())
+    for number in range(3):
+        kept.keep(str(number), f"reply {number}", now + 100)
+    assert [kept.find(str(number)) for number in range(3)] == [None, "reply 1", "reply 2"]
+    kept.keep("past", "reply", now)
+    assert kept.find("past") is None
+    none = SpokenReplies(most=0, seconds=5.0)
+    none.keep("0", "reply", now + 100)
+    assert none.find("0") is None
+    forwarded = {"id": "1", "created": now}  # by a cluster, whose next request may go to another process
+    assert ChatResponse.of_request("omni", forwarded, 3600).expires_at == now
 
 
 def test_speech_formats(omni):

@@ -20,6 +20,7 @@ from ming.serving.fetch import Fetcher
 from ming.serving.media import MediaReader
 from ming.serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest, to_chat
 from ming.serving.settings import Limits
+from ming.serving.spoken_replies import SpokenReplies
 from ming.speech import PromptStates
 
 Inputs = dict[str, torch.Tensor]
@@ -61,6 +62,7 @@ class Preparer:
     def __init__(self, model, processor, limits: Limits, fetcher: Fetcher, transcription_prompt: str):
         self.model, self.processor, self.limits, self.fetcher = model, processor, limits, fetcher
         self.transcription_prompt = transcription_prompt
+        self.replies = SpokenReplies(limits.spoken_replies, limits.spoken_seconds)
         self.missing = missing_outputs(model)
 
     @property
@@ -81,7 +83,7 @@ class Preparer:
             if request.stop:
                 raise ApiError("stop: not together with modalities=['text', 'audio']; leave it out", "stop")
         stop, wanted = request.stop_words(), self._wanted_tokens(request)
-        chat = to_chat(request.messages, self._reader())
+        chat = to_chat(request.messages, self._reader(), self.replies)
         inputs = self._inputs(
             chat,
             "messages",

@@ -25,8 +25,9 @@ from ming.argument_checks import LOWEST_DIVISOR
 from ming.randomness import MAX_SEED
 from ming.serving.audio_formats import STREAMED
 from ming.serving.engine_jobs import Sampling
-from ming.serving.errors import ApiError
+from ming.serving.errors import ApiError, shorten
 from ming.serving.media import MediaReader
+from ming.serving.spoken_replies import SpokenReplies
 
 
 def _encodable(text: str) -> str:
@@ -147,17 +148,35 @@ Content = Annotated[
 ]
 
 
+class SpokenReply(Shape):
+    """What the assistant said: by the id of its audio while the server knows it, or as it was answered."""
+
+    id: str
+    transcript: Text | None = None
+    data: str | None = None
+    expires_at: int | None = None
+
+
 class ChatMessage(Shape):
-    """One turn. The fields after `content` occur in replies, which clients send back unchanged."""
+    """One turn. The fields after `content` occur in replies, which clients send back unchanged.
+
+    Beside `audio` the content may be left out.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: None = None
     refusal: None = None
-    audio: None = None
+    audio: SpokenReply | None = None
     annotations: Annotated[Any, Neutral([])] = None
     function_call: None = None
     tool_calls: Annotated[Any, Neutral([])] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spoken_without_content(cls, data: Any) -> Any:
+        is_spoken = isinstance(data, dict) and data.get("audio") is not None
+        return {"content": None, **data} if is_spoken else data
 
 
 class StreamOptions(Shape):
@@ -342,11 +361,12 @@ MEDIA_PARTS: dict[str, tuple[type[Shape], ...]] = {
 }
 
 
-def to_chat(messages: list[ChatMessage], reader: MediaReader) -> list[dict[str, Any]]:
+def to_chat(messages: list[ChatMessage], reader: MediaReader, replies: SpokenReplies) -> list[dict[str, Any]]:
     """Messages of a request -> a chat for the processor, with its images, audio and videos read and checked.
 
     Raises:
-        ApiError: media in messages that hold none, a chat that does not end with the user, or unusable media.
+        ApiError: media in messages that hold none, a spoken reply that is not known, a chat that does not end with
+            the user, or unusable media.
     """
     if messages[-1].role != "user":
         raise ApiError(
@@ -360,8 +380,24 @@ def to_chat(messages: list[ChatMessage], reader: MediaReader) -> list[dict[str, 
             place = f"messages.{index}.content"
             _check_parts(content, message.role, place)
             content = [_to_item(part, reader, f"{place}.{number}") for number, part in enumerate(content)]
+        if message.audio is not None:
+            content = content or _spoken_words(message.audio, message.role, replies, f"messages.{index}.audio")
         chat.append({"role": ROLES.get(message.role, message.role), "content": content or ""})
     return chat
+
+
+def _spoken_words(reply: SpokenReply, role: str, replies: SpokenReplies, place: str) -> str:
+    if role != "assistant":
+        raise ApiError(f"{place}: messages of the role {role!r} name no reply; send a recording as input_audio", place)
+    words = reply.transcript if reply.transcript is not None else replies.find(reply.id)
+    if words is None:
+        raise ApiError(
+            f"{place}.id: {shorten(reply.id)} is not known, or not any more; send what was said as the content of the "
+            f"message (ids are known for {replies.seconds} s, the last {replies.most} of them, and end with the server)",
+            f"{place}.id",
+            code="audio_not_found",
+        )
+    return words
 
 
 def _check_parts(content: list[Part], role: str, place: str) -> None:

@@ -32,6 +32,7 @@ from ming.serving.prepare import Preparer, load_components
 from ming.serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest
 from ming.serving.responses import END_OF_STREAM, ChatResponse, encode_base64, server_sent_event, usage
 from ming.serving.settings import EngineSettings, Limits, Site
+from ming.serving.spoken_replies import SpokenReplies
 from ming.spoken_kinds import HAN
 
 JSON, EVENTS, AUDIO = "application/json", "text/event-stream", (*audio_formats.MIME_TYPES.values(),)
@@ -252,7 +253,8 @@ def _model_entry(service: Service) -> dict[str, Any]:
 async def chat(request: Request, body: ChatRequest) -> Response:
     """Answer a chat in text, or in text and speech; at once or streamed."""
     service = _service(request)
-    response = ChatResponse.of_request(service.name, _identity(request))
+    replies = service.preparer.replies
+    response = ChatResponse.of_request(service.name, _identity(request), replies.seconds)
     service.check_model(body.model)
     if body.wants_audio and body.stream and body.audio and body.audio.format != "pcm16":
         raise ApiError(
@@ -262,7 +264,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     job, reply = await service.submit(lambda deliver: service.preparer.chat(body, deliver))
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
-        pieces = _chat_pieces(response, reply, body.wants_audio, wants_usage)
+        pieces = _chat_pieces(response, reply, replies if body.wants_audio else None, wants_usage)
         return await service.stream_events(request, job, pieces)
     events = await service.while_connected(request, job, _collect(reply))
     audio = None
@@ -273,26 +275,30 @@ async def chat(request: Request, body: ChatRequest) -> Response:
         audio_format = body.audio.format if body.audio else "wav"
         rate = service.preparer.sampling_rate
         audio = audio_formats.encode(waveform, rate, "pcm" if audio_format == "pcm16" else audio_format)
+        replies.keep(response.audio_id, _text(events), response.expires_at)
     return JSONResponse(response.whole(_text(events), reply.finished, audio))
 
 
 async def _chat_pieces(
-    response: ChatResponse, reply: JobEvents, audio: bool, wants_usage: bool
+    response: ChatResponse, reply: JobEvents, audio: SpokenReplies | None, wants_usage: bool
 ) -> AsyncIterator[bytes]:
-    role = {"role": "assistant"}
+    """Chunks of a chat; those of a spoken one, which `audio` keeps, hold audio and its transcript."""
+    role, text = {"role": "assistant"}, ""
     async for event in reply:
+        text += event.text if isinstance(event, TextDelta) else ""
         delta: dict[str, Any] = {}
         if isinstance(event, AudioChunk):
             delta = {"audio": {"id": response.audio_id, "data": encode_base64(to_pcm16(event.waveform).tobytes())}}
-        elif isinstance(event, TextDelta) and audio:
+        elif isinstance(event, TextDelta) and audio is not None:
             delta = {"audio": {"id": response.audio_id, "transcript": event.text}}
         elif isinstance(event, TextDelta):
             delta = {"content": event.text}
         yield response.chunk({**role, **delta})
         role = {}
-    if audio:
-        yield response.chunk({**role, "audio": {"id": response.audio_id, "expires_at": response.created}})
-    yield response.chunk({} if audio else role, reply.finished.reason)
+    if audio is not None:
+        audio.keep(response.audio_id, text, response.expires_at)
+        yield response.chunk({**role, "audio": {"id": response.audio_id, "expires_at": response.expires_at}})
+    yield response.chunk(role if audio is None else {}, reply.finished.reason)
     if wants_usage:
         yield response.usage_chunk(reply.finished)
 
