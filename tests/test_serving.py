@@ -382,6 +382,8 @@ def test_neutral_values_of_what_is_not_supported_change_nothing(omni):
         "service_tier": "auto",
         "reasoning_effort": "none",
         "prompt_cache_key": "mine",
+        "prompt_cache_retention": "in_memory",
+        "prompt_cache_options": {"ttl": "30m"},
         "safety_identifier": "me",
         "user": "me",
         "metadata": {"mine": "yes"},
@@ -393,17 +395,13 @@ def test_neutral_values_of_what_is_not_supported_change_nothing(omni):
     known = ("stream", "use_whisper_encoder", "load_audio_from_video", "stop", "modalities", "audio", "n", "metadata")
     nulls = dict.fromkeys((*neutral, *known, "prediction", "web_search_options", "reasoning_content"))
     answer = {"role": "assistant", "content": "four", "refusal": None, "annotations": [], "tool_calls": []}
-    messages = [*QUESTIONS[0], answer, *asked("What comes after six?")]
+    mark = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    question = {"type": "text", "text": "What comes after six?", **mark}
+    messages = [*QUESTIONS[0], answer, {"role": "user", "name": "", "content": [question]}]
     for options in (neutral, nulls):
         reply = omni.http.post("/v1/chat/completions", json={"messages": messages, "temperature": 0, **options})
         assert reply.status_code == 200, reply.text
         assert reply.json()["choices"][0]["message"]["content"] == "seven"
-    image = {"prompt": "A circle.", "seed": 4, "num_inference_steps": 1}
-    for options in (
-        {"quality": "auto", "background": "auto", "moderation": "auto", "partial_images": 0},
-        dict.fromkeys(("n", "size", "output_format", "response_format", "guidance_scale", "stream", "svg")),
-    ):
-        assert omni.http.post("/v1/images/generations", json={**image, **options}).status_code == 200
     spoken = {
         "input": "A red circle.",
         "seed": 1,
@@ -413,6 +411,39 @@ def test_neutral_values_of_what_is_not_supported_change_nothing(omni):
         "speed": 1,
     }
     assert omni.http.post("/v1/audio/speech", json=spoken).headers["content-type"] == "audio/wav"
+
+
+NEUTRAL_DRAWING = {"quality": "auto", "background": "auto", "moderation": "auto", "partial_images": 0, "n": 1}
+NEUTRAL_DRAWING |= {"stream": False, "output_compression": 100, "style": "vivid", "size": "auto", "user": "me"}
+NEUTRAL_DRAWING |= {"output_format": "png", "response_format": "b64_json", "safety_identifier": "me"}
+
+
+def test_neutral_values_of_drawings_change_nothing(omni):
+    """As JSON, and as texts of a form, where an empty field is one that is left out."""
+
+    def drawn(path: str, **body) -> str:
+        answer = omni.http.post(path, **body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"][0]["b64_json"]
+
+    image = {"prompt": "A circle.", "seed": 4, "num_inference_steps": 1}
+    nulls = dict.fromkeys((*NEUTRAL_DRAWING, "guidance_scale", "svg"))
+    others = {"quality": "standard", "background": "opaque", "moderation": "low"}
+    bodies = [{**image, **more} for more in ({}, nulls, NEUTRAL_DRAWING, others)]
+    assert len({drawn("/v1/images/generations", json=body) for body in bodies}) == 1
+    files = {"image": ("picture.jpg", (DEMO / "picture.jpg").read_bytes())}
+    form = {name: str(value).lower() for name, value in {**NEUTRAL_DRAWING, "input_fidelity": "low"}.items()}
+    empty = dict.fromkeys((*form, "mask", "language"), "")
+    edits = [{**image, **more} for more in ({}, form, empty)]
+    assert len({drawn("/v1/images/edits", data=data, files=files) for data in edits}) == 1
+
+
+def test_neutral_values_of_transcriptions_change_nothing(omni):
+    file = ("recording.wav", (DEMO / "recording.wav").read_bytes())
+    options = {"prompt": "", "language": "", "temperature": 0, "stream": False, "include": []}
+    options |= {"chunking_strategy": "auto", "timestamp_granularities": ["segment"], "response_format": "verbose_json"}
+    heard = omni.client().audio.transcriptions.create(model="omni", file=file, **options)
+    assert heard.text == EXPECTED["recording"]
 
 
 def test_a_recording_may_come_as_a_data_url_or_with_line_ends(omni):

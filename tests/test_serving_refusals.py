@@ -154,10 +154,15 @@ BAD_OTHERS = [
         "num_inference_steps: Input shou",
     ),
     ("/v1/images/generations", {"prompt": "x", "seed": float("inf")}, "seed: Input should be a finite number"),
-    (
-        "/v1/images/generations",
-        {"prompt": "x", "quality": "high"},
-        "quality: not supported here; leave it out, or send",
+    *(
+        ("/v1/images/generations", {"prompt": "x", name: value}, f"{name}: not supported here; leave it out, or send")
+        for name, value in (
+            ("quality", "high"),
+            ("stream", True),
+            ("output_compression", 50),
+            ("style", "natural"),
+            ("background", "transparent"),
+        )
     ),
 ]
 
@@ -179,6 +184,15 @@ def test_bad_forms_are_refused(omni):
     message = post("/v1/audio/transcriptions", {"temperature": "1e-40"}, file)
     assert "temperature: must be at least 0.0001, or 0" in message
     assert "language is not supported" in post("/v1/audio/transcriptions", {"language": "en"}, file)
+    message = post("/v1/audio/transcriptions", {"prompt": "x"}, file)  # it took the place of the instruction
+    assert (
+        message.startswith("prompt: not supported here; leave it out") and "/v1/chat/completions, got 'x'" in message
+    )
+    words = {"timestamp_granularities[]": ["segment", "word"]}
+    assert "send [\"segment\"], got ['segment', 'word']" in post("/v1/audio/transcriptions", words, file)
+    assert "temperature: it is there more than once" in post(
+        "/v1/audio/transcriptions", {"temperature": ["0", "1"]}, file
+    )
     playlist = {"file": ("a.wav", b"#EXTM3U\nhttp://x/")}
     assert "audio 'a.wav': it is a playlist file" in post("/v1/audio/transcriptions", {}, playlist)
     assert "'x.pcm': it is of an unknown kind" in post("/v1/audio/transcriptions", {}, {"file": ("x.pcm", b"0" * 99)})

@@ -99,7 +99,7 @@ class Preparer:
         """A job that writes down what a recording says."""
         reader = self._reader()
         recording = reader.audio(file, "file")
-        text = {"type": "text", "text": request.prompt or self.transcription_prompt}
+        text = {"type": "text", "text": self.transcription_prompt}
         chat = [{"role": "user", "content": [text, recording]}]
         inputs = self._inputs(chat, "file", use_whisper_encoder=request.use_whisper_encoder)
         job = TextJob(deliver, inputs, Sampling(request.temperature), self._new_tokens(inputs, None, "file"))

@@ -29,7 +29,7 @@ from ming.serving.metrics import Metrics
 from ming.serving.middleware import AdmissionMiddleware
 from ming.serving.openapi import form, responses
 from ming.serving.prepare import Preparer, load_components
-from ming.serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest
+from ming.serving.requests import ChatRequest, EditRequest, ImageRequest, SpeechRequest, TranscriptionRequest
 from ming.serving.responses import END_OF_STREAM, ChatResponse, encode_base64, server_sent_event, usage
 from ming.serving.settings import EngineSettings, Limits, Site
 from ming.serving.spoken_replies import SpokenReplies
@@ -184,10 +184,19 @@ async def _as_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield END_OF_STREAM
 
 
-async def _form(request: Request, names: tuple[str, ...]) -> tuple[dict[str, str], list[NamedBytes]]:
-    """Fields of a multipart form, and the files under one of the names, in their order, with the client's names."""
+async def _form(request: Request, names: tuple[str, ...]) -> tuple[dict[str, Any], list[NamedBytes]]:
+    """Fields of a multipart form, and the files under one of the names, in their order, with the client's names.
+
+    A field whose name ends with [] is a list. An empty one is left out: forms have no null.
+    """
     async with request.form() as form:
-        fields = {name: value for name, value in form.multi_items() if not isinstance(value, UploadFile)}
+        fields: dict[str, Any] = {}
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile) or not value:
+                continue
+            if name in fields and not name.endswith("[]"):
+                raise ApiError(f"{name}: it is there more than once; send it once", name)
+            fields[name] = [*fields.get(name, []), value] if name.endswith("[]") else value
         files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
         if unknown := next((name for name, _ in files if name not in names), None):
             raise ApiError(f"a file under {unknown!r} is not supported here; send it under {names[0]!r}", unknown)
@@ -385,13 +394,13 @@ async def image_generations(request: Request, body: ImageRequest) -> Response:
     return await _draw(request, body, [])
 
 
-@router.post("/v1/images/edits", responses=responses(JSON), openapi_extra=form(ImageRequest, "image", several=True))
+@router.post("/v1/images/edits", responses=responses(JSON), openapi_extra=form(EditRequest, "image", several=True))
 async def image_edits(request: Request) -> Response:
     """Draw images from a text and images."""
     fields, files = await _form(request, ("image", "image[]"))
     if not files:
         raise ApiError("image: no file; send at least one image, or use /v1/images/generations", "image")
-    return await _draw(request, validate(ImageRequest, fields), files)
+    return await _draw(request, validate(EditRequest, fields), files)
 
 
 async def _draw(request: Request, body: ImageRequest, files: list[NamedBytes]) -> Response:
