@@ -266,6 +266,25 @@ def test_unknown_models_routes_and_json(omni):
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_json"
 
 
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])  # curl -d sends the last
+def test_json_without_its_content_type_is_refused(omni, kind):
+    """Web pages of other sites can make a browser send these, but no application/json."""
+    headers, body = {} if kind is None else {"Content-Type": kind}, json.dumps({"messages": QUESTIONS[0]})
+    answer = omni.http.post("/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_content_type"
+    found = "the body has no Content-Type" if kind is None else f"the body has the Content-Type '{kind}'"
+    expected = f"{found}; send it as application/json, with the header Content-Type: application/json"
+    assert answer.json()["error"]["message"] == expected
+
+
+def test_bodies_that_are_no_object_and_no_form(omni):
+    for body, message in ((b"", "the body is empty; send a JSON"), (b"[]", "the body must be a JSON object, got []")):
+        answer = omni.http.post("/v1/chat/completions", content=body, headers=JSON)
+        assert answer.status_code == 400 and answer.json()["error"]["message"].startswith(message)
+    answer = omni.http.post("/v1/audio/transcriptions", json={"file": "x"})
+    assert answer.status_code == 400 and "with the header Content-Type: multipart/form-data" in answer.text
+
+
 def test_large_bodies_are_refused_before_they_are_read(omni):
     def pieces():
         yield b'{"messages": "'

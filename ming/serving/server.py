@@ -22,7 +22,15 @@ from ming.randomness import MAX_SEED
 from ming.serving import audio_formats
 from ming.serving.engine import Engine
 from ming.serving.engine_jobs import Deliver, Event, Failed, Finished, Job
-from ming.serving.errors import ApiError, from_validation, server_error, shorten, shutting_down, validate
+from ming.serving.errors import (
+    ApiError,
+    from_validation,
+    server_error,
+    shorten,
+    shutting_down,
+    validate,
+    wrong_content_type,
+)
 from ming.serving.fetch import Fetcher
 from ming.serving.forwarding import IDENTITY, wait_for_disconnect
 from ming.serving.metrics import Metrics
@@ -36,6 +44,7 @@ from ming.serving.spoken_replies import SpokenReplies
 from ming.spoken_kinds import HAN
 
 JSON, EVENTS, AUDIO = "application/json", "text/event-stream", (*audio_formats.MIME_TYPES.values(),)
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 CLIENT_LEFT = 499  # the client does not read it, but the metrics count it
 Result = TypeVar("Result")
 Seeded = TypeVar("Seeded", ChatRequest, SpeechRequest, ImageRequest)
@@ -189,6 +198,9 @@ async def _form(request: Request, names: tuple[str, ...]) -> tuple[dict[str, Any
 
     A field whose name ends with [] is a list. An empty one is left out: forms have no null.
     """
+    kind = request.headers.get("content-type")
+    if kind is None or kind.partition(";")[0].strip().lower() not in FORMS:
+        raise wrong_content_type(kind, FORMS[0])
     async with request.form() as form:
         fields: dict[str, Any] = {}
         for name, value in form.multi_items():
@@ -421,6 +433,8 @@ async def _on_api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
+    if isinstance(error.body, bytes):  # FastAPI does not read it as JSON
+        return wrong_content_type(request.headers.get("content-type"), JSON).response()
     return from_validation(error.errors()).response()
 
 
