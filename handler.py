@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
+from ming.argument_checks import in_words_of_request
 from ming.encoding import encode_audio, encode_image
 from ming.loading import load_model
-from ming.media import in_words_of_request
 from ming.processing_bailingmm import BailingMMProcessor
 from ming.randomness import MAX_SEED
 

@@ -32,7 +32,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
-from .argument_checks import LARGEST_NUMBER, raise_if_no_number, shown_number
+from .argument_checks import LARGEST_NUMBER, InputError, raise_if_no_number, shown_number
 from .file_ends import describe_end
 
 logger = logging.get_logger(__name__)
@@ -225,21 +225,7 @@ def describe(source: Any) -> str:
     return f"<{type(source).__name__}>"
 
 
-class MediaError(ValueError):
-    """Media that cannot be used.
-
-    Args:
-        message: for who calls this package.
-        for_request: for who sends media with a request, and has files alone: no paths, arrays or options.
-        reason: the part of `for_request` that says what is wrong, without the name of the media.
-    """
-
-    def __init__(self, message: str, for_request: str = "", reason: str = ""):
-        super().__init__(message)
-        self.for_request, self.reason = for_request or message, reason or message
-
-
-def unreadable(kind: str, source: Any, reason: object, remedy: str = "") -> MediaError:
+def unreadable(kind: str, source: Any, reason: object, remedy: str = "") -> InputError:
     """The error to raise for a source of `kind` (`"image"`, `"audio"` or `"video"`) that cannot be read.
 
     Args:
@@ -247,12 +233,7 @@ def unreadable(kind: str, source: Any, reason: object, remedy: str = "") -> Medi
     """
     what = f"cannot read {kind} {describe(source)}: {reason}"
     message = f"{what}{remedy}; accepted is {ACCEPTED[kind]}"
-    return MediaError(message, f"{what}; accepted is {ACCEPTED_FILES[kind]}", str(reason))
-
-
-def in_words_of_request(error: Exception) -> str:
-    """The text of an error for who sends media with a request, which has no paths, arrays and options."""
-    return error.for_request if isinstance(error, MediaError) else str(error)
+    return InputError(message, f"{what}; accepted is {ACCEPTED_FILES[kind]}", str(reason))
 
 
 def decode_base64(text: str, what: str) -> bytes:

@@ -21,16 +21,14 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
-from .argument_checks import raise_if_no_number
+from .argument_checks import InputError, in_words_of_request, raise_if_no_number
 from .media import (
     ANIMATIONS,
     MAX_VIDEO_FRAMES,
     SIZE_FACTOR,
-    MediaError,
     decode_track,
     describe,
     file_kind,
-    in_words_of_request,
     load_image,
     open_container,
     open_image,
@@ -156,7 +154,7 @@ def count_frames(total: int, rate: float, options: VideoOptions) -> int:
         count = max(min(budget, most), options.min_frames) // FRAME_FACTOR * FRAME_FACTOR
     if not FRAME_FACTOR <= count <= budget:
         what = f"a video of {total} frames at {rate:g} frames/s offers {budget} frames, but {count} are needed; "
-        raise MediaError(
+        raise InputError(
             f"{what}lower min_frames (now {options.min_frames}) or nframes, raise fps, or pass a single frame as an "
             "image",
             f"{what}send a longer one, or a single frame as an image",
@@ -346,7 +344,7 @@ def _choose_frames(timeline: Timeline, options: VideoOptions, source: Any) -> li
         count = count_frames(high - low, timeline.rate, options)
     except ValueError as error:
         name = f"video {describe(source)}"
-        raise MediaError(f"{name}: {error}", f"{name}: {in_words_of_request(error)}") from error
+        raise InputError(f"{name}: {error}", f"{name}: {in_words_of_request(error)}") from error
     chosen = select_frames(high - low, count, options.sample, _generator(options))
     return timeline.shown[low:high][chosen].tolist()
 

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 
 import numpy as np
 import openai
@@ -15,16 +16,20 @@ from serving_helpers import (
     DEMO,
     PICTURE,
     QUESTIONS,
+    ROOT,
     Server,
     ask,
     asked,
     processor,
     reading_model,
 )
+from test_media_files import sound_file, tone
 from thinker_helpers import tiny_model
 
+from handler import EndpointHandler
 from ming.serving.metrics import Metrics
 from ming.serving.middleware import AdmissionMiddleware
+from ming.serving.prepare import missing_outputs
 from ming.serving.server import create_app
 from ming.serving.settings import EngineSettings, Limits, Site
 
@@ -36,6 +41,12 @@ def reader():
     server = Server(create_app(model, processor(), site=Site("reader", api_key="open sesame")))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """The handler of Hub endpoints, of which the processor alone is used."""
+    return EndpointHandler(str(ROOT))
 
 
 def test_what_a_model_cannot_do_is_said(reader):
@@ -50,6 +61,13 @@ def test_what_a_model_cannot_do_is_said(reader):
         with pytest.raises(openai.BadRequestError, match=f"loaded without '{part}'"):
             client.chat.completions.create(model="reader", messages=messages)
     assert reader.http.get("/health").json()["outputs"] == ["text"]
+
+
+def test_a_model_without_voices_is_told(omni, monkeypatch):
+    """What the library proposes, to pass a recording, no request can."""
+    model = omni.engine.model
+    monkeypatch.setattr(model.components.talker_processor(), "voices", {})
+    assert missing_outputs(model)["audio"].startswith("this model has no voices/ folder, so it cannot speak")
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "open sesame", "Bearer open sesame "[:-2]])
@@ -100,7 +118,7 @@ BAD_CHATS = [
     ({"messages": asked("hi"), "temperature": 1e-40}, "temperature", "must be at least 0.0001, or 0, which takes the"),
     ({"messages": asked("hi"), "max_tokens": 65}, "max_tokens", "65 are more than 64"),
     ({"messages": asked("hi"), "stop": ["a", ""]}, "stop", "none of them empty"),
-    ({"messages": asked("hi" * 5000)}, "messages", "a prompt of"),
+    ({"messages": asked("hi" * 5000)}, "messages", "limit of 4096; shorten it, or send fewer media"),
     ({"messages": [{"role": "assistant", "content": "hi"}]}, "messages.0", "must be the user's"),
     ({"messages": [{"role": "system", "content": [PICTURE]}, *asked("hi")]}, "messages.0.content", "hold media"),
     ({"messages": [{"role": "assistant", "content": [CLIP]}, *asked("hi")]}, "messages.0.content", "text and images"),
@@ -139,7 +157,7 @@ BAD_OTHERS = [
     ("/v1/audio/speech", {"input": "hi", "speed": 2}, "less than or equal to 1"),
     ("/v1/images/generations", {"prompt": "x", "n": 3}, "3 images are more than 2"),
     ("/v1/images/generations", {"prompt": "x", "size": "big"}, "WIDTHxHEIGHT"),
-    ("/v1/images/generations", {"prompt": "x", "size": "10x10"}, "64"),
+    ("/v1/images/generations", {"prompt": "x", "size": "10x10"}, "size: height=10: images have whole sides of 64"),
     ("/v1/images/generations", {"prompt": "x", "size": "256x256"}, "more than 16384 pixels"),
     ("/v1/images/generations", {"prompt": "x", "num_inference_steps": 4}, "4 are more than 3"),
     ("/v1/images/generations", {"prompt": "x", "response_format": "url"}, "b64_json"),
@@ -256,6 +274,47 @@ def test_errors_call_media_by_their_file_name_or_field(omni):
     assert "'messages.0.content.1.image_url'" in answer.json()["error"]["message"]
 
 
+def recording_of_two_rates() -> bytes:
+    return b"".join(sound_file("MP3", tone(rate), rate) for rate in (16000, 24000))
+
+
+def video_of_two_frames() -> bytes:
+    file, frames = io.BytesIO(), [Image.new("RGB", (32, 32), (90 * index, 0, 0)) for index in range(2)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    return file.getvalue()
+
+
+def picture_of_negative_numbers() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((32, 32), -5000.0, np.float32)).save(file, "TIFF")
+    return file.getvalue()
+
+
+BAD_MEDIA = [
+    ("audio", recording_of_two_rates, "its rate or its channels change in the middle; convert it to wav first"),
+    ("audio", lambda: bytes(range(1, 200)), "samples without a header have no known rate; save it as wav"),
+    ("video", video_of_two_frames, "but 4 are needed; send a longer one, or a single frame as an image"),
+    ("image", picture_of_negative_numbers, "neither in 0..1 nor in 0..255"),
+    ("image", lambda: photo("heic"), "heic"),
+]
+
+
+@pytest.mark.parametrize(("kind", "make", "message"), BAD_MEDIA)
+def test_errors_speak_of_what_a_request_has(omni, endpoint, kind, make, message):
+    """It has no paths, arrays and options of the library. The same for the Hub's endpoints."""
+    data = base64.b64encode(make()).decode()
+    url = f"data:{kind}/x;base64,{data}"
+    part = {"type": "input_audio", "input_audio": {"data": data}} if kind == "audio" else image(url)
+    part = {"type": "video_url", "video_url": {"url": url}} if kind == "video" else part
+    answer = omni.http.post("/v1/chat/completions", json={"messages": asked("hi", part)})
+    assert answer.status_code == 400
+    content = [{"type": kind, kind: url}]
+    said = endpoint({"inputs": [{"role": "user", "content": content}]})["error"]
+    for error in (answer.json()["error"]["message"], said):
+        assert message in error
+        assert not re.search(r"path|file://|array|tensor|PIL|pillow|min_frames|nframes|\bfps|register", error), error
+
+
 def test_unknown_models_routes_and_json(omni):
     with pytest.raises(openai.NotFoundError, match="is not served here; ask for 'omni'"):
         ask(omni, QUESTIONS[0], model="gpt-4o")
@@ -273,8 +332,7 @@ def test_json_without_its_content_type_is_refused(omni, kind):
     answer = omni.http.post("/v1/chat/completions", content=body, headers=headers)
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_content_type"
     found = "the body has no Content-Type" if kind is None else f"the body has the Content-Type '{kind}'"
-    expected = f"{found}; send it as application/json, with the header Content-Type: application/json"
-    assert answer.json()["error"]["message"] == expected
+    assert answer.json()["error"]["message"] == f"{found}; send it with Content-Type: application/json"
 
 
 def test_bodies_that_are_no_object_and_no_form(omni):
@@ -282,7 +340,7 @@ def test_bodies_that_are_no_object_and_no_form(omni):
         answer = omni.http.post("/v1/chat/completions", content=body, headers=JSON)
         assert answer.status_code == 400 and answer.json()["error"]["message"].startswith(message)
     answer = omni.http.post("/v1/audio/transcriptions", json={"file": "x"})
-    assert answer.status_code == 400 and "with the header Content-Type: multipart/form-data" in answer.text
+    assert answer.status_code == 400 and "send it with Content-Type: multipart/form-data" in answer.text
 
 
 def test_large_bodies_are_refused_before_they_are_read(omni):

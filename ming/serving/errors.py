@@ -66,9 +66,7 @@ def wrong_content_type(given: str | None, wanted: str) -> ApiError:
     """A body whose header does not say `wanted`. It is not read as that all the same: a page of another site can make
     its visitor's browser send it to this server without that header, but not with "application/json"."""
     found = "the body has no Content-Type" if given is None else f"the body has the Content-Type {shorten(given)}"
-    return ApiError(
-        f"{found}; send it as {wanted}, with the header Content-Type: {wanted}", code="invalid_content_type"
-    )
+    return ApiError(f"{found}; send it with Content-Type: {wanted}", code="invalid_content_type")
 
 
 def from_validation(errors: list[Any]) -> ApiError:

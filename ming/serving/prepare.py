@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from ming.argument_checks import in_words_of_request
 from ming.background import Arrivals
 from ming.components import IMAGE_GEN
 from ming.events import Done, StreamEvent, TextDelta
 from ming.generation_arguments import raise_if_too_long
-from ming.media import in_words_of_request
 from ming.serving.batching import to_model
 from ming.serving.engine_jobs import Deliver, Event, Failed, Finished, Sampling, StreamJob, TextJob
 from ming.serving.errors import ApiError, shorten
@@ -31,6 +31,8 @@ def missing_outputs(model) -> dict[str, str]:
     missing = {}
     if getattr(model, "talker", None) is None:
         missing["audio"] = "this model has no talker, so it cannot speak; serve a checkpoint with a talker"
+    elif not model.components.talker_processor().voices:
+        missing["audio"] = "this model has no voices/ folder, so it cannot speak; serve a checkpoint that does"
     source = model.components.source
     if not model.config.load_image_gen:
         missing["image"] = "this model was loaded without its image head, so it cannot draw; serve it with the head"
@@ -188,7 +190,8 @@ class Preparer:
         try:
             raise_if_too_long(length + reply, context, f"the prompt with a reply of {reply}")
         except ValueError as error:
-            raise ApiError(str(error), param, code="context_length_exceeded") from error
+            message = f"{error}; shorten the prompt, or ask for a shorter reply"
+            raise ApiError(message, param, code="context_length_exceeded") from error
         return wanted or min(self.limits.new_tokens, context - length)
 
     def _inputs(self, chat: list[dict], param: str, **options) -> Inputs:
@@ -234,7 +237,9 @@ class Preparer:
                 height, width, request.num_inference_steps, request.guidance_scale, request.n
             )
         except ValueError as error:
-            raise ApiError(str(error)) from error
+            name = str(error).partition("=")[0].partition(" ")[0]  # of the argument, with which the error begins
+            field = {"height": "size", "width": "size", "num_images_per_prompt": "n"}.get(name, name)
+            raise ApiError(f"{field}: {error}", field) from error
         if max(size[0] * size[1], native[0] * native[1]) > limits.drawing_pixels:
             raise ApiError(
                 f"size: {size[1]}x{size[0]} (width x height), drawn at {native[1]}x{native[0]}, is more than "
