@@ -28,12 +28,11 @@ Inputs = dict[str, torch.Tensor]
 
 def missing_outputs(model) -> dict[str, str]:
     """Which of "audio" and "image" a model cannot generate -> why."""
-    missing = {}
+    missing, source = {}, model.components.source
     if getattr(model, "talker", None) is None:
         missing["audio"] = "this model has no talker, so it cannot speak; serve a checkpoint with a talker"
-    elif not model.components.talker_processor().voices:
+    elif source and not model.components.talker_processor().voices:
         missing["audio"] = "this model has no voices/ folder, so it cannot speak; serve a checkpoint that does"
-    source = model.components.source
     if not model.config.load_image_gen:
         missing["image"] = "this model was loaded without its image head, so it cannot draw; serve it with the head"
     elif not model.image_gen.is_loaded and not (source and source.has_component(IMAGE_GEN)):
