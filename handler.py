@@ -18,6 +18,7 @@ import torch
 from transformers import CompileConfig
 
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
+from ming.argument_checks import in_words_of_request
 from ming.encoding import encode_audio, encode_image
 from ming.loading import load_model
 from ming.processing_bailingmm import BailingMMProcessor
@@ -65,7 +66,7 @@ class EndpointHandler:
         try:
             return self._answer(data)
         except (ValueError, TypeError, OSError, FloatingPointError) as error:
-            return {"error": str(error)}
+            return {"error": in_words_of_request(error)}
 
     def _answer(self, data: dict[str, Any]) -> dict[str, Any]:
         messages, parameters = parse_request(data)

@@ -98,6 +98,25 @@ TENSORS = {
 }
 
 
+class InputError(ValueError):
+    """Input that cannot be used, for a caller of this package or for the client of a server.
+
+    Args:
+        message: for who calls this package.
+        for_request: for who sends media with a request, and has files alone: no paths, arrays or options.
+        reason: the part of `for_request` that says what is wrong, without the name of the input.
+    """
+
+    def __init__(self, message: str, for_request: str = "", reason: str = ""):
+        super().__init__(message)
+        self.for_request, self.reason = for_request or message, reason or message
+
+
+def in_words_of_request(error: Exception) -> str:
+    """The text of an error for who sends media with a request, which has no paths, arrays and options."""
+    return error.for_request if isinstance(error, InputError) else str(error)
+
+
 def _has(*methods: str) -> Callable[[Any], bool]:
     return lambda value: all(callable(getattr(value, name, None)) for name in methods)
 
@@ -593,8 +612,10 @@ __all__ = [
     "LOWEST_DIVISOR",
     "NUMBER_SETTINGS",
     "TEXT",
+    "InputError",
     "Kind",
     "continues",
+    "in_words_of_request",
     "raise_if_lengths_differ",
     "raise_if_no",
     "raise_if_no_flag",

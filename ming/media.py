@@ -32,7 +32,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
-from .argument_checks import LARGEST_NUMBER, raise_if_no_number, shown_number
+from .argument_checks import LARGEST_NUMBER, InputError, raise_if_no_number, shown_number
 from .file_ends import describe_end
 
 logger = logging.get_logger(__name__)
@@ -59,12 +59,17 @@ NO_AUDIO_REMEDY = "; leave out load_audio_from_video or the audio item behind it
 LOUDEST_PEAK = 16.0  # noise overshoots 1 and lossy formats do a little; integers cast to floats reach thousands
 
 FILE_SOURCES = "path, file://, http(s):// or data: URL, bytes"
+ACCEPTED_FILES = {
+    "image": "a jpg, png, webp or gif file",
+    "audio": "a wav, mp3, flac, ogg or m4a file",
+    "video": "an mp4, webm, mov, mkv or gif file",
+}
 ACCEPTED = {
-    "image": f"a jpg, png, webp or gif file ({FILE_SOURCES}), a PIL image, or an array or tensor [H, W], [H, W, C] or "
+    "image": f"{ACCEPTED_FILES['image']} ({FILE_SOURCES}), a PIL image, or an array or tensor [H, W], [H, W, C] or "
     "[C, H, W] of uint8 or of floats in 0..1",
-    "audio": f"a wav, mp3, flac, ogg or m4a file ({FILE_SOURCES}), an array or tensor [samples] or [channels, "
+    "audio": f"{ACCEPTED_FILES['audio']} ({FILE_SOURCES}), an array or tensor [samples] or [channels, "
     "samples], or a pair (array, sampling rate)",
-    "video": f"an mp4, webm, mov, mkv or gif file ({FILE_SOURCES}), a list or a directory of frames, or an array or "
+    "video": f"{ACCEPTED_FILES['video']} ({FILE_SOURCES}), a list or a directory of frames, or an array or "
     "tensor [T, C, H, W] or [T, H, W, C]",
 }
 
@@ -87,7 +92,8 @@ HEADERLESS_ENDINGS = (
     *(".raw", ".pcm", ".sw", ".sb", ".uw", ".ub", ".s8", ".s16", ".u8", ".al", ".ul", ".alaw", ".ulaw"),
     *(".s24", ".s32", ".f32", ".f64", ".l16", ".g722", ".vox", ".bin", ".dat"),
 )
-HEADERLESS_REMEDY = "samples without a header have no known rate; save it as wav, or pass (array, rate)"
+HEADERLESS_REMEDY = "samples without a header have no known rate; save it as wav"
+ARRAY_REMEDY = ", or pass (array, rate)"
 TRANSPARENT_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "RGBa")
 
 SIGNATURES = (
@@ -97,7 +103,23 @@ SIGNATURES = (
     (8, b"WEBP", "webp"),
     (0, b"II*\x00", "tiff"),
     (0, b"MM\x00*", "tiff"),
+    (0, b"BM", "bmp"),
+    (0, b"\x00\x00\x00\x0cjP  ", "jp2"),
     (8, b"WAVE", "wav"),
+    (0, b"riff\x2e\x91\xcf\x11", "w64"),
+    (8, b"AIFF", "aiff"),
+    (8, b"AIFC", "aiff"),
+    (0, b"caff", "caf"),
+    (0, b".snd", "au"),
+    (0, b"wvpk", "wavpack"),
+    (0, b"\x0b\x77", "ac3"),
+    (0, b"#!AMR", "amr"),
+    (0, b"MAC ", "ape"),
+    (0, b"TTA1", "tta"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+    (0, b"FLV\x01", "flv"),
+    (0, b"\x00\x00\x01\xba", "mpeg"),
+    (0, b"\x00\x00\x01\xb3", "mpeg"),
     (8, b"AVI ", "avi"),
     (0, b"fLaC", "flac"),
     (0, b"OggS", "ogg"),
@@ -122,13 +144,14 @@ BRANDS = {
     "mif1": "heic",
 }
 REMEDIES = {
-    "heic": "save it as jpeg or png, or install pillow-heif and call its register_heif_opener()",
+    "heic": "save it as jpeg or png",
     "avif": "save it as jpeg or png",
     "pdf": "render its pages as images",
     "postscript": "render it as an image",
     "svg": "render it as png",
     "playlist": "it only names other files, which are never followed; pass the media themselves",
 }
+HEIC_REMEDY = ", or install pillow-heif and call its register_heif_opener()"
 ANIMATIONS = ("webp", "png", "avif")  # kinds of image files whose frames Pillow reads
 
 
@@ -149,7 +172,10 @@ class NamedBytes(bytes):
 
 
 def file_kind(data: bytes) -> str | None:
-    """The kind of a file by its first bytes, such as "png" or "heic", None if unknown; mov is "mp4", mkv is "webm"."""
+    """The kind of a file by its first bytes, such as "png" or "heic", None if unknown.
+
+    Mov is "mp4", mkv is "webm", wma and wmv are "asf", and eac3 is "ac3".
+    """
     if data[4:8] == b"ftyp":
         brands = [data[i : i + 4].decode("latin-1") for i in (8, *range(16, min(len(data), 64), 4))]
         # "mif1" stands for any image, so that the other brands decide.
@@ -159,8 +185,11 @@ def file_kind(data: bytes) -> str | None:
     for offset, signature, kind in SIGNATURES:
         if data[offset : offset + len(signature)] == signature:
             return kind
-    is_mpeg_audio = len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2  # sync bits, layer 3
-    return "mp3" if is_mpeg_audio else None
+    if len(data) < 2 or data[0] != 0xFF:
+        return None
+    if data[1] & 0xF6 == 0xF0:  # sync bits of ADTS, layer 0
+        return "aac"
+    return "mp3" if data[1] & 0xE6 == 0xE2 else None  # sync bits of MPEG, layer 3
 
 
 def describe_kind(kind: str | None) -> str:
@@ -196,9 +225,15 @@ def describe(source: Any) -> str:
     return f"<{type(source).__name__}>"
 
 
-def unreadable(kind: str, source: Any, reason: object) -> ValueError:
-    """The error to raise for a source of `kind` (`"image"`, `"audio"` or `"video"`) that cannot be read."""
-    return ValueError(f"cannot read {kind} {describe(source)}: {reason}; accepted is {ACCEPTED[kind]}")
+def unreadable(kind: str, source: Any, reason: object, remedy: str = "") -> InputError:
+    """The error to raise for a source of `kind` (`"image"`, `"audio"` or `"video"`) that cannot be read.
+
+    Args:
+        remedy: goes on after the reason; only for who calls this package.
+    """
+    what = f"cannot read {kind} {describe(source)}: {reason}"
+    message = f"{what}{remedy}; accepted is {ACCEPTED[kind]}"
+    return InputError(message, f"{what}; accepted is {ACCEPTED_FILES[kind]}", str(reason))
 
 
 def decode_base64(text: str, what: str) -> bytes:
@@ -348,7 +383,7 @@ def open_container(file: BinaryIO, source: Any, kind: str) -> Iterator[Any]:
         is_foreign = getattr(error, "errno", None) == errno.EINVAL
         reason = "it is no container of media" if is_foreign else getattr(error, "strerror", None) or error
         if kind == "audio" and found is None and isinstance(error, av.error.InvalidDataError):
-            reason = f"{reason}; {HEADERLESS_REMEDY}"
+            raise unreadable(kind, source, f"{reason}; {HEADERLESS_REMEDY}", ARRAY_REMEDY) from error
         raise unreadable(kind, source, f"{reason}{describe_kind(found)}") from error
 
 
@@ -569,7 +604,8 @@ def open_image(file: BinaryIO, source: Any, kind: str = "image") -> Iterator[Ima
             raise_if_too_many_pixels(kind, source, image.width, image.height)
             yield image
     except UnidentifiedImageError as error:  # its text is the address of the stream
-        raise unreadable(kind, source, f"cannot identify image file{describe_kind(found)}") from error
+        remedy = HEIC_REMEDY if found == "heic" else ""
+        raise unreadable(kind, source, f"cannot identify image file{describe_kind(found)}", remedy) from error
     except Exception as error:  # decoders fail in many ways on damaged files
         if isinstance(error, ValueError) and str(error).startswith("cannot read "):
             raise
@@ -802,7 +838,7 @@ def _raise_if_headerless(source: Any) -> None:
         with open_source(source, "audio") as file:
             kind = file_kind(file.read(64))
         if kind is None:
-            raise unreadable("audio", source, HEADERLESS_REMEDY)
+            raise unreadable("audio", source, HEADERLESS_REMEDY, ARRAY_REMEDY)
 
 
 def _rate_of(rate: Any, samples: Any) -> int:

@@ -22,7 +22,7 @@ from transformers.image_utils import SizeDict
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .argument_checks import raise_if_no_number, raise_if_no_settings, raise_if_no_token_ids, shown
+from .argument_checks import InputError, raise_if_no_number, raise_if_no_settings, raise_if_no_token_ids, shown
 from .audio_features import BailingMMFeatureExtractor, is_recording
 from .compat import keeps_auto_map, resolve_chat_template
 from .files import finish_saving, saving
@@ -790,10 +790,9 @@ class BailingMMProcessor(ProcessorMixin):
             if len(row.ids) <= limit:
                 continue
             if not options.truncates:
-                raise ValueError(
-                    f"a prompt of {len(row.ids)} tokens is longer than the limit of {limit}; shorten it, lower "
-                    "max_pixels or max_frames, raise max_length, or cut text by truncation=True"
-                )
+                what = f"a prompt of {len(row.ids)} tokens is longer than the limit of {limit}; shorten it"
+                more = ", lower max_pixels or max_frames, raise max_length, or cut text by truncation=True"
+                raise InputError(what + more, f"{what}, or send fewer media")
             if any(row.types):
                 raise ValueError(
                     f"truncation to {limit} tokens would cut a prompt of {len(row.ids)} tokens that holds media; "

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
-from .argument_checks import raise_if_no_number
+from .argument_checks import InputError, in_words_of_request, raise_if_no_number
 from .media import (
     ANIMATIONS,
     MAX_VIDEO_FRAMES,
@@ -153,9 +153,11 @@ def count_frames(total: int, rate: float, options: VideoOptions) -> int:
         most = min(DEFAULT_MAX_FRAMES, budget) if options.max_frames is None else options.max_frames
         count = max(min(budget, most), options.min_frames) // FRAME_FACTOR * FRAME_FACTOR
     if not FRAME_FACTOR <= count <= budget:
-        raise ValueError(
-            f"a video of {total} frames at {rate:g} frames/s offers {budget} frames, but {count} are needed; lower "
-            f"min_frames (now {options.min_frames}) or nframes, raise fps, or pass a single frame as an image"
+        what = f"a video of {total} frames at {rate:g} frames/s offers {budget} frames, but {count} are needed; "
+        raise InputError(
+            f"{what}lower min_frames (now {options.min_frames}) or nframes, raise fps, or pass a single frame as an "
+            "image",
+            f"{what}send a longer one, or a single frame as an image",
         )
     if count > MAX_CHOSEN_FRAMES:
         raise ValueError(f"{count} frames are more than {MAX_CHOSEN_FRAMES}; lower max_frames, nframes or fps")
@@ -262,7 +264,7 @@ def _probe_video(file: BinaryIO, source: Any) -> Timeline:
     with open_container(file, source, "video") as container:
         stream = _video_track(container, source)
         raise_if_too_many_pixels("video", source, stream.codec_context.width, stream.codec_context.height)
-        for packet in _packets(container, stream, source):
+        for packet in packets(container, stream, source):
             stamp = packet.pts if packet.pts is not None else packet.dts or 0
             stamps.append(float(stamp * packet.time_base))
             end = max(end, stamps[-1] + float((packet.duration or 0) * packet.time_base))
@@ -276,7 +278,7 @@ def _probe_video(file: BinaryIO, source: Any) -> Timeline:
     return Timeline.of(stamps, end, float(rate) if rate else None)
 
 
-def _packets(container: Any, stream: Any, source: Any) -> Iterator[Any]:
+def packets(container: Any, stream: Any, source: Any) -> Iterator[Any]:
     """The packets of a track up to the end of the file, also where that is within a packet."""
     av = require("av")
     try:
@@ -341,7 +343,8 @@ def _choose_frames(timeline: Timeline, options: VideoOptions, source: Any) -> li
     try:
         count = count_frames(high - low, timeline.rate, options)
     except ValueError as error:
-        raise ValueError(f"video {describe(source)}: {error}") from error
+        name = f"video {describe(source)}"
+        raise InputError(f"{name}: {error}", f"{name}: {in_words_of_request(error)}") from error
     chosen = select_frames(high - low, count, options.sample, _generator(options))
     return timeline.shown[low:high][chosen].tolist()
 
@@ -370,7 +373,7 @@ def _load_animation(file: BinaryIO, source: Any, options: VideoOptions) -> torch
             raise unreadable("video", source, f"it is a still {image.format} image; pass it as an image")
         if count > MAX_VIDEO_FRAMES:
             raise unreadable("video", source, f"more than {MAX_VIDEO_FRAMES:,} frames; cut it")
-        ends = np.cumsum([_milliseconds(image, index) for index in range(count)]) / 1000
+        ends = np.cumsum([milliseconds(image, index) for index in range(count)]) / 1000
         timeline = Timeline.of([0.0, *ends[:-1].tolist()], float(ends[-1]), None)
         chosen, frames = _choose_frames(timeline, options, source), {}
         for index in dict.fromkeys(chosen):
@@ -380,7 +383,7 @@ def _load_animation(file: BinaryIO, source: Any, options: VideoOptions) -> torch
         return torch.cat([frames[index] for index in chosen])
 
 
-def _milliseconds(image: Image.Image, index: int) -> float:
+def milliseconds(image: Image.Image, index: int) -> float:
     """How long a frame of an animated image is shown."""
     image.seek(index)
     image.load()  # WebP knows it then

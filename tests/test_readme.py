@@ -267,7 +267,10 @@ NUMBERS = {
         f"up to {('no', 'one', 'two', 'three')[BailingMMTalker.ATTEMPTS]} draws in all",
     ),
     "fine-tuning.md": (f"LoRA of rank {DEFAULT_RANK}", f"Recordings last {MIN_SECONDS:g} to {MAX_SECONDS:g} s"),
-    "serving.md": (f"of up to {Limits().whole_characters} characters (`--whole-characters`)",),
+    "serving.md": (
+        f"of up to {Limits().whole_characters} characters (`--whole-characters`)",
+        f"for {Limits().spoken_seconds:,g} s (`--spoken-seconds`), the last {Limits().spoken_replies:,} replies",
+    ),
     "ming-tiny.md": (
         f"at temperature {TALKER['sampling_temperature']:g}",
         f"the released default is {BailingMMTalkerConfig().sampling_temperature:g}",

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import wave
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -44,8 +45,10 @@ from ming.cli.main import main
 from ming.events import TextDelta
 from ming.serving.engine_jobs import Finished, Sampling, TextJob
 from ming.serving.options import build_app
+from ming.serving.responses import ChatResponse
 from ming.serving.server import create_app
 from ming.serving.settings import EngineSettings, Limits
+from ming.serving.spoken_replies import SpokenReplies
 
 
 def test_every_kind_of_input(omni):
@@ -267,6 +270,60 @@ def test_spoken_reply(omni):
     assert len(streamed) == len(samples) and abs(streamed.astype(int) - samples).max() <= 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_spoken_chat_goes_on_by_the_id_of_its_audio(omni, stream):
+    """As OpenAI's guide says; clients also send back the message as they got it."""
+    client = omni.client()
+    options = {"model": "omni", "messages": QUESTIONS[0], "modalities": ["text", "audio"], "seed": 3}
+    options |= {"audio": {"voice": "bert", "format": "pcm16"}, "stream": stream}
+    reply = client.chat.completions.create(**options)
+    if stream:
+        parts = [(chunk.choices[0].delta.model_dump().get("audio") or {}) for chunk in reply]
+        name, expires_at = parts[0]["id"], max(part.get("expires_at") or 0 for part in parts)
+    else:
+        name, expires_at = reply.choices[0].message.audio.id, reply.choices[0].message.audio.expires_at
+    assert 3500 < expires_at - time.time() <= 3600
+    said, question = {"role": "assistant", "audio": {"id": name}}, asked("What is your last answer?")
+    written = {"role": "assistant", "content": "four"}
+    known, same = (
+        client.chat.completions.create(model="omni", messages=[*QUESTIONS[0], message, *question])
+        for message in (said, written)
+    )
+    assert known.choices[0].message == same.choices[0].message
+    assert known.usage == same.usage
+    if not stream:
+        whole = reply.choices[0].message
+        assert ask(omni, [*QUESTIONS[0], whole, *question]) == same.choices[0].message.content
+
+
+def test_spoken_replies_that_are_not_known(omni):
+    """After a restart or their time; and what the user says has no id."""
+    lost = {"role": "assistant", "audio": {"id": "audio-of-yesterday"}}
+    with pytest.raises(
+        openai.BadRequestError, match="'audio-of-yesterday' is not known, .* send what was said as the"
+    ):
+        ask(omni, [*QUESTIONS[0], lost, *QUESTIONS[0]])
+    assert ask(omni, [*QUESTIONS[0], {**lost, "content": "four"}, *QUESTIONS[0]]) == "four"
+    with pytest.raises(openai.BadRequestError, match=r"messages.0.audio: messages of the role 'user' name no reply"):
+        ask(omni, [{"role": "user", "audio": {"id": "x"}}])
+    with pytest.raises(openai.BadRequestError, match=r"messages.0.content: Field required"):
+        ask(omni, [{"role": "user"}])
+
+
+def test_spoken_replies_are_few_and_expire():
+    kept, now = SpokenReplies(most=2, seconds=5.0), int(time.time())
+    for number in range(3):
+        kept.keep(str(number), f"reply {number}", now + 100)
+    assert [kept.find(str(number)) for number in range(3)] == [None, "reply 1", "reply 2"]
+    kept.keep("past", "reply", now)
+    assert kept.find("past") is None
+    none = SpokenReplies(most=0, seconds=5.0)
+    none.keep("0", "reply", now + 100)
+    assert none.find("0") is None
+    forwarded = {"id": "1", "created": now}  # by a cluster, whose next request may go to another process
+    assert ChatResponse.of_request("omni", forwarded, 3600).expires_at == now
+
+
 def test_speech_formats(omni):
     options = {"model": "omni", "voice": "anna", "input": "A red circle.", "extra_body": {"seed": 1}}
     said = {
@@ -325,6 +382,8 @@ def test_neutral_values_of_what_is_not_supported_change_nothing(omni):
         "service_tier": "auto",
         "reasoning_effort": "none",
         "prompt_cache_key": "mine",
+        "prompt_cache_retention": "in_memory",
+        "prompt_cache_options": {"ttl": "30m"},
         "safety_identifier": "me",
         "user": "me",
         "metadata": {"mine": "yes"},
@@ -336,17 +395,13 @@ def test_neutral_values_of_what_is_not_supported_change_nothing(omni):
     known = ("stream", "use_whisper_encoder", "load_audio_from_video", "stop", "modalities", "audio", "n", "metadata")
     nulls = dict.fromkeys((*neutral, *known, "prediction", "web_search_options", "reasoning_content"))
     answer = {"role": "assistant", "content": "four", "refusal": None, "annotations": [], "tool_calls": []}
-    messages = [*QUESTIONS[0], answer, *asked("What comes after six?")]
+    mark = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    question = {"type": "text", "text": "What comes after six?", **mark}
+    messages = [*QUESTIONS[0], answer, {"role": "user", "name": "", "content": [question]}]
     for options in (neutral, nulls):
         reply = omni.http.post("/v1/chat/completions", json={"messages": messages, "temperature": 0, **options})
         assert reply.status_code == 200, reply.text
         assert reply.json()["choices"][0]["message"]["content"] == "seven"
-    image = {"prompt": "A circle.", "seed": 4, "num_inference_steps": 1}
-    for options in (
-        {"quality": "auto", "background": "auto", "moderation": "auto", "partial_images": 0},
-        dict.fromkeys(("n", "size", "output_format", "response_format", "guidance_scale", "stream", "svg")),
-    ):
-        assert omni.http.post("/v1/images/generations", json={**image, **options}).status_code == 200
     spoken = {
         "input": "A red circle.",
         "seed": 1,
@@ -356,6 +411,39 @@ def test_neutral_values_of_what_is_not_supported_change_nothing(omni):
         "speed": 1,
     }
     assert omni.http.post("/v1/audio/speech", json=spoken).headers["content-type"] == "audio/wav"
+
+
+NEUTRAL_DRAWING = {"quality": "auto", "background": "auto", "moderation": "auto", "partial_images": 0, "n": 1}
+NEUTRAL_DRAWING |= {"stream": False, "output_compression": 100, "style": "vivid", "size": "auto", "user": "me"}
+NEUTRAL_DRAWING |= {"output_format": "png", "response_format": "b64_json", "safety_identifier": "me"}
+
+
+def test_neutral_values_of_drawings_change_nothing(omni):
+    """As JSON, and as texts of a form, where an empty field is one that is left out."""
+
+    def drawn(path: str, **body) -> str:
+        answer = omni.http.post(path, **body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"][0]["b64_json"]
+
+    image = {"prompt": "A circle.", "seed": 4, "num_inference_steps": 1}
+    nulls = dict.fromkeys((*NEUTRAL_DRAWING, "guidance_scale", "svg"))
+    others = {"quality": "standard", "background": "opaque", "moderation": "low"}
+    bodies = [{**image, **more} for more in ({}, nulls, NEUTRAL_DRAWING, others)]
+    assert len({drawn("/v1/images/generations", json=body) for body in bodies}) == 1
+    files = {"image": ("picture.jpg", (DEMO / "picture.jpg").read_bytes())}
+    form = {name: str(value).lower() for name, value in {**NEUTRAL_DRAWING, "input_fidelity": "low"}.items()}
+    empty = dict.fromkeys((*form, "mask", "language"), "")
+    edits = [{**image, **more} for more in ({}, form, empty)]
+    assert len({drawn("/v1/images/edits", data=data, files=files) for data in edits}) == 1
+
+
+def test_neutral_values_of_transcriptions_change_nothing(omni):
+    file = ("recording.wav", (DEMO / "recording.wav").read_bytes())
+    options = {"prompt": "", "language": "", "temperature": 0, "stream": False, "include": []}
+    options |= {"chunking_strategy": "auto", "timestamp_granularities": ["segment"], "response_format": "verbose_json"}
+    heard = omni.client().audio.transcriptions.create(model="omni", file=file, **options)
+    assert heard.text == EXPECTED["recording"]
 
 
 def test_a_recording_may_come_as_a_data_url_or_with_line_ends(omni):

@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
+from test_media_files import write_audio, write_video
 
-from ming.media import file_kind
+from ming.media import file_kind, load_audio
 from ming.serving.errors import ApiError
 from ming.serving.fetch import Fetcher, is_public
 from ming.serving.media import MediaReader
 from ming.serving.settings import Limits
+from ming.video import load_video
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 HERE = ipaddress.ip_address("127.0.0.1")
@@ -246,12 +249,53 @@ def test_kinds_of_files(name, kind):
     assert file_kind((DEMO / name).read_bytes()) == kind
 
 
-@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3", "AIFF", "CAF", "AU", "W64", "RF64"])
 def test_recordings_of_all_kinds_are_measured(format):
     data = encoded(format, 1.0)
     assert reader().audio(data, "p") == {"type": "audio", "audio": data}
     with pytest.raises(ApiError, match="more than the 0.5 s"):
         reader(media_seconds=0.5).audio(data, "p")
+
+
+# Beside those that soundfile writes.
+FFMPEG_SOUNDS = [("adts", "aac"), ("asf", "libmp3lame"), ("ac3", "ac3"), ("eac3", "eac3"), ("wv", "wavpack")]
+FFMPEG_SOUNDS += [("tta", "tta"), ("caf", "alac"), ("mp2", "mp2"), ("matroska", "aac"), ("mpegts", "aac")]
+FFMPEG_VIDEOS = [("mpegts", "mpeg2video"), ("mpeg", "mpeg2video"), ("flv", "flv"), ("asf", "msmpeg4v3")]
+FFMPEG_VIDEOS += [("matroska", "mpeg4"), ("mov", "mpeg4")]
+
+
+@pytest.mark.parametrize(("form", "codec"), [*FFMPEG_SOUNDS, *FFMPEG_VIDEOS])
+def test_what_the_library_reads_is_accepted(form, codec):
+    """Also where the first bytes tell nothing, as those of a transport stream."""
+    kind = "audio" if (form, codec) in FFMPEG_SOUNDS else "video"
+    data = write_audio(form, codec) if kind == "audio" else write_video(form, codec)
+    assert getattr(reader(), kind)(data, "p") == {"type": kind, kind: data}
+    load_audio(data) if kind == "audio" else load_video(data)
+    with pytest.raises(ApiError, match="more than the 0.5 s"):
+        getattr(reader(media_seconds=0.5), kind)(data, "p")
+
+
+@pytest.mark.parametrize("form", ["BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "TGA", "PPM"])
+def test_images_of_all_kinds_are_accepted(form):
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(file, form)
+    assert reader().image(file.getvalue(), "p")["type"] == "image"
+    with pytest.raises(ApiError, match="32 x 32 pixels are more than 100"):
+        reader(image_pixels=100).image(file.getvalue(), "p")
+
+
+@pytest.mark.parametrize("form", ["WEBP", "PNG", "GIF"])
+def test_animated_images_are_videos(form):
+    file, frames = io.BytesIO(), [Image.new("RGB", (32, 32), (40 * index, 0, 0)) for index in range(6)]
+    frames[0].save(file, form, save_all=True, append_images=frames[1:], duration=200)
+    assert reader().video(file.getvalue(), "p")["type"] == "video"
+    for limits, message in (
+        ({"media_seconds": 0.5}, "more than the 0.5 s"),
+        ({"image_pixels": 100}, "pixels are more than 100"),
+        ({"media_seconds": 0.01}, "more than 1 frames"),
+    ):
+        with pytest.raises(ApiError, match=message):
+            reader(**limits).video(file.getvalue(), "p")
 
 
 PLAYLIST = b"#EXTM3U\n#EXTINF:5,\nhttp://127.0.0.1/secret.ts\n#EXT-X-ENDLIST\n"
@@ -274,9 +318,8 @@ def test_playlists_and_scripts_are_no_media(data, what):
 
 
 def test_samples_without_a_header_are_refused_with_the_remedy():
-    with pytest.raises(
-        ApiError, match="of an unknown kind; samples without a header .* pass .array, rate.; accepted are"
-    ):
+    """A request has no arrays: the remedy of the library is not that of its clients."""
+    with pytest.raises(ApiError, match="of an unknown kind: .*; samples without a header .* as wav; accepted are"):
         reader().audio(bytes(range(1, 200)), "p")
 
 

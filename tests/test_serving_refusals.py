@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 
 import numpy as np
 import openai
@@ -15,16 +16,20 @@ from serving_helpers import (
     DEMO,
     PICTURE,
     QUESTIONS,
+    ROOT,
     Server,
     ask,
     asked,
     processor,
     reading_model,
 )
+from test_media_files import sound_file, tone
 from thinker_helpers import tiny_model
 
+from handler import EndpointHandler
 from ming.serving.metrics import Metrics
 from ming.serving.middleware import AdmissionMiddleware
+from ming.serving.prepare import missing_outputs
 from ming.serving.server import create_app
 from ming.serving.settings import EngineSettings, Limits, Site
 
@@ -36,6 +41,12 @@ def reader():
     server = Server(create_app(model, processor(), site=Site("reader", api_key="open sesame")))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    """The handler of Hub endpoints, of which the processor alone is used."""
+    return EndpointHandler(str(ROOT))
 
 
 def test_what_a_model_cannot_do_is_said(reader):
@@ -50,6 +61,13 @@ def test_what_a_model_cannot_do_is_said(reader):
         with pytest.raises(openai.BadRequestError, match=f"loaded without '{part}'"):
             client.chat.completions.create(model="reader", messages=messages)
     assert reader.http.get("/health").json()["outputs"] == ["text"]
+
+
+def test_a_model_without_voices_is_told(omni, monkeypatch):
+    """What the library proposes, to pass a recording, no request can."""
+    model = omni.engine.model
+    monkeypatch.setattr(model.components.talker_processor(), "voices", {})
+    assert missing_outputs(model)["audio"].startswith("this model has no voices/ folder, so it cannot speak")
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "open sesame", "Bearer open sesame "[:-2]])
@@ -100,7 +118,7 @@ BAD_CHATS = [
     ({"messages": asked("hi"), "temperature": 1e-40}, "temperature", "must be at least 0.0001, or 0, which takes the"),
     ({"messages": asked("hi"), "max_tokens": 65}, "max_tokens", "65 are more than 64"),
     ({"messages": asked("hi"), "stop": ["a", ""]}, "stop", "none of them empty"),
-    ({"messages": asked("hi" * 5000)}, "messages", "a prompt of"),
+    ({"messages": asked("hi" * 5000)}, "messages", "limit of 4096; shorten it, or send fewer media"),
     ({"messages": [{"role": "assistant", "content": "hi"}]}, "messages.0", "must be the user's"),
     ({"messages": [{"role": "system", "content": [PICTURE]}, *asked("hi")]}, "messages.0.content", "hold media"),
     ({"messages": [{"role": "assistant", "content": [CLIP]}, *asked("hi")]}, "messages.0.content", "text and images"),
@@ -139,7 +157,7 @@ BAD_OTHERS = [
     ("/v1/audio/speech", {"input": "hi", "speed": 2}, "less than or equal to 1"),
     ("/v1/images/generations", {"prompt": "x", "n": 3}, "3 images are more than 2"),
     ("/v1/images/generations", {"prompt": "x", "size": "big"}, "WIDTHxHEIGHT"),
-    ("/v1/images/generations", {"prompt": "x", "size": "10x10"}, "64"),
+    ("/v1/images/generations", {"prompt": "x", "size": "10x10"}, "size: height=10: images have whole sides of 64"),
     ("/v1/images/generations", {"prompt": "x", "size": "256x256"}, "more than 16384 pixels"),
     ("/v1/images/generations", {"prompt": "x", "num_inference_steps": 4}, "4 are more than 3"),
     ("/v1/images/generations", {"prompt": "x", "response_format": "url"}, "b64_json"),
@@ -154,10 +172,15 @@ BAD_OTHERS = [
         "num_inference_steps: Input shou",
     ),
     ("/v1/images/generations", {"prompt": "x", "seed": float("inf")}, "seed: Input should be a finite number"),
-    (
-        "/v1/images/generations",
-        {"prompt": "x", "quality": "high"},
-        "quality: not supported here; leave it out, or send",
+    *(
+        ("/v1/images/generations", {"prompt": "x", name: value}, f"{name}: not supported here; leave it out, or send")
+        for name, value in (
+            ("quality", "high"),
+            ("stream", True),
+            ("output_compression", 50),
+            ("style", "natural"),
+            ("background", "transparent"),
+        )
     ),
 ]
 
@@ -179,6 +202,15 @@ def test_bad_forms_are_refused(omni):
     message = post("/v1/audio/transcriptions", {"temperature": "1e-40"}, file)
     assert "temperature: must be at least 0.0001, or 0" in message
     assert "language is not supported" in post("/v1/audio/transcriptions", {"language": "en"}, file)
+    message = post("/v1/audio/transcriptions", {"prompt": "x"}, file)  # it took the place of the instruction
+    assert (
+        message.startswith("prompt: not supported here; leave it out") and "/v1/chat/completions, got 'x'" in message
+    )
+    words = {"timestamp_granularities[]": ["segment", "word"]}
+    assert "send [\"segment\"], got ['segment', 'word']" in post("/v1/audio/transcriptions", words, file)
+    assert "temperature: it is there more than once" in post(
+        "/v1/audio/transcriptions", {"temperature": ["0", "1"]}, file
+    )
     playlist = {"file": ("a.wav", b"#EXTM3U\nhttp://x/")}
     assert "audio 'a.wav': it is a playlist file" in post("/v1/audio/transcriptions", {}, playlist)
     assert "'x.pcm': it is of an unknown kind" in post("/v1/audio/transcriptions", {}, {"file": ("x.pcm", b"0" * 99)})
@@ -193,24 +225,31 @@ def photo(ending: str) -> bytes:
     return b"\x00\x00\x00\x18ftyp" + brand + b"\x00\x00\x00\x00mif1" + brand + bytes(200)
 
 
-@pytest.mark.parametrize(("ending", "what"), [("heic", "a heic file"), ("avif", "an avif file")])
-def test_photos_of_phones_are_named_as_what_they_are(omni, ending, what):
+@pytest.mark.parametrize(
+    ("ending", "as_image", "as_recording"),
+    [
+        ("heic", "it is a heic file", "it is a heic file"),
+        ("avif", "cannot identify image file (a file of kind avif; save it as jpeg or png)", "it is an avif file"),
+    ],
+)
+def test_photos_of_phones_are_named_as_what_they_are(omni, ending, as_image, as_recording):
     """As an image, and as a video or a recording, since their containers are those of mp4."""
     data = base64.b64encode(photo(ending)).decode()
     url = f"data:image/{ending};base64,{data}"
+    as_video = as_recording if ending == "heic" else as_image  # animated avif is a video
     parts = [
-        (image(url), "image_url", "png, jpeg, webp, gif"),
-        ({"type": "video_url", "video_url": {"url": url}}, "video_url", "mp4, webm, gif, avi"),
-        ({"type": "input_audio", "input_audio": {"data": data}}, "input_audio", "wav, flac, ogg, mp3, mp4, webm"),
+        (image(url), "image_url", as_image, "png, jpeg, webp, gif, avif, tiff and bmp"),
+        ({"type": "video_url", "video_url": {"url": url}}, "video_url", as_video, "animated webp, png and avif"),
+        ({"type": "input_audio", "input_audio": {"data": data}}, "input_audio", as_recording, "of mp4 and webm"),
     ]
-    for part, field, accepted in parts:
+    for part, field, what, accepted in parts:
         answer = omni.http.post("/v1/chat/completions", json={"messages": asked("hi", part)})
         message = answer.json()["error"]["message"]
-        assert answer.status_code == 400 and f"it is {what}; accepted are " in message
+        assert answer.status_code == 400 and f"{what}; accepted are " in message
         assert message.startswith(f"messages.0.content.0.{field}: cannot read this") and message.endswith(accepted)
     upload = {"image": (f"IMG_0001.{ending}", photo(ending))}
     answer = omni.http.post("/v1/images/edits", data={"prompt": "x"}, files=upload)
-    assert f"cannot read image 'IMG_0001.{ending}': it is {what}" in answer.json()["error"]["message"]
+    assert f"cannot read image 'IMG_0001.{ending}': {as_image}" in answer.json()["error"]["message"]
 
 
 def test_errors_call_media_by_their_file_name_or_field(omni):
@@ -235,6 +274,47 @@ def test_errors_call_media_by_their_file_name_or_field(omni):
     assert "'messages.0.content.1.image_url'" in answer.json()["error"]["message"]
 
 
+def recording_of_two_rates() -> bytes:
+    return b"".join(sound_file("MP3", tone(rate), rate) for rate in (16000, 24000))
+
+
+def video_of_two_frames() -> bytes:
+    file, frames = io.BytesIO(), [Image.new("RGB", (32, 32), (90 * index, 0, 0)) for index in range(2)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    return file.getvalue()
+
+
+def picture_of_negative_numbers() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((32, 32), -5000.0, np.float32)).save(file, "TIFF")
+    return file.getvalue()
+
+
+BAD_MEDIA = [
+    ("audio", recording_of_two_rates, "its rate or its channels change in the middle; convert it to wav first"),
+    ("audio", lambda: bytes(range(1, 200)), "samples without a header have no known rate; save it as wav"),
+    ("video", video_of_two_frames, "but 4 are needed; send a longer one, or a single frame as an image"),
+    ("image", picture_of_negative_numbers, "neither in 0..1 nor in 0..255"),
+    ("image", lambda: photo("heic"), "heic"),
+]
+
+
+@pytest.mark.parametrize(("kind", "make", "message"), BAD_MEDIA)
+def test_errors_speak_of_what_a_request_has(omni, endpoint, kind, make, message):
+    """It has no paths, arrays and options of the library. The same for the Hub's endpoints."""
+    data = base64.b64encode(make()).decode()
+    url = f"data:{kind}/x;base64,{data}"
+    part = {"type": "input_audio", "input_audio": {"data": data}} if kind == "audio" else image(url)
+    part = {"type": "video_url", "video_url": {"url": url}} if kind == "video" else part
+    answer = omni.http.post("/v1/chat/completions", json={"messages": asked("hi", part)})
+    assert answer.status_code == 400
+    content = [{"type": kind, kind: url}]
+    said = endpoint({"inputs": [{"role": "user", "content": content}]})["error"]
+    for error in (answer.json()["error"]["message"], said):
+        assert message in error
+        assert not re.search(r"path|file://|array|tensor|PIL|pillow|min_frames|nframes|\bfps|register", error), error
+
+
 def test_unknown_models_routes_and_json(omni):
     with pytest.raises(openai.NotFoundError, match="is not served here; ask for 'omni'"):
         ask(omni, QUESTIONS[0], model="gpt-4o")
@@ -243,6 +323,24 @@ def test_unknown_models_routes_and_json(omni):
     assert omni.http.get("/v1/chat/completions").status_code == 405
     answer = omni.http.post("/v1/chat/completions", content=b"{", headers=JSON)
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])  # curl -d sends the last
+def test_json_without_its_content_type_is_refused(omni, kind):
+    """Web pages of other sites can make a browser send these, but no application/json."""
+    headers, body = {} if kind is None else {"Content-Type": kind}, json.dumps({"messages": QUESTIONS[0]})
+    answer = omni.http.post("/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_content_type"
+    found = "the body has no Content-Type" if kind is None else f"the body has the Content-Type '{kind}'"
+    assert answer.json()["error"]["message"] == f"{found}; send it with Content-Type: application/json"
+
+
+def test_bodies_that_are_no_object_and_no_form(omni):
+    for body, message in ((b"", "the body is empty; send a JSON"), (b"[]", "the body must be a JSON object, got []")):
+        answer = omni.http.post("/v1/chat/completions", content=body, headers=JSON)
+        assert answer.status_code == 400 and answer.json()["error"]["message"].startswith(message)
+    answer = omni.http.post("/v1/audio/transcriptions", json={"file": "x"})
+    assert answer.status_code == 400 and "send it with Content-Type: multipart/form-data" in answer.text
 
 
 def test_large_bodies_are_refused_before_they_are_read(omni):

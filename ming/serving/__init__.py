@@ -7,6 +7,7 @@
     engine.py       jobs wait in a queue; threads run them on the model, one of them all texts (running_batch.py)
     batching.py     tokens become the text of each job
     server.py       routes; the job's events become an answer or a stream (responses.py, audio_formats.py)
+                    spoken_replies.py keeps what was said, for the history of later requests
 
 openapi.py documents the routes, options.py builds the app from what the command line says (settings.py). With several
 replicas, cluster.py starts them and failover.py passes requests on to them (forwarding.py). page.py is the page in the

@@ -62,6 +62,13 @@ def shorten(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
 
 
+def wrong_content_type(given: str | None, wanted: str) -> ApiError:
+    """A body whose header does not say `wanted`. It is not read as that all the same: a page of another site can make
+    its visitor's browser send it to this server without that header, but not with "application/json"."""
+    found = "the body has no Content-Type" if given is None else f"the body has the Content-Type {shorten(given)}"
+    return ApiError(f"{found}; send it with Content-Type: {wanted}", code="invalid_content_type")
+
+
 def from_validation(errors: list[Any]) -> ApiError:
     """The first of pydantic's errors, of `ValidationError.errors()`, as an error of the API."""
     first = errors[0]
@@ -72,6 +79,10 @@ def from_validation(errors: list[Any]) -> ApiError:
         return ApiError(f"{place} is not supported here; leave it out", place, code="unknown_parameter")
     if first["type"] == "json_invalid":
         return ApiError(f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
+    if place is None and first["type"] == "missing":
+        return ApiError("the body is empty; send a JSON object", code="invalid_value")
+    if place is None and first["type"] == "model_attributes_type":
+        return ApiError(f"the body must be a JSON object, got {shorten(first['input'])}", code="invalid_value")
     where = f"{place}: " if place else ""
     got = "" if first["type"] == "missing" else f", got {shorten(first['input'])}"
     message = first["msg"].removeprefix("Value error, ")
@@ -90,4 +101,4 @@ def validate(shape: type[Model], data: dict[str, Any]) -> Model:
         raise from_validation(error.errors()) from error
 
 
-__all__ = ["ApiError", "from_validation", "server_error", "shorten", "shutting_down", "validate"]
+__all__ = ["ApiError", "from_validation", "server_error", "shorten", "shutting_down", "validate", "wrong_content_type"]

@@ -66,7 +66,8 @@ def form(shape: type[BaseModel], file: str, several: bool = False) -> dict[str, 
         shape: the fields beside the files.
         file: the name that the files come under; `several`: whether more than one may come.
     """
-    schema = {**shape.model_json_schema(), "additionalProperties": False}
+    # An empty field counts as one that is left out.
+    schema: dict[str, Any] = {**shape.model_json_schema(), "additionalProperties": {"const": ""}}
     schema["properties"] = {name: _without_null(field) for name, field in schema["properties"].items()}
     schema["properties"][file] = {"type": "array", "items": BINARY, "minItems": 1} if several else BINARY
     schema["required"] = [*schema.get("required", []), file]
@@ -75,7 +76,8 @@ def form(shape: type[BaseModel], file: str, several: bool = False) -> dict[str, 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema of a field of a form, whose values are texts: there is no null."""
-    return next((part for part in schema.get("anyOf", ()) if part != {"type": "null"}), schema)
+    parts = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
+    return {"anyOf": parts} if len(parts) > 1 else next(iter(parts), schema)
 
 
 __all__ = ["OF_REQUESTS", "form", "responses"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ming.argument_checks import in_words_of_request
 from ming.background import Arrivals
 from ming.components import IMAGE_GEN
 from ming.events import Done, StreamEvent, TextDelta
@@ -19,6 +20,7 @@ from ming.serving.fetch import Fetcher
 from ming.serving.media import MediaReader
 from ming.serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest, to_chat
 from ming.serving.settings import Limits
+from ming.serving.spoken_replies import SpokenReplies
 from ming.speech import PromptStates
 
 Inputs = dict[str, torch.Tensor]
@@ -26,10 +28,11 @@ Inputs = dict[str, torch.Tensor]
 
 def missing_outputs(model) -> dict[str, str]:
     """Which of "audio" and "image" a model cannot generate -> why."""
-    missing = {}
+    missing, source = {}, model.components.source
     if getattr(model, "talker", None) is None:
         missing["audio"] = "this model has no talker, so it cannot speak; serve a checkpoint with a talker"
-    source = model.components.source
+    elif source and not model.components.talker_processor().voices:
+        missing["audio"] = "this model has no voices/ folder, so it cannot speak; serve a checkpoint that does"
     if not model.config.load_image_gen:
         missing["image"] = "this model was loaded without its image head, so it cannot draw; serve it with the head"
     elif not model.image_gen.is_loaded and not (source and source.has_component(IMAGE_GEN)):
@@ -60,6 +63,7 @@ class Preparer:
     def __init__(self, model, processor, limits: Limits, fetcher: Fetcher, transcription_prompt: str):
         self.model, self.processor, self.limits, self.fetcher = model, processor, limits, fetcher
         self.transcription_prompt = transcription_prompt
+        self.replies = SpokenReplies(limits.spoken_replies, limits.spoken_seconds)
         self.missing = missing_outputs(model)
 
     @property
@@ -80,7 +84,7 @@ class Preparer:
             if request.stop:
                 raise ApiError("stop: not together with modalities=['text', 'audio']; leave it out", "stop")
         stop, wanted = request.stop_words(), self._wanted_tokens(request)
-        chat = to_chat(request.messages, self._reader())
+        chat = to_chat(request.messages, self._reader(), self.replies)
         inputs = self._inputs(
             chat,
             "messages",
@@ -96,7 +100,7 @@ class Preparer:
         """A job that writes down what a recording says."""
         reader = self._reader()
         recording = reader.audio(file, "file")
-        text = {"type": "text", "text": request.prompt or self.transcription_prompt}
+        text = {"type": "text", "text": self.transcription_prompt}
         chat = [{"role": "user", "content": [text, recording]}]
         inputs = self._inputs(chat, "file", use_whisper_encoder=request.use_whisper_encoder)
         job = TextJob(deliver, inputs, Sampling(request.temperature), self._new_tokens(inputs, None, "file"))
@@ -185,7 +189,8 @@ class Preparer:
         try:
             raise_if_too_long(length + reply, context, f"the prompt with a reply of {reply}")
         except ValueError as error:
-            raise ApiError(str(error), param, code="context_length_exceeded") from error
+            message = f"{error}; shorten the prompt, or ask for a shorter reply"
+            raise ApiError(message, param, code="context_length_exceeded") from error
         return wanted or min(self.limits.new_tokens, context - length)
 
     def _inputs(self, chat: list[dict], param: str, **options) -> Inputs:
@@ -195,7 +200,7 @@ class Preparer:
                 [chat], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **options
             )
         except ValueError as error:
-            raise ApiError(str(error), param) from error
+            raise ApiError(in_words_of_request(error), param) from error
         if (length := inputs["input_ids"].shape[1]) > self.limits.prompt_tokens:
             raise ApiError(
                 f"a prompt of {length} tokens is longer than {self.limits.prompt_tokens}; shorten it",
@@ -231,7 +236,9 @@ class Preparer:
                 height, width, request.num_inference_steps, request.guidance_scale, request.n
             )
         except ValueError as error:
-            raise ApiError(str(error)) from error
+            name = str(error).partition("=")[0].partition(" ")[0]  # of the argument, with which the error begins
+            field = {"height": "size", "width": "size", "num_images_per_prompt": "n"}.get(name, name)
+            raise ApiError(f"{field}: {error}", field) from error
         if max(size[0] * size[1], native[0] * native[1]) > limits.drawing_pixels:
             raise ApiError(
                 f"size: {size[1]}x{size[0]} (width x height), drawn at {native[1]}x{native[0]}, is more than "

@@ -25,8 +25,9 @@ from ming.argument_checks import LOWEST_DIVISOR
 from ming.randomness import MAX_SEED
 from ming.serving.audio_formats import STREAMED
 from ming.serving.engine_jobs import Sampling
-from ming.serving.errors import ApiError
+from ming.serving.errors import ApiError, shorten
 from ming.serving.media import MediaReader
+from ming.serving.spoken_replies import SpokenReplies
 
 
 def _encodable(text: str) -> str:
@@ -62,23 +63,25 @@ class Neutral:
 
     Args:
         values: all of them, beside null.
+        remedy: what to do instead, for the error.
     """
 
-    def __init__(self, *values: Any):
-        self.values = values
+    def __init__(self, *values: Any, remedy: str = ""):
+        self.values, self.remedy = values, remedy
 
     def check(self, value: Any) -> Any:
         """Return the value if it changes nothing; raise a `ValueError` otherwise."""
         if not any(type(value) is type(neutral) and value == neutral for neutral in self.values):
-            accepted = " or ".join(map(json.dumps, self.values))
-            raise ValueError(f"not supported here; leave it out, or send {accepted}")
+            accepted = ", or send " + " or ".join(map(json.dumps, self.values)) if self.values else ""
+            remedy = f"; {self.remedy}" if self.remedy else ""
+            raise ValueError(f"not supported here; leave it out{accepted}{remedy}")
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
-        return {"enum": list(self.values)}
+        return {"enum": list(self.values) or [None]}
 
 
 def _document_nulls(schema: dict[str, Any]) -> None:
@@ -103,7 +106,13 @@ class Shape(BaseModel):
         return {name: value for name, value in data.items() if value is not None or name in required}
 
 
-class TextPart(Shape):
+class CachedPart(Shape):
+    """A part of a message. `prompt_cache_breakpoint` is accepted and ignored: it changes no answer."""
+
+    prompt_cache_breakpoint: dict[str, Any] | None = None
+
+
+class TextPart(CachedPart):
     type: Literal["text"]
     text: Text
 
@@ -113,7 +122,7 @@ class ImageUrl(Shape):
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class ImagePart(Shape):
+class ImagePart(CachedPart):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -125,7 +134,7 @@ class InputAudio(Shape):
     format: str | None = None
 
 
-class AudioPart(Shape):
+class AudioPart(CachedPart):
     type: Literal["input_audio"]
     input_audio: InputAudio
 
@@ -134,7 +143,7 @@ class Url(Shape):
     url: str
 
 
-class VideoPart(Shape):
+class VideoPart(CachedPart):
     type: Literal["video_url"]
     video_url: Url
 
@@ -147,17 +156,35 @@ Content = Annotated[
 ]
 
 
+class SpokenReply(Shape):
+    """What the assistant said: by the id of its audio while the server knows it, or as it was answered."""
+
+    id: str
+    transcript: Text | None = None
+    data: str | None = None
+    expires_at: int | None = None
+
+
 class ChatMessage(Shape):
-    """One turn. The fields after `content` occur in replies, which clients send back unchanged."""
+    """One turn. The fields after `content` occur in replies, which clients send back unchanged.
+
+    Beside `audio` the content may be left out.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
-    name: None = None
-    refusal: None = None
-    audio: None = None
+    name: Annotated[Any, Neutral("")] = None
+    refusal: Annotated[Any, Neutral("")] = None
+    audio: SpokenReply | None = None
     annotations: Annotated[Any, Neutral([])] = None
-    function_call: None = None
+    function_call: Annotated[Any, Neutral()] = None
     tool_calls: Annotated[Any, Neutral([])] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spoken_without_content(cls, data: Any) -> Any:
+        is_spoken = isinstance(data, dict) and data.get("audio") is not None
+        return {"content": None, **data} if is_spoken else data
 
 
 class StreamOptions(Shape):
@@ -181,8 +208,8 @@ class Request(Shape):
 class ChatRequest(Request):
     """POST /v1/chat/completions. `top_k`, `use_whisper_encoder` and `load_audio_from_video` are not OpenAI's.
 
-    `metadata`, `prompt_cache_key` and `parallel_tool_calls` are accepted and ignored. The fields from `store` on are
-    not supported: they take the values that change nothing.
+    `metadata`, those of the prompt's cache and `parallel_tool_calls` are accepted and ignored. The fields from `store`
+    on are not supported: they take the values that change nothing.
     """
 
     messages: list[ChatMessage] = Field(min_length=1)
@@ -201,6 +228,8 @@ class ChatRequest(Request):
     load_audio_from_video: bool = False
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     store: Literal[False] | None = None
     n: Literal[1] | None = None
@@ -287,24 +316,31 @@ class SpeechRequest(Request):
         return self.response_format not in STREAMED
 
 
+OWN_WORDS = "for an instruction of your own, send the recording as input_audio to /v1/chat/completions"
+
+
 class TranscriptionRequest(Request):
     """Fields beside the file of POST /v1/audio/transcriptions. `use_whisper_encoder` is not in OpenAI's
     API.
 
-    `prompt` replaces the instruction that goes with the recording; the model recognises the language itself.
+    The model recognises the language itself, and takes no hint at words to expect. The fields from `prompt` on are not
+    supported: they take the values that change nothing.
     """
 
-    prompt: Text | None = None
     response_format: Literal["json", "text", "verbose_json"] = "json"
     temperature: FileTemperature | None = None
     stream: bool = False
     use_whisper_encoder: bool = False
+    prompt: Annotated[Any, Neutral("", remedy=OWN_WORDS)] = None
+    chunking_strategy: Annotated[Any, Neutral("auto")] = None
+    timestamp_granularities: Annotated[Any, Neutral(["segment"])] = Field(None, alias="timestamp_granularities[]")
 
 
 class ImageRequest(Request):
-    """POST /v1/images/generations, and the fields beside the images of /v1/images/edits.
+    """POST /v1/images/generations. `seed`, `num_inference_steps` and `guidance_scale` are not in OpenAI's API.
 
-    `seed`, `num_inference_steps` and `guidance_scale` are not in OpenAI's API.
+    The fields from `quality` on are not supported: they take the values that change nothing. Nothing is moderated, and
+    images have no transparent background.
     """
 
     prompt: Text = Field(min_length=1)
@@ -315,9 +351,12 @@ class ImageRequest(Request):
     seed: int | None = Field(None, ge=0, lt=MAX_SEED)
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=1, allow_inf_nan=False)
-    quality: Annotated[Any, Neutral("auto")] = None
-    background: Annotated[Any, Neutral("auto")] = None
-    moderation: Annotated[Any, Neutral("auto")] = None
+    quality: Annotated[Any, Neutral("auto", "standard")] = None
+    style: Annotated[Any, Neutral("vivid")] = None
+    background: Annotated[Any, Neutral("auto", "opaque")] = None
+    moderation: Annotated[Any, Neutral("auto", "low")] = None
+    output_compression: Annotated[int | None, Neutral(100)] = None
+    stream: Annotated[bool | None, Neutral(False)] = None
     partial_images: int | None = Field(None, ge=0, le=0)
 
     def height_and_width(self) -> tuple[int | None, int | None]:
@@ -334,6 +373,12 @@ class ImageRequest(Request):
         return int(match[2]), int(match[1])
 
 
+class EditRequest(ImageRequest):
+    """The fields beside the images of POST /v1/images/edits."""
+
+    input_fidelity: Annotated[Any, Neutral("low")] = None
+
+
 ROLES = {"developer": "system"}
 # Parts that messages of a role may hold, beside text.
 MEDIA_PARTS: dict[str, tuple[type[Shape], ...]] = {
@@ -342,11 +387,12 @@ MEDIA_PARTS: dict[str, tuple[type[Shape], ...]] = {
 }
 
 
-def to_chat(messages: list[ChatMessage], reader: MediaReader) -> list[dict[str, Any]]:
+def to_chat(messages: list[ChatMessage], reader: MediaReader, replies: SpokenReplies) -> list[dict[str, Any]]:
     """Messages of a request -> a chat for the processor, with its images, audio and videos read and checked.
 
     Raises:
-        ApiError: media in messages that hold none, a chat that does not end with the user, or unusable media.
+        ApiError: media in messages that hold none, a spoken reply that is not known, a chat that does not end with
+            the user, or unusable media.
     """
     if messages[-1].role != "user":
         raise ApiError(
@@ -360,8 +406,24 @@ def to_chat(messages: list[ChatMessage], reader: MediaReader) -> list[dict[str, 
             place = f"messages.{index}.content"
             _check_parts(content, message.role, place)
             content = [_to_item(part, reader, f"{place}.{number}") for number, part in enumerate(content)]
+        if message.audio is not None:
+            content = content or _spoken_words(message.audio, message.role, replies, f"messages.{index}.audio")
         chat.append({"role": ROLES.get(message.role, message.role), "content": content or ""})
     return chat
+
+
+def _spoken_words(reply: SpokenReply, role: str, replies: SpokenReplies, place: str) -> str:
+    if role != "assistant":
+        raise ApiError(f"{place}: messages of the role {role!r} name no reply; send a recording as input_audio", place)
+    words = reply.transcript if reply.transcript is not None else replies.find(reply.id)
+    if words is None:
+        raise ApiError(
+            f"{place}.id: {shorten(reply.id)} is not known, or not any more; send what was said as the content of the "
+            f"message (the last {replies.most} ids are known for {replies.seconds} s, and end with the server)",
+            f"{place}.id",
+            code="audio_not_found",
+        )
+    return words
 
 
 def _check_parts(content: list[Part], role: str, place: str) -> None:
@@ -381,4 +443,4 @@ def _to_item(part: Part, reader: MediaReader, place: str) -> dict[str, Any]:
     return {"type": "text", "text": part.text}
 
 
-__all__ = ["ChatRequest", "ImageRequest", "SpeechRequest", "TranscriptionRequest", "to_chat"]
+__all__ = ["ChatRequest", "EditRequest", "ImageRequest", "SpeechRequest", "TranscriptionRequest", "to_chat"]

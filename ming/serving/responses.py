@@ -37,32 +37,41 @@ class ChatResponse:
     Args:
         model: the served name.
         id, created: name and second (Unix time) of the answer.
+        audio_seconds: how long its audio may be named in a conversation.
     """
 
     model: str
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
+    audio_seconds: int = 0
 
     @classmethod
-    def of_request(cls, model: str, identity: dict[str, Any]) -> "ChatResponse":
-        """The answer to a request with `ForwardedRequest.id` and `created`, or with an empty identity."""
+    def of_request(cls, model: str, identity: dict[str, Any], audio_seconds: int) -> "ChatResponse":
+        """The answer to a request with `ForwardedRequest.id` and `created`, or with an empty identity.
+
+        The audio of a forwarded one expires at once, since the next request may go to another process.
+        """
         if not identity:
-            return cls(model)
+            return cls(model, audio_seconds=audio_seconds)
         return cls(model, f"chatcmpl-{identity['id']}", identity["created"])
 
     @property
     def audio_id(self) -> str:
         return f"audio-{self.id}"
 
+    @property
+    def expires_at(self) -> int:
+        """The second (Unix time) from which `audio_id` is not known any more."""
+        return self.created + self.audio_seconds
+
     def whole(self, text: str, finished: Finished, audio: bytes | None = None) -> dict[str, Any]:
         """The answer at once; with `audio`, an audio file, its text is the transcript."""
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if audio is not None:
-            # The server keeps no replies, so a client cannot refer to this audio by its id: it expires at once.
             speech = {
                 "id": self.audio_id,
                 "data": encode_base64(audio),
-                "expires_at": self.created,
+                "expires_at": self.expires_at,
                 "transcript": text,
             }
             message |= {"content": None, "audio": speech}

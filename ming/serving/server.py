@@ -22,19 +22,29 @@ from ming.randomness import MAX_SEED
 from ming.serving import audio_formats
 from ming.serving.engine import Engine
 from ming.serving.engine_jobs import Deliver, Event, Failed, Finished, Job
-from ming.serving.errors import ApiError, from_validation, server_error, shorten, shutting_down, validate
+from ming.serving.errors import (
+    ApiError,
+    from_validation,
+    server_error,
+    shorten,
+    shutting_down,
+    validate,
+    wrong_content_type,
+)
 from ming.serving.fetch import Fetcher
 from ming.serving.forwarding import IDENTITY, wait_for_disconnect
 from ming.serving.metrics import Metrics
 from ming.serving.middleware import AdmissionMiddleware
 from ming.serving.openapi import form, responses
 from ming.serving.prepare import Preparer, load_components
-from ming.serving.requests import ChatRequest, ImageRequest, SpeechRequest, TranscriptionRequest
+from ming.serving.requests import ChatRequest, EditRequest, ImageRequest, SpeechRequest, TranscriptionRequest
 from ming.serving.responses import END_OF_STREAM, ChatResponse, encode_base64, server_sent_event, usage
 from ming.serving.settings import EngineSettings, Limits, Site
+from ming.serving.spoken_replies import SpokenReplies
 from ming.spoken_kinds import HAN
 
 JSON, EVENTS, AUDIO = "application/json", "text/event-stream", (*audio_formats.MIME_TYPES.values(),)
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 CLIENT_LEFT = 499  # the client does not read it, but the metrics count it
 Result = TypeVar("Result")
 Seeded = TypeVar("Seeded", ChatRequest, SpeechRequest, ImageRequest)
@@ -183,10 +193,22 @@ async def _as_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield END_OF_STREAM
 
 
-async def _form(request: Request, names: tuple[str, ...]) -> tuple[dict[str, str], list[NamedBytes]]:
-    """Fields of a multipart form, and the files under one of the names, in their order, with the client's names."""
+async def _form(request: Request, names: tuple[str, ...]) -> tuple[dict[str, Any], list[NamedBytes]]:
+    """Fields of a multipart form, and the files under one of the names, in their order, with the client's names.
+
+    A field whose name ends with [] is a list. An empty one is left out: forms have no null.
+    """
+    kind = request.headers.get("content-type")
+    if kind is None or kind.partition(";")[0].strip().lower() not in FORMS:
+        raise wrong_content_type(kind, FORMS[0])
     async with request.form() as form:
-        fields = {name: value for name, value in form.multi_items() if not isinstance(value, UploadFile)}
+        fields: dict[str, Any] = {}
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile) or not value:
+                continue
+            if name in fields and not name.endswith("[]"):
+                raise ApiError(f"{name}: it is there more than once; send it once", name)
+            fields[name] = [*fields.get(name, []), value] if name.endswith("[]") else value
         files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
         if unknown := next((name for name, _ in files if name not in names), None):
             raise ApiError(f"a file under {unknown!r} is not supported here; send it under {names[0]!r}", unknown)
@@ -252,7 +274,8 @@ def _model_entry(service: Service) -> dict[str, Any]:
 async def chat(request: Request, body: ChatRequest) -> Response:
     """Answer a chat in text, or in text and speech; at once or streamed."""
     service = _service(request)
-    response = ChatResponse.of_request(service.name, _identity(request))
+    replies = service.preparer.replies
+    response = ChatResponse.of_request(service.name, _identity(request), replies.seconds)
     service.check_model(body.model)
     if body.wants_audio and body.stream and body.audio and body.audio.format != "pcm16":
         raise ApiError(
@@ -262,7 +285,7 @@ async def chat(request: Request, body: ChatRequest) -> Response:
     job, reply = await service.submit(lambda deliver: service.preparer.chat(body, deliver))
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
-        pieces = _chat_pieces(response, reply, body.wants_audio, wants_usage)
+        pieces = _chat_pieces(response, reply, replies if body.wants_audio else None, wants_usage)
         return await service.stream_events(request, job, pieces)
     events = await service.while_connected(request, job, _collect(reply))
     audio = None
@@ -273,26 +296,30 @@ async def chat(request: Request, body: ChatRequest) -> Response:
         audio_format = body.audio.format if body.audio else "wav"
         rate = service.preparer.sampling_rate
         audio = audio_formats.encode(waveform, rate, "pcm" if audio_format == "pcm16" else audio_format)
+        replies.keep(response.audio_id, _text(events), response.expires_at)
     return JSONResponse(response.whole(_text(events), reply.finished, audio))
 
 
 async def _chat_pieces(
-    response: ChatResponse, reply: JobEvents, audio: bool, wants_usage: bool
+    response: ChatResponse, reply: JobEvents, audio: SpokenReplies | None, wants_usage: bool
 ) -> AsyncIterator[bytes]:
-    role = {"role": "assistant"}
+    """Chunks of a chat; those of a spoken one, which `audio` keeps, hold audio and its transcript."""
+    role, text = {"role": "assistant"}, ""
     async for event in reply:
+        text += event.text if isinstance(event, TextDelta) else ""
         delta: dict[str, Any] = {}
         if isinstance(event, AudioChunk):
             delta = {"audio": {"id": response.audio_id, "data": encode_base64(to_pcm16(event.waveform).tobytes())}}
-        elif isinstance(event, TextDelta) and audio:
+        elif isinstance(event, TextDelta) and audio is not None:
             delta = {"audio": {"id": response.audio_id, "transcript": event.text}}
         elif isinstance(event, TextDelta):
             delta = {"content": event.text}
         yield response.chunk({**role, **delta})
         role = {}
-    if audio:
-        yield response.chunk({**role, "audio": {"id": response.audio_id, "expires_at": response.created}})
-    yield response.chunk({} if audio else role, reply.finished.reason)
+    if audio is not None:
+        audio.keep(response.audio_id, text, response.expires_at)
+        yield response.chunk({**role, "audio": {"id": response.audio_id, "expires_at": response.expires_at}})
+    yield response.chunk(role if audio is None else {}, reply.finished.reason)
     if wants_usage:
         yield response.usage_chunk(reply.finished)
 
@@ -379,13 +406,13 @@ async def image_generations(request: Request, body: ImageRequest) -> Response:
     return await _draw(request, body, [])
 
 
-@router.post("/v1/images/edits", responses=responses(JSON), openapi_extra=form(ImageRequest, "image", several=True))
+@router.post("/v1/images/edits", responses=responses(JSON), openapi_extra=form(EditRequest, "image", several=True))
 async def image_edits(request: Request) -> Response:
     """Draw images from a text and images."""
     fields, files = await _form(request, ("image", "image[]"))
     if not files:
         raise ApiError("image: no file; send at least one image, or use /v1/images/generations", "image")
-    return await _draw(request, validate(ImageRequest, fields), files)
+    return await _draw(request, validate(EditRequest, fields), files)
 
 
 async def _draw(request: Request, body: ImageRequest, files: list[NamedBytes]) -> Response:
@@ -406,6 +433,8 @@ async def _on_api_error(request: Request, error: ApiError) -> Response:
 
 
 async def _on_validation_error(request: Request, error: RequestValidationError) -> Response:
+    if isinstance(error.body, bytes):  # FastAPI does not read it as JSON
+        return wrong_content_type(request.headers.get("content-type"), JSON).response()
     return from_validation(error.errors()).response()
 
 

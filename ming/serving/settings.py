@@ -44,6 +44,8 @@ class Limits(NumericSettings):
     media_seconds: float = _number(300.0, "seconds of all recordings, and of all videos, of a request", 0)
     prompt_tokens: int = _number(32_768, "tokens of a prompt with its media; the model's context is a limit, too", 1)
     new_tokens: int = _number(1024, "tokens of a reply; also the default", 1)
+    spoken_replies: int = _number(1000, "spoken replies whose ids are known; the oldest gives way", 0)
+    spoken_seconds: float = _number(3600.0, "seconds for which the id of a spoken reply is known", 0)
     speech_characters: int = _number(4096, "characters of a text to read aloud", 1)
     whole_characters: int = _number(
         200, "characters up to which a wav is sent when it is complete, with its length; a longer one is streamed", 0
