@@ -49,6 +49,8 @@ MAX_FRAME_PIXELS = 8192 * 4320  # of a video; 8K
 MAX_VIDEO_FRAMES = 500_000  # of a video file; more than two hours at 60 frames/s
 MAX_AUDIO_SECONDS = 1800.0
 BLOCK_SAMPLES = 1 << 16  # audio is decoded and mixed in blocks
+GAP_SECONDS = 0.1  # by which times of a recording may be wrong before it counts as interrupted
+LONGEST_SECONDS = 1e9  # of a clip; above it, times mean its end
 MAX_AUDIO_SAMPLES = int(MAX_AUDIO_SECONDS) * 48_000  # of one channel, 346 MB as float32
 DOWNLOAD_SECONDS = 30.0
 DOWNLOAD_BYTES = {"image": 64 << 20, "audio": 256 << 20, "video": 1 << 30}
@@ -359,6 +361,21 @@ class _Unnamed:
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
 
+def played_track(streams: Any) -> Any:
+    """Of tracks of one kind (PyAV's streams), the one that players play; None where there is none.
+
+    It is the one that the file marks as its default, or else the first. Pictures of a cover are no videos, and tracks
+    for those who do not hear or see well, such as a description of what is seen, give way to the others.
+    """
+    marks = require("av").stream.Disposition
+    impaired = marks.hearing_impaired | marks.visual_impaired
+
+    def rank(stream: Any) -> int:
+        return bool(stream.disposition & marks.default) - bool(stream.disposition & impaired)
+
+    return max((stream for stream in streams if not stream.disposition & marks.attached_pic), key=rank, default=None)
+
+
 def raise_if_undecodable(stream: Any, source: Any, kind: str) -> None:
     """Refuse a track without a decoder: PyAV leaves out its properties."""
     if stream.codec_context is None:
@@ -398,7 +415,11 @@ def stated_seconds(container: Any, stream: Any) -> float | None:
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     alone = len(container.streams) == 1  # else the length is that of the longest track
-    return container.duration / 1e6 if alone and container.duration is not None else None
+    if not alone or container.duration is None:
+        return None
+    # Matroska counts from 0, wherever its track begins.
+    late = (_start_seconds(stream) or 0.0) if "matroska" in container.format.name else 0.0
+    return container.duration / 1e6 - max(0.0, late)
 
 
 def warn_about_end(file: BinaryIO, stated: float | None, found: float, source: Any, kind: str) -> None:
@@ -727,53 +748,93 @@ def _raise_if_too_long(seconds: float, limit: float, source: Any, kind: str) -> 
 
 
 def _decode_audio(
-    source: Any, kind: str, mono: str, max_seconds: float, start: float = 0.0, end: float = math.inf
+    source: Any, kind: str, mono: str, max_seconds: float, start: float | None = None, end: float = math.inf
 ) -> tuple[torch.Tensor, int]:
-    """Decode the first audio track of a file from `start` to `end` (seconds) -> (float32 [1, samples], rate in Hz).
+    """Decode the audio track of a file that players play -> (float32 [1, samples], rate in Hz).
 
     Channels are mixed while decoding, so that no more than the result is held in memory.
+
+    Args:
+        start, end: seconds on the clip's own clock; None starts with the track, wherever that begins.
     """
-    seen, kept, parts, rate = 0, 0, [], 0
+    kept, parts, rate, first, after = 0, [], 0, None, 0
     with open_source(source, kind) as file, open_container(file, source, kind) as container:
-        if not container.streams.audio:
+        stream = played_track(container.streams.audio)
+        if stream is None:
             raise unreadable(kind, source, "no audio track" + (NO_AUDIO_REMEDY if kind == "video" else ""))
-        stream = container.streams.audio[0]
         raise_if_undecodable(stream, source, kind)
+        begins, zero = _start_seconds(stream) or 0.0, _clock_zero(container, stream)
         stated = stated_seconds(container, stream)
-        _raise_if_too_long(min(stated or 0.0, end) - start, max_seconds, source, kind)
-        for block, rate in _blocks(container, stream, source, kind):
-            begin, stop = (max(0, min(int(min(at, 1e9) * rate) - seen, block.shape[1])) for at in (start, end))
-            seen += block.shape[1]
-            kept += stop - begin
-            _raise_if_too_long(kept / rate, min(max_seconds, MAX_AUDIO_SAMPLES / rate), source, kind)
+        low = begins - zero if start is None else start
+        _raise_if_too_long(min(begins - zero + (stated or 0.0), end) - low, max_seconds, source, kind)
+        for place, block, rate in _blocks(container, stream, source, kind):
+            place -= round(zero * rate)
+            first = place if first is None else first
+            after, low = place + block.shape[1], first if start is None else _samples(start, rate)
+            begin, stop = (max(place, min(at, after)) for at in (low, _samples(end, rate)))
             if stop > begin:
-                raise_if_unusable(block[:, begin:stop], f"{kind} {describe(source)}")
-                parts.append(_mix(block[:, begin:stop], mono))
-            if stop < block.shape[1]:
+                silence = 0 if start is None else max(0, begin - low - kept)
+                kept += silence + stop - begin
+                _raise_if_too_long(kept / rate, min(max_seconds, MAX_AUDIO_SAMPLES / rate), source, kind)
+                raise_if_unusable(block[:, begin - place : stop - place], f"{kind} {describe(source)}")
+                parts += [torch.zeros(1, silence), _mix(block[:, begin - place : stop - place], mono)]
+            if stop < after:
                 break
         else:
-            warn_about_end(file, stated, seen / max(rate, 1), source, kind)
+            warn_about_end(file, stated, (after - (first or 0)) / max(rate, 1), source, kind)
     if not parts:
-        raise unreadable(kind, source, "no samples")
+        is_part = first is not None and (start is not None or end < math.inf)
+        span = _described_span(first / rate, after / rate, start or 0.0, end) if is_part else ""
+        raise unreadable(kind, source, f"no samples{span}")
     return torch.cat(parts, dim=1), rate
 
 
-def _blocks(container: Any, stream: Any, source: Any, kind: str) -> Iterator[tuple[torch.Tensor, int]]:
-    """Decoded blocks of an audio track, float32 [channels, samples], each with the rate in Hz."""
+def _samples(seconds: float, rate: int) -> int:
+    return int(min(seconds, LONGEST_SECONDS) * rate)
+
+
+def _described_span(first: float, last: float, start: float, end: float) -> str:
+    """Why a part of a clip has no samples, for errors; all in seconds."""
+    track = f"begins at {first:.2f} s" if first >= end else f"ends at {last:.2f} s"
+    return f" from {start:g} to {end:g} s: its audio track {track}{NO_AUDIO_REMEDY}"
+
+
+def _start_seconds(stream: Any) -> float | None:
+    """When a track begins, by the clock of its file; None where that is not known."""
+    return None if stream.start_time is None else float(stream.start_time * stream.time_base)
+
+
+def _clock_zero(container: Any, stream: Any) -> float:
+    """The second of a file's clock at which its clip begins: with its first frame, or with `stream` alone."""
+    starts = (_start_seconds(each) for each in (played_track(container.streams.video), stream) if each is not None)
+    return next((start for start in starts if start is not None), 0.0)
+
+
+def _blocks(container: Any, stream: Any, source: Any, kind: str) -> Iterator[tuple[int, torch.Tensor, int]]:
+    """Decoded blocks of an audio track: the place of the first sample, float32 [channels, samples], the rate in Hz.
+
+    Places are in samples by the clock of the file. They go on from block to block but for gaps of the recording.
+    """
     # Not planar: PyAV reads beyond the end of its list of planes from eight channels on.
     packed = require("av").AudioResampler(format="flt")
     form: tuple[int, int] | None = None
     waiting: list[np.ndarray] = []
+    place = count = 0  # of the first sample that waits, and how many do
     for frame in decode_track(container, stream, source, kind):
+        is_first = form is None
         form = form or (frame.sample_rate, frame.layout.nb_channels)
         if (frame.sample_rate, frame.layout.nb_channels) != form:
             raise unreadable(kind, source, "its rate or its channels change in the middle; convert it to wav first")
+        stamp = place + count if frame.time is None else round(frame.time * form[0])
+        is_gap = is_first or stamp - (place + count) > GAP_SECONDS * form[0]
+        if waiting and (is_gap or count >= BLOCK_SAMPLES):
+            yield place, _joined(waiting), form[0]
+            place, count, waiting = place + count, 0, []
+        place = stamp if is_gap else place
         waiting += [part.to_ndarray().reshape(-1, form[1]) for part in packed.resample(frame)]
-        if sum(map(len, waiting)) >= BLOCK_SAMPLES:
-            yield _joined(waiting), form[0]
-            waiting = []
+        count = sum(map(len, waiting))
     if waiting and form is not None:
-        yield _joined(waiting), form[0]
+        yield place, _joined(waiting), form[0]
 
 
 def _joined(blocks: list[np.ndarray]) -> torch.Tensor:
@@ -863,19 +924,23 @@ def load_video_audio(
 
     Args:
         source: a video file (path, URL, data URL, bytes).
-        video_start, video_end: seconds; the part to read.
+        video_start, video_end: seconds from the first frame on; the part to read. It is silent where the track has
+            not begun and where it has gaps. Without `video_start` the result begins with the track, as it is,
+            whenever that is.
         mono, max_seconds: as in `load_audio`.
 
     Raises:
-        ValueError: the video has no audio track, its part is too long, or frames were given instead of a file.
+        ValueError: the video has no audio track, nothing of it lies in the part, the part is too long, or frames were
+            given instead of a file.
     """
     if is_frames(source):
         raise ValueError(f"video {describe(source)} is frames without an audio track; pass a video file or audio")
     for name, value in (("video_start", video_start), ("video_end", video_end)):
         if value is not None:
             raise_if_no_number(name, value)
+    start = None if video_start is None else max(0.0, video_start)
     end = math.inf if video_end is None else max(0.0, video_end)
-    return _decode_audio(source, "video", mono, max_seconds, max(0.0, video_start or 0.0), end)
+    return _decode_audio(source, "video", mono, max_seconds, start, end)
 
 
 def is_frames(source: Any) -> bool:

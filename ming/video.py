@@ -35,6 +35,7 @@ from .media import (
     open_source,
     pixel_limits,
     pixels_channels_last,
+    played_track,
     raise_if_too_many_pixels,
     raise_if_undecodable,
     require,
@@ -245,13 +246,10 @@ class Timeline:
 
 def _video_track(container: Any, source: Any) -> Any:
     """The track of a container that is its video, not a cover image."""
-    attached = require("av").stream.Disposition.attached_pic
-    tracks = [stream for stream in container.streams.video if not stream.disposition & attached]
-    if not tracks:
+    track = played_track(container.streams.video)
+    if track is None:
         hint = "; it holds audio, pass it as such" if container.streams.audio else ""
         raise unreadable("video", source, f"no video track{hint}")
-    best = container.streams.best("video")
-    track = best if best in tracks else tracks[0]
     raise_if_undecodable(track, source, "video")
     return track
 

@@ -11,7 +11,7 @@ import av
 from av.container import InputContainer
 from PIL import Image, UnidentifiedImageError
 
-from ming.media import CONTAINER_OPTIONS, HEADERLESS_REMEDY, NamedBytes, file_kind
+from ming.media import CONTAINER_OPTIONS, HEADERLESS_REMEDY, NamedBytes, file_kind, played_track
 from ming.serving.errors import ApiError, shorten
 from ming.serving.fetch import Fetcher, decode_field
 from ming.serving.settings import Limits
@@ -137,7 +137,7 @@ def _audio_seconds(container: InputContainer, limit: float, param: str) -> float
 
 def _audio_frames(container: InputContainer) -> Iterator[av.AudioFrame]:
     """Decoded frames; damaged packets are left out, as they are by the processor."""
-    for packet in container.demux(container.streams.audio[0]):
+    for packet in container.demux(played_track(container.streams.audio)):
         try:
             yield from packet.decode()
         except av.error.InvalidDataError:
