@@ -382,8 +382,11 @@ def raise_if_undecodable(stream: Any, source: Any, kind: str) -> None:
         raise unreadable(kind, source, "there is no decoder for its codec; convert it to another one")
 
 
-def decode_track(container: Any, stream: Any, source: Any, kind: str) -> Iterator[Any]:
+def decode_track(container: Any, stream: Any, source: Any, kind: str, decoder: Any = None) -> Iterator[Any]:
     """Frames of one track; damaged packets are left out, with a warning at the end.
+
+    Args:
+        decoder: PyAV's `CodecContext` to decode with, instead of the track's own.
 
     Raises:
         ValueError: nothing can be decoded.
@@ -393,7 +396,7 @@ def decode_track(container: Any, stream: Any, source: Any, kind: str) -> Iterato
     try:
         for packet in container.demux(stream):
             try:
-                frames = packet.decode()
+                frames = packet.decode() if decoder is None else decoder.decode(packet)
             except av.error.FFmpegError as error:
                 damage.append(error)
                 continue
@@ -783,8 +786,8 @@ def _decode_audio(
         else:
             warn_about_end(file, stated, (after - (first or 0)) / max(rate, 1), source, kind)
     if not parts:
-        is_part = first is not None and (start is not None or end < math.inf)
-        span = _described_span(first / rate, after / rate, start or 0.0, end) if is_part else ""
+        is_part = start is not None or end < math.inf
+        span = "" if first is None or not is_part else _described_span(first / rate, after / rate, start or 0.0, end)
         raise unreadable(kind, source, f"no samples{span}")
     return torch.cat(parts, dim=1), rate
 

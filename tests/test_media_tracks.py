@@ -1,6 +1,5 @@
 """Which track of a file is read, when it begins, in which proportions, and on what: as players show it."""
 
-import logging
 from fractions import Fraction
 
 import av
@@ -8,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 from processor_helpers import released_processor
+from test_media_files import VideoDecoder
 
+import ming.media
+import ming.video
 from ming.media import load_audio, load_video_audio
 from ming.video import VideoOptions, load_video
 
@@ -197,3 +199,104 @@ def test_options_of_a_call_cut_frames_and_sound_alike(tmp_path):
         chat, load_audio_from_video=True, videos_kwargs=part
     )
     assert len(video) == 4 and waveform.shape[1] == rate
+
+
+# In which proportions
+
+
+def write_anamorphic(path, aspect, size=(64, 48), codec="libx264") -> bytes:
+    """A clip whose pixels are shown `aspect` times as wide as high: white, with a black left half."""
+    with av.open(str(path), "w") as container:
+        stream = video_stream(container, codec, size)
+        stream.codec_context.sample_aspect_ratio = aspect
+        pixels = np.full((size[1], size[0], 3), 255, np.uint8)
+        pixels[:, : size[0] // 2] = 0
+        packets = []
+        for index in range(4):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 4)
+            packets += stream.encode(frame)
+        container.mux([*packets, *stream.encode()])
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("ending", [*ENDINGS, "avi"])
+@pytest.mark.parametrize(
+    ("aspect", "width"), [(Fraction(2), 128), (Fraction(1, 2), 32), (Fraction(64, 45), 91), (Fraction(1), 64)], ids=str
+)
+def test_anamorphic_videos_have_the_proportions_that_players_show(tmp_path, ending, aspect, width, caplog):
+    codec = "mpeg4" if ending == "avi" else "libx264"
+    data = write_anamorphic(tmp_path / f"a.{ending}", aspect, codec=codec)
+    frame = load_video(data, VideoOptions(resize=False))[0, 0].float()
+    assert tuple(frame.shape) == (48, width) and not caplog.records
+    assert frame[:, : width // 2 - 3].max() < 30 and frame[:, width // 2 + 3 :].min() > 225
+    height, width = load_video(data).shape[-2:]
+    assert width / height == pytest.approx(64 * aspect / 48, rel=0.1)
+
+
+def test_a_turned_video_is_stretched_as_it_is_stored(tmp_path):
+    data = bytearray(write_anamorphic(tmp_path / "a.mp4", Fraction(2)))
+    at = data.index(b"tkhd") + 44
+    data[at : at + 20] = np.array([0, 1 << 16, 0, -(1 << 16), 0], ">i4").tobytes()  # by a right angle
+    assert load_video(bytes(data), VideoOptions(resize=False)).shape[-2:] == (128, 48)
+
+
+@pytest.mark.parametrize(("width", "height"), [(10_000, 1), (1, 10_000), (2**31 - 1, 1)])
+def test_absurd_proportions_are_ignored_with_a_warning(tmp_path, caplog, width, height):
+    data = bytearray(write_anamorphic(tmp_path / "a.mp4", Fraction(2)))
+    at = data.index(b"pasp") + 4
+    data[at : at + 8] = np.array([width, height], ">u4").tobytes()
+    assert load_video(bytes(data), VideoOptions(resize=False)).shape[-2:] == (48, 64)
+    assert f"its pixels are shown {width}:{height}" in caplog.text
+
+
+@pytest.mark.parametrize("pair", [(0, 0), (0, 1), (1, 0)])
+def test_undefined_proportions_are_ignored(tmp_path, caplog, pair):
+    data = bytearray(write_anamorphic(tmp_path / "a.mp4", Fraction(2), codec="mpeg4"))
+    at = data.index(b"pasp") + 4
+    data[at : at + 8] = np.array(pair, ">u4").tobytes()
+    assert load_video(bytes(data), VideoOptions(resize=False)).shape[-1] in (64, 128)  # the track's own, if it has any
+    assert not caplog.records
+
+
+def test_stretched_frames_keep_to_the_limit(tmp_path, monkeypatch):
+    data = write_anamorphic(tmp_path / "a.mp4", Fraction(2))
+    monkeypatch.setattr(ming.media, "MAX_FRAME_PIXELS", 5000)
+    with pytest.raises(ValueError, match="128 x 48 pixels are more than 5,000"):
+        load_video(data)
+
+
+def test_decoders_of_torchcodec_are_stretched(monkeypatch):
+    monkeypatch.setattr(VideoDecoder.metadata, "pixel_aspect_ratio", Fraction(2), raising=False)
+    assert load_video(VideoDecoder(), VideoOptions(resize=False)).shape[-2:] == (56, 168)
+
+
+# On what
+
+
+def write_alpha(path, codec) -> bytes:
+    """Half transparent, half opaque; the hidden colour is black, and what is seen is red."""
+    pixels = np.zeros((48, 64, 4), np.uint8)
+    pixels[:, 32:] = (255, 0, 0, 255)
+    with av.open(str(path), "w", format="webm") as container:
+        stream = video_stream(container, codec, pixels="yuva420p")
+        stream.options = {"auto-alt-ref": "0"}  # libvpx takes no transparency with it
+        stream.metadata["alpha_mode"] = "1"
+        packets = []
+        for index in range(4):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgba")
+            frame.pts, frame.time_base = index, Fraction(1, 4)
+            packets += stream.encode(frame.reformat(format="yuva420p"))
+        container.mux([*packets, *stream.encode()])
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_transparent_webm_is_seen_on_white(tmp_path, caplog, monkeypatch, codec):
+    data = write_alpha(tmp_path / "a.webm", codec)
+    frames = load_video(data, VideoOptions(resize=False))
+    assert len(frames) == 4 and frames[..., :28].min() > 245 and not caplog.records
+    assert frames[:, 0, :, 36:].min() > 230 and frames[:, 1:, :, 36:].max() < 25
+    monkeypatch.setattr(ming.video, "ALPHA_DECODERS", {"vp8": "no_such", "vp9": "no_such"})
+    assert load_video(data, VideoOptions(resize=False))[..., :28].max() < 25
+    assert caplog.text.count("has transparency, which needs the decoder no_such") == 1
