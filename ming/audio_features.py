@@ -14,7 +14,7 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 from transformers.utils import logging
 
 from .compat import keeps_auto_map
-from .media import load_audio, require, resample
+from .media import SILENCE_PEAK, load_audio, loudest, require, resample
 
 logger = logging.get_logger(__name__)
 
@@ -134,6 +134,11 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
             logger.warning_once(
                 f"a recording at {rate} Hz holds nothing above {rate / 2:g} Hz (telephone quality); speech in it may "
                 f"be misheard, record at {self.sampling_rate} Hz or more"
+            )
+        if (swing := loudest(waveform)) < SILENCE_PEAK:
+            logger.warning(
+                f"a recording of {seconds:.2f} s holds no sound: its loudest sample is {swing:.2g} of full scale, "
+                f"below {SILENCE_PEAK:g}; what is answered about it means nothing. Check the microphone or amplify it"
             )
         return resample(waveform, rate, self.sampling_rate)[0]
 

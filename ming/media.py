@@ -58,6 +58,8 @@ RESAMPLING_KERNEL_VALUES = 50_000_000  # 200 MB: rates without a small common ra
 DEFAULT_SAMPLING_RATE = 16_000  # Hz, of waveforms that come without a rate
 MONO_MODES = ("mean", "first")
 NO_AUDIO_REMEDY = "; leave out load_audio_from_video or the audio item behind it, or pass a recording as audio"
+SILENCE_PEAK = 1e-3  # of full scale; -60 dB
+CANCELLED_SHARE = 0.02  # of the power that a mix is expected to have; below it, its channels cancel each other out
 LOUDEST_PEAK = 16.0  # noise overshoots 1 and lossy formats do a little; integers cast to floats reach thousands
 
 FILE_SOURCES = "path, file://, http(s):// or data: URL, bytes"
@@ -724,9 +726,41 @@ def raise_if_unusable(
         raise ValueError(f"{name} has samples up to {peak:g}; floats must be in -1..1, divide by full scale")
 
 
-def _mix(waveform: torch.Tensor, mono: str) -> torch.Tensor:
-    """float32 [channels, samples] -> [1, samples]"""
-    return waveform.mean(0, keepdim=True) if mono == "mean" and len(waveform) > 1 else waveform[:1]
+def loudest(waveform: torch.Tensor) -> float:
+    """The largest distance of a sample of floats [..., samples] from their mean: a constant is not heard."""
+    return float((waveform - waveform.mean()).abs().max())
+
+
+class _Downmix:
+    """Mixes one recording down, block by block, and notices when its channels cancel each other out.
+
+    Args:
+        mono: one of `MONO_MODES`.
+    """
+
+    def __init__(self, mono: str):
+        self.mono = mono
+        self.expected_power = self.power = self.peak = 0.0
+
+    def __call__(self, block: torch.Tensor) -> torch.Tensor:
+        """float32 [channels, samples] -> [1, samples]"""
+        if self.mono == "first" or len(block) == 1:
+            return block[:1]
+        mixed = block.mean(0, keepdim=True)
+        # That of channels that have nothing to do with each other.
+        self.expected_power += float(block.square().sum()) / len(block) ** 2
+        self.power += float(mixed.square().sum())
+        self.peak = max(self.peak, float(block.abs().max()))
+        return mixed
+
+    def warn(self, source: Any, kind: str) -> None:
+        """Log a warning if hardly anything is left of a recording that is not silent."""
+        if self.peak >= SILENCE_PEAK and self.power < CANCELLED_SHARE * self.expected_power:
+            logger.warning(
+                f"the channels of {kind} {describe(source)} cancel each other out when they are mixed (one is the "
+                'other upside down), so that hardly anything is heard; take the first one alone: mono="first" of '
+                "load_audio and of the processor's feature_extractor, or turn one of them over"
+            )
 
 
 def _waveform(source: Any, mono: str) -> torch.Tensor:
@@ -742,7 +776,10 @@ def _waveform(source: Any, mono: str) -> torch.Tensor:
         waveform = waveform.T
     waveform = waveform.float() if waveform.is_floating_point() else _integers_to_float(waveform)
     raise_if_unusable(waveform, f"audio {describe(source)}")
-    return _mix(waveform, mono)
+    downmix = _Downmix(mono)
+    mixed = downmix(waveform)
+    downmix.warn(source, "audio")
+    return mixed
 
 
 def _raise_if_too_long(seconds: float, limit: float, source: Any, kind: str) -> None:
@@ -760,7 +797,7 @@ def _decode_audio(
     Args:
         start, end: seconds on the clip's own clock; None starts with the track, wherever that begins.
     """
-    kept, parts, rate, first, after = 0, [], 0, None, 0
+    kept, parts, rate, first, after, downmix = 0, [], 0, None, 0, _Downmix(mono)
     with open_source(source, kind) as file, open_container(file, source, kind) as container:
         stream = played_track(container.streams.audio)
         if stream is None:
@@ -780,7 +817,7 @@ def _decode_audio(
                 kept += silence + stop - begin
                 _raise_if_too_long(kept / rate, min(max_seconds, MAX_AUDIO_SAMPLES / rate), source, kind)
                 raise_if_unusable(block[:, begin - place : stop - place], f"{kind} {describe(source)}")
-                parts += [torch.zeros(1, silence), _mix(block[:, begin - place : stop - place], mono)]
+                parts += [torch.zeros(1, silence), downmix(block[:, begin - place : stop - place])]
             if stop < after:
                 break
         else:
@@ -789,6 +826,7 @@ def _decode_audio(
         is_part = start is not None or end < math.inf
         span = "" if first is None or not is_part else _described_span(first / rate, after / rate, start or 0.0, end)
         raise unreadable(kind, source, f"no samples{span}")
+    downmix.warn(source, kind)
     return torch.cat(parts, dim=1), rate
 
 
