@@ -44,6 +44,7 @@ MAX_ASPECT_RATIO = 200
 
 MAX_RESIZED_PIXELS = 32_768 * SIZE_FACTOR**2  # more image tokens than any context of the model holds
 
+NEARLY_BLACK = 1 << 12  # of 16-bit images
 MAX_IMAGE_PIXELS = 89_478_485  # of a file; Pillow warns from here on
 MAX_FRAME_PIXELS = 8192 * 4320  # of a video; 8K
 MAX_VIDEO_FRAMES = 500_000  # of a video file; more than two hours at 60 frames/s
@@ -614,9 +615,15 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, source: Any) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit values instead of scaling them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        if 0 < (highest := int(values.max())) < NEARLY_BLACK:
+            logger.warning(
+                f"image {describe(source)} is nearly black: its highest value is {highest:,} of 65,535; if it holds "
+                "values of fewer bits, scale them first, such as numpy.asarray(image) / 4095 for 12 bits"
+            )
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):  # 32 bits; Pillow's own conversion clips them
         try:
             image = Image.fromarray(_to_uint8(np.asarray(image)))
@@ -650,7 +657,7 @@ def load_image(source: Any) -> Image.Image:
     image = source if isinstance(source, Image.Image) else _open_image(source)
     try:
         image.load()  # Pillow opens files without decoding them, and nothing below need touch the pixels
-        return _to_rgb(_upright(image))
+        return _to_rgb(_upright(image), source)
     except Exception as error:  # decoders fail in many ways on damaged files
         raise unreadable("image", source, error) from error
 
