@@ -169,9 +169,7 @@ def test_deep_grey_images_are_scaled_or_named():
     assert np.abs(np.asarray(load_image(deep))[0, :, 0] - 255 * ramp[0]).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("highest", "is_told"), [(4095, True), (1023, True), (65535, False), (4096, False), (0, False)]
-)
+@pytest.mark.parametrize(("high", "is_told"), [(1023, True), (4095, True), (4096, False), (65535, False), (0, False)])
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_deep_images_that_use_a_part_of_their_range_are_told(caplog, form, high, is_told):
     """Those of scanners and cameras of 12 bits, saved in 16."""
