@@ -135,11 +135,6 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
                 f"a recording at {rate} Hz holds nothing above {rate / 2:g} Hz (telephone quality); speech in it may "
                 f"be misheard, record at {self.sampling_rate} Hz or more"
             )
-        if (swing := loudest(waveform)) < SILENCE_PEAK:
-            logger.warning(
-                f"a recording of {seconds:.2f} s holds no sound: its loudest sample is {swing:.2g} of full scale, "
-                f"below {SILENCE_PEAK:g}; what is answered about it means nothing. Check the microphone or amplify it"
-            )
         return resample(waveform, rate, self.sampling_rate)[0]
 
     def fetch_audio(self, audios: Any, sampling_rate: int | None = None) -> np.ndarray | list:
@@ -214,6 +209,12 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
             ValueError: shorter than one frame, or longer than the encoder takes.
         """
         self._check_length(waveform, use_whisper_encoder)
+        if (swing := loudest(waveform)) < SILENCE_PEAK:
+            logger.warning(
+                f"a recording of {len(waveform) / self.sampling_rate:.2f} s holds no sound: its loudest sample is "
+                f"{swing:.2g} of full scale, below {SILENCE_PEAK:g}; what is answered about it means nothing. Check "
+                "the microphone or amplify it"
+            )
         return self.whisper_features(waveform) if use_whisper_encoder else self.sanm_features(waveform)
 
     def __call__(

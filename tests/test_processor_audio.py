@@ -125,6 +125,9 @@ def test_a_recording_without_sound_is_warned_of_once(tmp_path, caplog, processor
     chat = [{"role": "user", "content": [{"type": "audio", "audio": str(tmp_path / "a.wav")}]}]
     assert "audio_feats" in processor.apply_chat_template(chat, tokenize=True, return_dict=True)
     assert caplog.text.count("a recording of 1.00 s holds no sound") == len(caplog.records) == is_silent
+    caplog.clear()
+    processor("<audio>", audio=processor.feature_extractor.fetch_audio(str(tmp_path / "a.wav")), sampling_rate=16000)
+    assert len(caplog.records) == is_silent  # in the two steps of the library's pipelines, too
 
 
 def test_the_encoder_is_chosen_in_a_call_as_in_a_chat(processor):
