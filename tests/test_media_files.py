@@ -598,6 +598,22 @@ def test_streams_whose_last_packet_is_whole(ending):
         assert "lacks the end" in describe_end(io.BytesIO(data[:-1]))
 
 
+def test_program_streams_cut_between_two_packets():
+    """Pictures tell, which have no rows at their lower end."""
+    file, noise = io.BytesIO(), np.random.default_rng(0)
+    with av.open(file, "w", format="vob") as container:
+        stream = container.add_stream("mpeg2video", rate=25, options={"g": "4"})
+        stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
+        for _ in range(12):
+            frame = noise.integers(0, 256, (128, 160, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    data, pack = file.getvalue(), 2048
+    assert len(data) % pack == 0 and describe_end(io.BytesIO(data)) is None
+    told = ["lacks the end" in (describe_end(io.BytesIO(data[:end])) or "") for end in range(pack, len(data), pack)]
+    assert sum(told) > 0.7 * len(told) > 10  # the others end between two pictures, or within the last row of one
+
+
 DAMAGED = [b"RIFF", b"FORM\0", b"OggS" + bytes(30), b"GIF89a" * 5, b"TTA1" + b"\xff" * 40]
 DAMAGED += [b"\0\0\1\xba" * 9, b"\0\0\1\xba" + b"\xff" * 40, b"G" * 200, b"\xff\xf1" * 20, b"\xff\xf1" + bytes(40)]
 
