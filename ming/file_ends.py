@@ -2,8 +2,9 @@
 
 Decoders read what is there and stop at the first end, without a word in both cases. What is looked at are the sizes
 and end marks that the formats themselves define. MPEG program and transport streams and ADTS have none: they are known
-to be cut off where they end within a packet, or within a picture of MPEG-2. Raw MPEG audio tells nothing. It, transport
-streams and Ogg may be joined freely and are read to their last part.
+to be cut off where they end within a packet, or within a picture of MPEG-2. Raw MPEG audio tells nothing.
+
+MPEG audio, transport streams and Ogg may be joined freely and are read to their last part.
 """
 
 import re
