@@ -14,7 +14,7 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 from transformers.utils import logging
 
 from .compat import keeps_auto_map
-from .media import load_audio, require, resample
+from .media import SILENCE_PEAK, load_audio, loudest, require, resample
 
 logger = logging.get_logger(__name__)
 
@@ -209,6 +209,12 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
             ValueError: shorter than one frame, or longer than the encoder takes.
         """
         self._check_length(waveform, use_whisper_encoder)
+        if (swing := loudest(waveform)) < SILENCE_PEAK:
+            logger.warning(
+                f"a recording of {len(waveform) / self.sampling_rate:.2f} s holds no sound: its loudest sample is "
+                f"{swing:.2g} of full scale, below {SILENCE_PEAK:g}; what is answered about it means nothing. Check "
+                "the microphone or amplify it"
+            )
         return self.whisper_features(waveform) if use_whisper_encoder else self.sanm_features(waveform)
 
     def __call__(

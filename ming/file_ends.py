@@ -1,10 +1,13 @@
 """Where a media file says that it ends: is it cut off, and does another file begin behind it?
 
 Decoders read what is there and stop at the first end, without a word in both cases. What is looked at are the sizes
-and end marks that the formats themselves define. MPEG transport streams, ADTS and raw MPEG audio have none; MPEG audio
-and Ogg may be joined freely and are read to their last part.
+and end marks that the formats themselves define. MPEG program and transport streams and ADTS have none: they are known
+to be cut off where they end within a packet, or within a picture of MPEG-2. Raw MPEG audio tells nothing.
+
+MPEG audio, transport streams and Ogg may be joined freely and are read to their last part.
 """
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +19,10 @@ HEAD_BYTES, TAIL_BYTES = 1 << 12, 1 << 17  # an Ogg page has at most 65,307 byte
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 W64_HEADER = b"riff\x2e\x91\xcf\x11"
 TTA_FRAME_SECONDS = 256 / 245
+PACK_START, PROGRAM_END = b"\0\0\1\xba", b"\0\0\1\xb9"
+PICTURE_START, PICTURE_EXTENSION, SLICE_START = b"\0\0\1\0", b"\0\0\1\xb5", re.compile(b"\0\0\1([\1-\xaf])")
+TS_PACKET = 188
+ADTS_TAIL_BYTES, ADTS_FRAMES = 1 << 15, 3  # a frame has at most 8,191 bytes; as many in a row are no accident
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,68 @@ def _gif(file: BinaryIO, size: int) -> Ends:
     return Ends() if ends else Ends(float("inf"))
 
 
+def _program_stream(file: BinaryIO, size: int) -> Ends:
+    """MPEG program streams, such as VOB: packs of packets, each of which has its length. An end mark is optional."""
+    tail, video = _read(file, max(size - TAIL_BYTES, 0), TAIL_BYTES), b""
+    place = tail.find(PACK_START)
+    while 0 <= place < len(tail):
+        head = tail[place : place + 14]
+        if head[:4] == PACK_START and len(head) > 4:
+            is_new = head[4] >> 6 == 1  # MPEG-2; packs of MPEG-1 have no stuffing
+            place += 12 if not is_new else 14 + (head[13] & 7 if len(head) == 14 else 0)
+        elif head[:3] == PACK_START[:3] and len(head) >= 6 and head[3] >= 0xBB:
+            end = place + 6 + int.from_bytes(head[4:6], "big")
+            if head[3] >> 4 == 0xE and len(head) > 8:
+                video += tail[place + 9 + head[8] : end]
+            place = end
+        elif len(head) < 6 and PACK_START[:3].startswith(head[:3]) and head[:4] != PROGRAM_END:
+            place = len(tail) + 1  # within the head of a packet
+        else:  # the end mark, or what is no packet
+            return Ends()
+    return Ends(float("inf") if place > len(tail) or _ends_within_a_picture(video) else 0.0)
+
+
+def _ends_within_a_picture(video: bytes) -> bool:
+    """Whether the last picture of MPEG-2 video lacks rows that pictures of its structure (frame, field) have."""
+    rows: dict[int, list[int]] = {}
+    structure = None
+    for picture in video.split(PICTURE_START)[1:]:
+        extension = picture.find(PICTURE_EXTENSION)
+        if not 0 <= extension < len(picture) - 6:
+            return False  # MPEG-1, or another codec
+        structure = picture[extension + 6] & 3
+        rows.setdefault(structure, []).append(max((code[0] for code in SLICE_START.findall(picture)), default=0))
+    return structure is not None and rows[structure][-1] < max(rows[structure])
+
+
+def _transport_stream(file: BinaryIO, size: int) -> Ends:
+    """MPEG transport streams: packets of 188 bytes from the first one on."""
+    if any(_read(file, place, 1) != b"G" for place in range(0, min(size, 5 * TS_PACKET), TS_PACKET)):
+        return Ends()
+    return Ends(float("inf") if size % TS_PACKET else 0.0)
+
+
+def _adts(file: BinaryIO, size: int) -> Ends:
+    """AAC without a container: frames, each of which has its length and the same first bytes."""
+    start = max(size - ADTS_TAIL_BYTES, 0)
+    tail, mark = _read(file, start, ADTS_TAIL_BYTES), _read(file, 0, 2)
+    for first in range(len(tail)):
+        place, count = first, 0
+        while tail[place : place + 2] == mark and place + 6 <= len(tail):
+            place += max(int.from_bytes(tail[place + 3 : place + 6], "big") >> 5 & 0x1FFF, 7)
+            count += 1
+        if count >= ADTS_FRAMES:
+            rest = tail[place:]
+            is_cut = place > len(tail) or (0 < len(rest) < 7 and rest[:2] == mark[: len(rest)])
+            return Ends(float("inf") if is_cut else 0.0)
+    return Ends()
+
+
+def _mpeg_audio(file: BinaryIO, size: int) -> Ends:
+    """Raw MPEG audio, or ADTS: its layer is 0."""
+    return _adts(file, size) if _read(file, 1, 1)[0] & 0xF6 == 0xF0 else _mp3(file, size)
+
+
 READERS: tuple[tuple[int, bytes, Callable[[BinaryIO, int], Ends]], ...] = (
     (0, b"RIFF", _riff),
     (0, b"FORM", _riff),
@@ -156,9 +225,11 @@ READERS: tuple[tuple[int, bytes, Callable[[BinaryIO, int], Ends]], ...] = (
     (0, b"TTA1", _tta),
     (0, b"OggS", _ogg),
     (0, b"ID3", _mp3),
-    (0, b"\xff", _mp3),
+    (0, b"\xff", _mpeg_audio),
     (0, b"FLV", _flv),
     (0, b"GIF8", _gif),
+    (0, PACK_START, _program_stream),
+    (0, b"G", _transport_stream),
 )
 
 

@@ -44,11 +44,14 @@ MAX_ASPECT_RATIO = 200
 
 MAX_RESIZED_PIXELS = 32_768 * SIZE_FACTOR**2  # more image tokens than any context of the model holds
 
+NEARLY_BLACK = 1 << 12  # of 16-bit images
 MAX_IMAGE_PIXELS = 89_478_485  # of a file; Pillow warns from here on
 MAX_FRAME_PIXELS = 8192 * 4320  # of a video; 8K
 MAX_VIDEO_FRAMES = 500_000  # of a video file; more than two hours at 60 frames/s
 MAX_AUDIO_SECONDS = 1800.0
 BLOCK_SAMPLES = 1 << 16  # audio is decoded and mixed in blocks
+GAP_SECONDS = 0.1  # by which times of a recording may be wrong before it counts as interrupted
+LONGEST_SECONDS = 1e9  # of a clip; above it, times mean its end
 MAX_AUDIO_SAMPLES = int(MAX_AUDIO_SECONDS) * 48_000  # of one channel, 346 MB as float32
 DOWNLOAD_SECONDS = 30.0
 DOWNLOAD_BYTES = {"image": 64 << 20, "audio": 256 << 20, "video": 1 << 30}
@@ -56,6 +59,8 @@ RESAMPLING_KERNEL_VALUES = 50_000_000  # 200 MB: rates without a small common ra
 DEFAULT_SAMPLING_RATE = 16_000  # Hz, of waveforms that come without a rate
 MONO_MODES = ("mean", "first")
 NO_AUDIO_REMEDY = "; leave out load_audio_from_video or the audio item behind it, or pass a recording as audio"
+SILENCE_PEAK = 1e-3  # of full scale; -60 dB
+CANCELLED_SHARE = 0.02  # of the power that a mix is expected to have; below it, its channels cancel each other out
 LOUDEST_PEAK = 16.0  # noise overshoots 1 and lossy formats do a little; integers cast to floats reach thousands
 
 FILE_SOURCES = "path, file://, http(s):// or data: URL, bytes"
@@ -394,14 +399,32 @@ class _Unnamed:
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
 
+def played_track(streams: Any) -> Any:
+    """Of tracks of one kind (PyAV's streams), the one that players play; None where there is none.
+
+    It is the one that the file marks as its default, or else the first. Pictures of a cover are no videos, and tracks
+    for those who do not hear or see well, such as a description of what is seen, give way to the others.
+    """
+    marks = require("av").stream.Disposition
+    impaired = marks.hearing_impaired | marks.visual_impaired
+
+    def rank(stream: Any) -> int:
+        return bool(stream.disposition & marks.default) - bool(stream.disposition & impaired)
+
+    return max((stream for stream in streams if not stream.disposition & marks.attached_pic), key=rank, default=None)
+
+
 def raise_if_undecodable(stream: Any, source: Any, kind: str) -> None:
     """Refuse a track without a decoder: PyAV leaves out its properties."""
     if stream.codec_context is None:
         raise unreadable(kind, source, "there is no decoder for its codec; convert it to another one")
 
 
-def decode_track(container: Any, stream: Any, source: Any, kind: str) -> Iterator[Any]:
+def decode_track(container: Any, stream: Any, source: Any, kind: str, decoder: Any = None) -> Iterator[Any]:
     """Frames of one track; damaged packets are left out, with a warning at the end.
+
+    Args:
+        decoder: PyAV's `CodecContext` to decode with, instead of the track's own.
 
     Raises:
         ValueError: nothing can be decoded.
@@ -411,7 +434,7 @@ def decode_track(container: Any, stream: Any, source: Any, kind: str) -> Iterato
     try:
         for packet in container.demux(stream):
             try:
-                frames = packet.decode()
+                frames = packet.decode() if decoder is None else decoder.decode(packet)
             except av.error.FFmpegError as error:
                 damage.append(error)
                 continue
@@ -433,7 +456,11 @@ def stated_seconds(container: Any, stream: Any) -> float | None:
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     alone = len(container.streams) == 1  # else the length is that of the longest track
-    return container.duration / 1e6 if alone and container.duration is not None else None
+    if not alone or container.duration is None:
+        return None
+    # Matroska counts from 0, wherever its track begins.
+    late = (_start_seconds(stream) or 0.0) if "matroska" in container.format.name else 0.0
+    return container.duration / 1e6 - max(0.0, late)
 
 
 def warn_about_end(file: BinaryIO, stated: float | None, found: float, source: Any, kind: str) -> None:
@@ -638,9 +665,15 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, source: Any) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit values instead of scaling them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        if 0 < (highest := int(values.max())) < NEARLY_BLACK:
+            logger.warning(
+                f"image {describe(source)} is nearly black: its highest value is {highest:,} of 65,535; if it holds "
+                "values of fewer bits, scale them first, such as numpy.asarray(image) / 4095 for 12 bits"
+            )
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):  # 32 bits; Pillow's own conversion clips them
         try:
             image = Image.fromarray(_to_uint8(np.asarray(image)))
@@ -674,7 +707,7 @@ def load_image(source: Any) -> Image.Image:
     image = source if isinstance(source, Image.Image) else _open_image(source)
     try:
         image.load()  # Pillow opens files without decoding them, and nothing below need touch the pixels
-        return _to_rgb(_upright(image))
+        return _to_rgb(_upright(image), source)
     except Exception as error:  # decoders fail in many ways on damaged files
         raise unreadable("image", source, error) from error
 
@@ -750,9 +783,41 @@ def raise_if_unusable(
         raise ValueError(f"{name} has samples up to {peak:g}; floats must be in -1..1, divide by full scale")
 
 
-def _mix(waveform: torch.Tensor, mono: str) -> torch.Tensor:
-    """float32 [channels, samples] -> [1, samples]"""
-    return waveform.mean(0, keepdim=True) if mono == "mean" and len(waveform) > 1 else waveform[:1]
+def loudest(waveform: torch.Tensor) -> float:
+    """The largest distance of a sample of floats [..., samples] from their mean: a constant is not heard."""
+    return float((waveform - waveform.mean()).abs().max())
+
+
+class _Downmix:
+    """Mixes one recording down, block by block, and notices when its channels cancel each other out.
+
+    Args:
+        mono: one of `MONO_MODES`.
+    """
+
+    def __init__(self, mono: str):
+        self.mono = mono
+        self.expected_power = self.power = self.peak = 0.0
+
+    def __call__(self, block: torch.Tensor) -> torch.Tensor:
+        """float32 [channels, samples] -> [1, samples]"""
+        if self.mono == "first" or len(block) == 1:
+            return block[:1]
+        mixed = block.mean(0, keepdim=True)
+        # That of channels that have nothing to do with each other.
+        self.expected_power += float(block.square().sum()) / len(block) ** 2
+        self.power += float(mixed.square().sum())
+        self.peak = max(self.peak, float(block.abs().max()))
+        return mixed
+
+    def warn(self, source: Any, kind: str) -> None:
+        """Log a warning if hardly anything is left of a recording that is not silent."""
+        if self.peak >= SILENCE_PEAK and self.power < CANCELLED_SHARE * self.expected_power:
+            logger.warning(
+                f"the channels of {kind} {describe(source)} cancel each other out when they are mixed (one is the "
+                'other upside down), so that hardly anything is heard; take the first one alone: mono="first" of '
+                "load_audio and of the processor's feature_extractor, or turn one of them over"
+            )
 
 
 def _waveform(source: Any, mono: str) -> torch.Tensor:
@@ -768,7 +833,10 @@ def _waveform(source: Any, mono: str) -> torch.Tensor:
         waveform = waveform.T
     waveform = waveform.float() if waveform.is_floating_point() else _integers_to_float(waveform)
     raise_if_unusable(waveform, f"audio {describe(source)}")
-    return _mix(waveform, mono)
+    downmix = _Downmix(mono)
+    mixed = downmix(waveform)
+    downmix.warn(source, "audio")
+    return mixed
 
 
 def _raise_if_too_long(seconds: float, limit: float, source: Any, kind: str) -> None:
@@ -777,53 +845,94 @@ def _raise_if_too_long(seconds: float, limit: float, source: Any, kind: str) -> 
 
 
 def _decode_audio(
-    source: Any, kind: str, mono: str, max_seconds: float, start: float = 0.0, end: float = math.inf
+    source: Any, kind: str, mono: str, max_seconds: float, start: float | None = None, end: float = math.inf
 ) -> tuple[torch.Tensor, int]:
-    """Decode the first audio track of a file from `start` to `end` (seconds) -> (float32 [1, samples], rate in Hz).
+    """Decode the audio track of a file that players play -> (float32 [1, samples], rate in Hz).
 
     Channels are mixed while decoding, so that no more than the result is held in memory.
+
+    Args:
+        start, end: seconds on the clip's own clock; None starts with the track, wherever that begins.
     """
-    seen, kept, parts, rate = 0, 0, [], 0
+    kept, parts, rate, first, after, downmix = 0, [], 0, None, 0, _Downmix(mono)
     with open_source(source, kind) as file, open_container(file, source, kind) as container:
-        if not container.streams.audio:
+        stream = played_track(container.streams.audio)
+        if stream is None:
             raise unreadable(kind, source, "no audio track" + (NO_AUDIO_REMEDY if kind == "video" else ""))
-        stream = container.streams.audio[0]
         raise_if_undecodable(stream, source, kind)
+        begins, zero = _start_seconds(stream) or 0.0, _clock_zero(container, stream)
         stated = stated_seconds(container, stream)
-        _raise_if_too_long(min(stated or 0.0, end) - start, max_seconds, source, kind)
-        for block, rate in _blocks(container, stream, source, kind):
-            begin, stop = (max(0, min(int(min(at, 1e9) * rate) - seen, block.shape[1])) for at in (start, end))
-            seen += block.shape[1]
-            kept += stop - begin
-            _raise_if_too_long(kept / rate, min(max_seconds, MAX_AUDIO_SAMPLES / rate), source, kind)
+        low = begins - zero if start is None else start
+        _raise_if_too_long(min(begins - zero + (stated or 0.0), end) - low, max_seconds, source, kind)
+        for place, block, rate in _blocks(container, stream, source, kind):
+            place -= round(zero * rate)
+            first = place if first is None else first
+            after, low = place + block.shape[1], first if start is None else _samples(start, rate)
+            begin, stop = (max(place, min(at, after)) for at in (low, _samples(end, rate)))
             if stop > begin:
-                raise_if_unusable(block[:, begin:stop], f"{kind} {describe(source)}")
-                parts.append(_mix(block[:, begin:stop], mono))
-            if stop < block.shape[1]:
+                silence = 0 if start is None else max(0, begin - low - kept)
+                kept += silence + stop - begin
+                _raise_if_too_long(kept / rate, min(max_seconds, MAX_AUDIO_SAMPLES / rate), source, kind)
+                raise_if_unusable(block[:, begin - place : stop - place], f"{kind} {describe(source)}")
+                parts += [torch.zeros(1, silence), downmix(block[:, begin - place : stop - place])]
+            if stop < after:
                 break
         else:
-            warn_about_end(file, stated, seen / max(rate, 1), source, kind)
+            warn_about_end(file, stated, (after - (first or 0)) / max(rate, 1), source, kind)
     if not parts:
-        raise unreadable(kind, source, "no samples")
+        is_part = start is not None or end < math.inf
+        span = "" if first is None or not is_part else _described_span(first / rate, after / rate, start or 0.0, end)
+        raise unreadable(kind, source, f"no samples{span}")
+    downmix.warn(source, kind)
     return torch.cat(parts, dim=1), rate
 
 
-def _blocks(container: Any, stream: Any, source: Any, kind: str) -> Iterator[tuple[torch.Tensor, int]]:
-    """Decoded blocks of an audio track, float32 [channels, samples], each with the rate in Hz."""
+def _samples(seconds: float, rate: int) -> int:
+    return int(min(seconds, LONGEST_SECONDS) * rate)
+
+
+def _described_span(first: float, last: float, start: float, end: float) -> str:
+    """Why a part of a clip has no samples, for errors; all in seconds."""
+    track = f"begins at {first:.2f} s" if first >= end else f"ends at {last:.2f} s"
+    return f" from {start:g} to {end:g} s: its audio track {track}{NO_AUDIO_REMEDY}"
+
+
+def _start_seconds(stream: Any) -> float | None:
+    """When a track begins, by the clock of its file; None where that is not known."""
+    return None if stream.start_time is None else float(stream.start_time * stream.time_base)
+
+
+def _clock_zero(container: Any, stream: Any) -> float:
+    """The second of a file's clock at which its clip begins: with its first frame, or with `stream` alone."""
+    starts = (_start_seconds(each) for each in (played_track(container.streams.video), stream) if each is not None)
+    return next((start for start in starts if start is not None), 0.0)
+
+
+def _blocks(container: Any, stream: Any, source: Any, kind: str) -> Iterator[tuple[int, torch.Tensor, int]]:
+    """Decoded blocks of an audio track: the place of the first sample, float32 [channels, samples], the rate in Hz.
+
+    Places are in samples by the clock of the file. They go on from block to block but for gaps of the recording.
+    """
     # Not planar: PyAV reads beyond the end of its list of planes from eight channels on.
     packed = require("av").AudioResampler(format="flt")
     form: tuple[int, int] | None = None
     waiting: list[np.ndarray] = []
+    place = count = 0  # of the first sample that waits, and how many do
     for frame in decode_track(container, stream, source, kind):
+        is_first = form is None
         form = form or (frame.sample_rate, frame.layout.nb_channels)
         if (frame.sample_rate, frame.layout.nb_channels) != form:
             raise unreadable(kind, source, "its rate or its channels change in the middle; convert it to wav first")
+        stamp = place + count if frame.time is None else round(frame.time * form[0])
+        is_gap = is_first or stamp - (place + count) > GAP_SECONDS * form[0]
+        if waiting and (is_gap or count >= BLOCK_SAMPLES):
+            yield place, _joined(waiting), form[0]
+            place, count, waiting = place + count, 0, []
+        place = stamp if is_gap else place
         waiting += [part.to_ndarray().reshape(-1, form[1]) for part in packed.resample(frame)]
-        if sum(map(len, waiting)) >= BLOCK_SAMPLES:
-            yield _joined(waiting), form[0]
-            waiting = []
+        count = sum(map(len, waiting))
     if waiting and form is not None:
-        yield _joined(waiting), form[0]
+        yield place, _joined(waiting), form[0]
 
 
 def _joined(blocks: list[np.ndarray]) -> torch.Tensor:
@@ -913,19 +1022,23 @@ def load_video_audio(
 
     Args:
         source: a video file (path, URL, data URL, bytes).
-        video_start, video_end: seconds; the part to read.
+        video_start, video_end: seconds from the first frame on; the part to read. It is silent where the track has
+            not begun and where it has gaps. Without `video_start` the result begins with the track, as it is,
+            whenever that is.
         mono, max_seconds: as in `load_audio`.
 
     Raises:
-        ValueError: the video has no audio track, its part is too long, or frames were given instead of a file.
+        ValueError: the video has no audio track, nothing of it lies in the part, the part is too long, or frames were
+            given instead of a file.
     """
     if is_frames(source):
         raise ValueError(f"video {describe(source)} is frames without an audio track; pass a video file or audio")
     for name, value in (("video_start", video_start), ("video_end", video_end)):
         if value is not None:
             raise_if_no_number(name, value)
+    start = None if video_start is None else max(0.0, video_start)
     end = math.inf if video_end is None else max(0.0, video_end)
-    return _decode_audio(source, "video", mono, max_seconds, max(0.0, video_start or 0.0), end)
+    return _decode_audio(source, "video", mono, max_seconds, start, end)
 
 
 def is_frames(source: Any) -> bool:

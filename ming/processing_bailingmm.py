@@ -571,8 +571,9 @@ class BailingMMProcessor(ProcessorMixin):
         if item.sources:
             return [extractor.read(source, options.sampling_rate) for source in item.sources]
         assert video is not None, "an audio item without sources follows a video, or parsing refuses it"
-        start, end = video.item.get("video_start"), video.item.get("video_end")
-        return [load_video_audio(video.sources[0], start, end, extractor.mono, extractor.longest_seconds + 1.0)]
+        part = self._video_options(video.item, options, self.resize_on_fetch)
+        limit = extractor.longest_seconds + 1.0
+        return [load_video_audio(video.sources[0], part.video_start, part.video_end, extractor.mono, limit)]
 
     def _fetch_image(self, source: Any, item: Mapping, options: CallOptions):
         image = load_image(source)

@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -35,6 +36,7 @@ from .media import (
     open_source,
     pixel_limits,
     pixels_channels_last,
+    played_track,
     raise_if_too_many_pixels,
     raise_if_undecodable,
     require,
@@ -57,6 +59,8 @@ DENSE_SAMPLING_SECONDS = 5.0  # videos up to this length are sampled from all th
 SPARSE_FRAMES_PER_SECOND = 2.0  # frame budget of longer videos
 SAMPLE_MODES = ("uniform", "sequence", "random", "adaptive", "all")
 MAX_CHOSEN_FRAMES = 2048  # of one video; more than any context of the model holds
+MAX_PIXEL_ASPECT = 8  # of a stored pixel; films and broadcasts keep below 3
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 CHUNK_FRAMES = 16  # that a decoder of torchcodec gives at once
 WHOLE_OPTIONS = ("nframes", "min_frames", "max_frames", "resized_height", "resized_width")
 POSITIVE_OPTIONS = (*WHOLE_OPTIONS, "fps", "min_pixels", "max_pixels", "frame_max_pixels", "total_pixels")
@@ -200,9 +204,11 @@ def resize_frames(frames: torch.Tensor, height: int, width: int) -> torch.Tensor
     return resized.clamp_(0, 255).round_().to(torch.uint8)
 
 
-def _fit_frames(frames: torch.Tensor, count: int, options: VideoOptions) -> torch.Tensor:
+def _fit_frames(
+    frames: torch.Tensor, count: int, options: VideoOptions, shown_width: int | None = None
+) -> torch.Tensor:
     """uint8 frames [T, 3, H, W], some of `count` of a video, in the size that the options ask for."""
-    height, width = frame_size(frames.shape[-2], frames.shape[-1], count, options)
+    height, width = frame_size(frames.shape[-2], shown_width or frames.shape[-1], count, options)
     return resize_frames(frames, height, width)
 
 
@@ -247,13 +253,10 @@ class Timeline:
 
 def _video_track(container: Any, source: Any) -> Any:
     """The track of a container that is its video, not a cover image."""
-    attached = require("av").stream.Disposition.attached_pic
-    tracks = [stream for stream in container.streams.video if not stream.disposition & attached]
-    if not tracks:
+    track = played_track(container.streams.video)
+    if track is None:
         hint = "; it holds audio, pass it as such" if container.streams.audio else ""
         raise unreadable("video", source, f"no video track{hint}")
-    best = container.streams.best("video")
-    track = best if best in tracks else tracks[0]
     raise_if_undecodable(track, source, "video")
     return track
 
@@ -299,10 +302,52 @@ def _upright(pixels: np.ndarray, frame: Any) -> np.ndarray:
     return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def _pixels(frame: Any) -> np.ndarray:
-    """A decoded frame -> uint8 [H, W, 3], upright and on white."""
+def _pixel_aspect(aspect: Fraction | None, source: Any) -> Fraction:
+    """Width of a stored pixel by its height as it is to be shown, from what a file states; 1 if that is no use."""
+    if aspect is None or aspect <= 0:
+        return Fraction(1)
+    if not 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT:
+        logger.warning(
+            f"video {describe(source)} says that its pixels are shown {aspect.numerator}:{aspect.denominator} (width "
+            f"to height); beyond 1:{MAX_PIXEL_ASPECT} that is ignored, and its frames may look squeezed"
+        )
+        return Fraction(1)
+    return Fraction(aspect)
+
+
+def _shown_width(width: int, height: int, aspect: Fraction, source: Any) -> int:
+    """Width in pixels at which players show a stored frame; its height stays."""
+    shown = max(1, round(width * aspect))
+    raise_if_too_many_pixels("video", source, max(width, shown), height)
+    return shown
+
+
+def _pixels(frame: Any, width: int) -> np.ndarray:
+    """A decoded frame -> uint8 [H, W, 3], stretched to `width`, upright and on white."""
     has_alpha = any(component.is_alpha for component in frame.format.components)
-    return pixels_channels_last(_upright(frame.to_ndarray(format="rgba" if has_alpha else "rgb24"), frame), "video")
+    stretched = {} if width == frame.width else {"width": width, "interpolation": "BICUBIC"}
+    pixels = frame.to_ndarray(format="rgba" if has_alpha else "rgb24", **stretched)
+    return pixels_channels_last(_upright(pixels, frame), "video")
+
+
+def _alpha_decoder(stream: Any, source: Any) -> Any:
+    """The decoder of a WebM track with transparency; None for all others.
+
+    FFmpeg's own decoders of VP8 and VP9 leave transparency out; libvpx reads it from beside the packets.
+    """
+    name = ALPHA_DECODERS.get(stream.codec_context.codec.canonical_name)
+    tags = {key.lower(): value for key, value in stream.metadata.items()}  # writers spell them in both cases
+    if name is None or tags.get("alpha_mode") != "1":
+        return None
+    av = require("av")
+    try:
+        return av.CodecContext.create(name, "r")
+    except av.codec.codec.UnknownCodecError:
+        logger.warning(
+            f"video {describe(source)} has transparency, which needs the decoder {name}; this build of PyAV lacks it, "
+            "so that what is transparent is seen in colours of any kind. Save it as an animated webp or png instead"
+        )
+        return None
 
 
 def _decode_frames(
@@ -314,11 +359,13 @@ def _decode_frames(
     with open_container(file, source, "video") as container:
         stream = _video_track(container, source)
         stream.thread_type = "AUTO"
-        for index, frame in enumerate(decode_track(container, stream, source, "video")):
+        aspect = _pixel_aspect(stream.sample_aspect_ratio, source)
+        decoder = _alpha_decoder(stream, source)
+        for index, frame in enumerate(decode_track(container, stream, source, "video", decoder)):
             stamps.append(frame.time if frame.time is not None else 0.0)
             if index in indices:
-                raise_if_too_many_pixels("video", source, frame.width, frame.height)
-                tensor = torch.from_numpy(np.ascontiguousarray(_pixels(frame).transpose(2, 0, 1)))[None]
+                pixels = _pixels(frame, _shown_width(frame.width, frame.height, aspect, source))
+                tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
                 size = size or frame_size(tensor.shape[-2], tensor.shape[-1], len(wanted), options)
                 frames[index] = resize_frames(tensor, *size)
             if len(frames) == len(indices):
@@ -394,11 +441,13 @@ def _load_decoder(source: Any, options: VideoOptions) -> torch.Tensor:
     """The chosen frames of a `VideoDecoder` of torchcodec, as `datasets` has it."""
     rate, count = float(source.metadata.average_fps), len(source)
     chosen = _choose_frames(Timeline(np.arange(count) / rate, np.arange(count), rate), options, source)
+    aspect = _pixel_aspect(getattr(source.metadata, "pixel_aspect_ratio", None), source)
     parts = []
     for start in range(0, len(chosen), CHUNK_FRAMES):
         frames = pixels_channels_last(source.get_frames_at(chosen[start : start + CHUNK_FRAMES]).data, "video")
         frames = torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, 1)))
-        parts.append(_fit_frames(frames, len(chosen), options))
+        width = _shown_width(frames.shape[-1], frames.shape[-2], aspect, source)
+        parts.append(_fit_frames(frames, len(chosen), options, width))
     return torch.cat(parts)
 
 

@@ -23,7 +23,7 @@ from transformers.utils import logging
 from .argument_checks import shown
 from .audio_features import BailingMMFeatureExtractor
 from .files import finish_saving, saving
-from .media import describe, load_audio, raise_if_unusable, require, resample
+from .media import SILENCE_PEAK, describe, load_audio, loudest, raise_if_unusable, require, resample
 from .mel import RECORDING_RATE, MelSettings, prompt_mel
 from .speech_text import speech_units
 
@@ -37,7 +37,6 @@ TOKENIZER_BANDS = 128
 
 MIN_SECONDS = 0.5
 MAX_SECONDS = 30.0  # what the speech tokenizer was trained on
-SILENCE_PEAK = 1e-3  # of full scale; -60 dB
 UNITS_PER_SECOND = (0.5, 15.0)  # `speech_units`: nobody speaks faster, and hardly anybody so slowly
 
 SPEAKER_FILE = "campplus.onnx"
@@ -247,7 +246,7 @@ def check_recording(waveform: torch.Tensor, rate: int = RECORDING_RATE) -> None:
             f"the recording lasts {seconds:.2f} s; the speech tokenizer takes at most {MAX_SECONDS:g} s, "
             "cut it and its text"
         )
-    swing = float((waveform - waveform.mean()).abs().max())
+    swing = loudest(waveform)
     if swing < SILENCE_PEAK:
         raise ValueError(
             f"the recording is silent: its loudest sample is {swing:.2g} of full scale, below {SILENCE_PEAK:g}; "

@@ -169,6 +169,18 @@ def test_deep_grey_images_are_scaled_or_named():
     assert np.abs(np.asarray(load_image(deep))[0, :, 0] - 255 * ramp[0]).max() <= 1
 
 
+@pytest.mark.parametrize(("high", "is_told"), [(1023, True), (4095, True), (4096, False), (65535, False), (0, False)])
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_deep_images_that_use_a_part_of_their_range_are_told(caplog, form, high, is_told):
+    """Those of scanners and cameras of 12 bits, saved in 16."""
+    file, ramp = io.BytesIO(), np.linspace(0, high, 60).astype(np.uint16)[None].repeat(40, 0)
+    Image.fromarray(ramp).save(file, form)
+    seen = np.asarray(load_image(NamedBytes(file.getvalue(), "scan")))
+    assert np.array_equal(seen[..., 0], ramp >> 8)
+    told = f"image 'scan' is nearly black: its highest value is {high:,} of 65,535"
+    assert (told in caplog.text) == is_told == len(caplog.records)
+
+
 def test_photos_of_phones_are_read_or_named():
     assert load_image(DATA / "x.avif").size == (200, 140)
     heic = b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(200)
@@ -531,6 +543,7 @@ AUDIO_FORMATS = {
     "m4a": ("ipod", "aac"),
     "tta": ("tta", "tta"),
     "mka": ("matroska", "libopus", 48000),
+    "aac": ("adts", "aac"),
 }
 VIDEO_FORMATS = {
     "avi": ("avi", "mpeg4"),
@@ -540,8 +553,10 @@ VIDEO_FORMATS = {
     "fragments": ("mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}),
     "mkv": ("matroska", "libx264"),
     "wmv": ("asf", "wmv2"),
+    "vob": ("vob", "libx264"),
+    "ts": ("mpegts", "libx264"),
 }
-READ_TO_THE_END = ("mp3", "opus", "flac", "au", "mka")
+READ_TO_THE_END = ("mp3", "opus", "flac", "au", "mka", "aac")
 WITHOUT_INDEX = ("m4a", "mp4")  # their index stands at the end
 
 
@@ -573,7 +588,37 @@ def test_joined_files_are_read_to_the_end_or_told(name, caplog):
         assert "holds several files one after the other, of which only the first is read" in caplog.text
 
 
-@pytest.mark.parametrize("data", [b"RIFF", b"FORM\0", b"OggS" + bytes(30), b"GIF89a" * 5, b"TTA1" + b"\xff" * 40])
+@pytest.mark.parametrize(
+    "ending", [b"", bytes(5), b"\0\0\1\xb9", b"ID3" + bytes(125)], ids=["", "zeros", "mark", "tag"]
+)
+def test_streams_whose_last_packet_is_whole(ending):
+    """What may stand behind it is not taken for a packet that is cut off."""
+    for data in (write_video(*VIDEO_FORMATS["vob"]), write_audio(*AUDIO_FORMATS["aac"])):
+        assert describe_end(io.BytesIO(data + ending)) is None
+        assert "lacks the end" in describe_end(io.BytesIO(data[:-1]))
+
+
+def test_program_streams_cut_between_two_packets():
+    """Pictures tell, which have no rows at their lower end."""
+    file, noise = io.BytesIO(), np.random.default_rng(0)
+    with av.open(file, "w", format="vob") as container:
+        stream = container.add_stream("mpeg2video", rate=25, options={"g": "4"})
+        stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
+        for _ in range(12):
+            frame = noise.integers(0, 256, (128, 160, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    data, pack = file.getvalue(), 2048
+    assert len(data) % pack == 0 and describe_end(io.BytesIO(data)) is None
+    told = ["lacks the end" in (describe_end(io.BytesIO(data[:end])) or "") for end in range(pack, len(data), pack)]
+    assert sum(told) > 0.7 * len(told) > 10  # the others end between two pictures, or within the last row of one
+
+
+DAMAGED = [b"RIFF", b"FORM\0", b"OggS" + bytes(30), b"GIF89a" * 5, b"TTA1" + b"\xff" * 40]
+DAMAGED += [b"\0\0\1\xba" * 9, b"\0\0\1\xba" + b"\xff" * 40, b"G" * 200, b"\xff\xf1" * 20, b"\xff\xf1" + bytes(40)]
+
+
+@pytest.mark.parametrize("data", DAMAGED)
 def test_ends_of_files_that_are_none(data):
     """Damaged heads are reported by the decoder, not here."""
     file = io.BytesIO(data)

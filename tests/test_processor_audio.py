@@ -74,6 +74,62 @@ def test_channels_are_mixed_or_the_first_is_taken(tmp_path):
     assert torch.allclose(load_audio(tmp_path / "a.wav", mono="first")[0][0], torch.from_numpy(tone()))
 
 
+def upside_down(remainder=0.0) -> np.ndarray:
+    """Two seconds of two channels that leave a share of themselves when they are mixed: [channels, samples]."""
+    sound = tone(seconds=2.0)
+    return np.stack([sound, (2 * remainder - 1) * sound])
+
+
+@pytest.mark.parametrize(
+    ("channels", "cancels"),
+    [
+        (upside_down(), True),
+        (upside_down(0.01), True),
+        (upside_down(0.3), False),
+        (np.concatenate([upside_down(), upside_down()]), True),
+        (1e-4 * upside_down(), False),  # silent anyway
+        (np.stack([tone(), np.roll(tone(), 9)]), False),
+        (np.concatenate([tone()[None], np.zeros((10, 16000), np.float32)]), False),
+        (np.random.default_rng(0).normal(0, 0.1, (24, 16000)).astype(np.float32), False),
+    ],
+    ids=["exactly", "nearly", "partly", "four", "silent", "late", "one of eleven", "noise"],
+)
+def test_channels_that_cancel_each_other_out_are_warned_of(tmp_path, caplog, channels, cancels):
+    soundfile.write(tmp_path / "a.wav", channels.T, 16000, subtype="FLOAT")
+    for source, name in ((tmp_path / "a.wav", "a.wav'"), ((channels, 16000), "<ndarray of shape")):
+        caplog.clear()
+        load_audio(source)
+        assert [name in record.message for record in caplog.records] == [True] * cancels
+        assert caplog.text.count('mono="first" of load_audio') == cancels
+        caplog.clear()
+        assert torch.equal(load_audio(source, mono="first")[0][0], torch.from_numpy(channels[0]))
+        assert not caplog.records
+
+
+def test_the_remedy_for_channels_that_cancel_each_other_out(caplog, monkeypatch):
+    processor = released_processor()
+    monkeypatch.setattr(processor.feature_extractor, "mono", "first")
+    features, expected = (
+        processor("<audio>", audio=(sound, 16000))["audio_feats"] for sound in (upside_down(), tone(seconds=2.0))
+    )
+    assert torch.equal(torch.as_tensor(features), torch.as_tensor(expected)) and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("sound", "is_silent"),
+    [(np.zeros(16000), True), (8e-4 * tone(), True), (np.full(16000, 0.1), True), (4e-3 * tone(), False)],
+    ids=["zeros", "too quiet", "constant", "quiet"],
+)
+def test_a_recording_without_sound_is_warned_of_once(tmp_path, caplog, processor, sound, is_silent):
+    soundfile.write(tmp_path / "a.wav", sound, 16000, subtype="FLOAT")
+    chat = [{"role": "user", "content": [{"type": "audio", "audio": str(tmp_path / "a.wav")}]}]
+    assert "audio_feats" in processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+    assert caplog.text.count("a recording of 1.00 s holds no sound") == len(caplog.records) == is_silent
+    caplog.clear()
+    processor("<audio>", audio=processor.feature_extractor.fetch_audio(str(tmp_path / "a.wav")), sampling_rate=16000)
+    assert len(caplog.records) == is_silent  # in the two steps of the library's pipelines, too
+
+
 def test_the_encoder_is_chosen_in_a_call_as_in_a_chat(processor):
     """The released way and ours; SANM is the default."""
     sound = (tone(), 16000)

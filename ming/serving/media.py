@@ -17,6 +17,7 @@ from ming.media import (
     file_kind,
     open_container,
     open_image,
+    played_track,
     raise_if_undecodable,
     unreadable,
 )
@@ -166,7 +167,7 @@ def _reading(kind: str, data: NamedBytes, param: str) -> Iterator[None]:
 def _audio_seconds(container: InputContainer, data: NamedBytes, limit: float, param: str) -> float:
     """Length of the audio track. It is decoded: headers may lack the length, be wrong, or be those of the first of
     several files in one."""
-    stream = container.streams.audio[0]
+    stream = played_track(container.streams.audio)
     raise_if_undecodable(stream, data, "audio")
     samples, seconds = 0, 0.0
     for frame in decode_track(container, stream, data, "audio"):

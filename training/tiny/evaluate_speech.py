@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from ming.cli.arguments import count
 from ming.events import SpokenPiece
-from ming.voices import SILENCE_PEAK, VoiceEncoder
+from ming.media import SILENCE_PEAK
 from ming.voices import Voice as PromptVoice
+from ming.voices import VoiceEncoder
 
 from .evaluate import Result, answer, load, measuring_parser, report, word_errors
 from .questions import describe_shape
