@@ -343,8 +343,8 @@ def test_a_model_that_is_loaded_to_compile_does(door, processor, graphs):
 
 @pytest.mark.parametrize("options", [{}, {"generation_mode": "image", "seed": 0, "num_inference_steps": 1}], ids=str)
 def test_a_stream_that_is_told_to_compile_does(options, model, processor, graphs):
-    inputs = asked(processor, ["What comes after three?"])
-    assert list(model.stream(**inputs, **options, max_new_tokens=3, compile=CAPTURED)) and graphs() == 1
+    inputs, own = asked(processor, ["What comes after three?"]), copy.deepcopy(model)  # whose graphs no other test has
+    assert list(own.stream(**inputs, **options, max_new_tokens=3, compile=CAPTURED)) and graphs() == 1
 
 
 def test_what_compile_cannot_be_is_refused_by_from_pretrained():
@@ -400,7 +400,8 @@ def asked(processor, questions):
 
 def test_a_conversation_moves_between_caches(model, processor, graphs):
     """Turns with and without compiled steps, one that fails, and a conversation that outgrows its cache."""
-    plain, compiled = model.chat(processor, max_new_tokens=24), model.chat(processor, max_new_tokens=24)
+    own = copy.deepcopy(model)  # whose graphs no other test has
+    plain, compiled = own.chat(processor, max_new_tokens=24), own.chat(processor, max_new_tokens=24)
     assert compiled.say(TURNS[0], compile=CAPTURED) == plain.say(TURNS[0])
 
     def fail(input_ids, scores):
