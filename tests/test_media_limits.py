@@ -103,6 +103,13 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path):
     assert done.wait(20)
 
 
+def test_a_file_that_cannot_be_read_is_named():
+    """A file of /proc that is opened and gives an error stands for one on a broken disk; elsewhere there is none."""
+    for load in (load_audio, load_video, load_image) if os.path.exists("/proc/self/mem") else ():
+        with pytest.raises(ValueError, match="cannot read .* '/proc/self/mem': Input/output error"):
+            load("/proc/self/mem")
+
+
 def test_names_that_no_system_opens():
     for source in ("a\0b.wav", "x" * 5000, "/etc/hostname/a.wav"):
         for load in (load_audio, load_video, load_image):
