@@ -340,22 +340,13 @@ def open_source(source: Any, kind: str) -> BinaryIO:
     return _open_path(text, source, kind)
 
 
-def _open_readable(path: str) -> BinaryIO:
-    """Open a file whose first byte can be read: files of broken disks and of /proc can be opened, too."""
-    file = open(path, "rb")
-    try:
-        file.peek(1)
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
 def _open_path(path: str, source: Any, kind: str) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
-            return _open_readable(path)
+            with open(path, "rb") as file:
+                file.read(1)  # files of broken disks and of /proc can be opened, but not read
+            return open(path, "rb")
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a null character in the name
         raise unreadable(kind, source, "no such file") from error
     except OSError as error:
