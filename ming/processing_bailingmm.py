@@ -330,7 +330,8 @@ class BailingMMImageProcessor(Qwen2VLImageProcessorPil):
             raise_if_limits_cross(low, high)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "image_processor_type": Qwen2VLImageProcessorPil.__name__}
+        name = Qwen2VLImageProcessorPil().to_dict()["image_processor_type"]
+        return {**super().to_dict(), "image_processor_type": name}
 
     def resize(self, image: np.ndarray, size: SizeDict, *args, **kwargs) -> np.ndarray:
         """Library method, with limits that were checked."""
