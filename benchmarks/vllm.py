@@ -141,7 +141,7 @@ def served(arguments: tuple[str, ...]) -> Iterator[Way]:
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+") as log, httpx.Client(base_url=url, timeout=ANSWER_SECONDS) as client:
         command = [sys.executable, *arguments, "--host", "127.0.0.1", "--port", str(port)]
-        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)  # nosec B603
 
         def ask(messages: list[dict]) -> str:
             body = {"model": ".", "messages": messages, "max_tokens": NEW, "temperature": 0}
