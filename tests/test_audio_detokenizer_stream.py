@@ -68,6 +68,7 @@ def whole_vocoder(model, mel, seed=0) -> torch.Tensor:
 def test_compiled_parts_say_the_same_with_graphs_of_few_lengths():
     """Whole utterances of like lengths share graphs; a batch has a flow of its own, and the vocoder of each row."""
     model = tiny_detokenizer()
+    torch._dynamo.reset()
     start = counters["stats"]["unique_graphs"]
     for lengths, graphs in (([50], 2), ([54], 2), ([50, 20], 4), ([20, 54], 4)):
         rows = [row % NUM_CODES for row in codes_of(*lengths)]
@@ -91,6 +92,7 @@ def test_compiled_parts_say_the_same_with_graphs_of_few_lengths():
 @torch.no_grad()
 def test_the_compiled_vocoder_says_the_same_up_to_every_end(model):
     """At 1, a length less than one of the graphs', that length, and more; the end is where padding begins."""
+    torch._dynamo.reset()
     start = counters["stats"]["unique_graphs"]
     mel = whole_mel(model, *codes_of(60))
     for frames in (1, 2, 37, 63, 64, 65, 96):

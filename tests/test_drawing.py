@@ -185,6 +185,7 @@ def test_large_images_can_be_decoded_tile_by_tile():
 
 def test_compiled_steps_draw_the_same_with_one_graph_for_a_size(model, processor):
     """One image and two, of two sizes and with other seeds: a graph each, and none for what came before."""
+    torch._dynamo.reset()
     start, found = counters["stats"]["unique_graphs"], []
     calls = [
         (CHATS[:1], 1, {}),
