@@ -93,13 +93,16 @@ def client(url):
         yield client
 
 
+def greedy(content: list[dict]) -> dict:
+    """A request for the greedy answer to a message."""
+    messages = [{"role": "user", "content": content}]
+    return {"model": ".", "messages": messages, "temperature": 0, "max_tokens": MAX_NEW_TOKENS}
+
+
 def ask(client: openai.OpenAI, content: list[dict], **options) -> Reply:
     """A server's greedy answer, and log-probabilities of its first token by id."""
     reply = client.chat.completions.create(
-        model=".",
-        messages=[{"role": "user", "content": content}],
-        temperature=0,
-        max_tokens=MAX_NEW_TOKENS,
+        **greedy(content),
         logprobs=True,
         top_logprobs=TOP,
         extra_body={"return_tokens_as_token_ids": True, **options},
@@ -141,13 +144,7 @@ def test_the_whisper_encoder_is_chosen_by_request(client, model, processor):
 
 def test_a_stream_brings_the_same_text(client):
     content = QUESTIONS["image"]
-    chunks = client.chat.completions.create(
-        model=".",
-        messages=[{"role": "user", "content": content}],
-        temperature=0,
-        max_tokens=MAX_NEW_TOKENS,
-        stream=True,
-    )
+    chunks = client.chat.completions.create(**greedy(content), stream=True)
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert len([piece for piece in pieces if piece]) > 1
     assert "".join(pieces) == ask(client, content).text
