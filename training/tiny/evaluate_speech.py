@@ -16,7 +16,6 @@ sentences of 2 to 5 clauses.
 import re
 import sys
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -165,8 +164,7 @@ def floor(model, processor, samples: int, seed: int, batch_size: int) -> dict[st
     shares = {}
     for name, waves in {"espeak-ng's recordings": recordings, "the same through codes": again}.items():
         heard = listen(model, processor, waves, SAMPLE_RATE, batch_size)
-        errors = sum(word_errors(case.text, words.strip()) for case, words in zip(cases, heard, strict=True))
-        shares[name] = round(100 * errors / sum(len(case.text.split()) for case in cases), 2)
+        shares[name] = error_rate([case.text for case in cases], heard)
     return shares
 
 
@@ -182,23 +180,31 @@ def read_texts(model, processor, texts: int, seed: int, batch_size: int) -> dict
         own = [sample_sentence(rng, "test") for _ in range(rng.integers(1, MOST_SENTENCES + 1))]
         how = {"speaker": voices[index % len(voices)], "seed": seed + index}
         output = model.speak(" ".join(f"{sentence}." for sentence in own), **how)
-        lengths = [round(piece.seconds * output.sampling_rate) for piece in output.pieces[0]]
-        whole = output.waveforms[0].split(lengths)
-        within += [torch.cat(list(whole))] if len(whole) != len(own) else list(whole)
-        sentences += [" ".join(own)] if len(whole) != len(own) else own
+        whole = of_sentences(output.waveforms[0], output.pieces[0], output.sampling_rate)
+        within += whole if len(whole) == len(own) else [output.waveforms[0]]
+        sentences += own if len(whole) == len(own) else [" ".join(own)]
         alone += [model.speak(f"{sentence}.", **how).waveforms[0] for sentence in own]
         rate = output.sampling_rate
     heard = listen(model, processor, [resample(wave, rate, SAMPLE_RATE) for wave in within], SAMPLE_RATE, batch_size)
     again = listen(model, processor, [resample(wave, rate, SAMPLE_RATE) for wave in alone], SAMPLE_RATE, batch_size)
-    words = sum(len(sentence.split()) for sentence in sentences)
-    errors = [sum(map(word_errors, [" ".join(sentences)], [" ".join(said)])) for said in (heard, again)]
+    errors = [error_rate([" ".join(sentences)], [" ".join(said)]) for said in (heard, again)]
     seconds = [sum(map(len, waves)) / rate for waves in (within, alone)]
     return {
         "sentences": len(alone),
-        "word errors within texts, %": round(100 * errors[0] / words, 2),
-        "word errors alone, %": round(100 * errors[1] / words, 2),
+        "word errors within texts, %": errors[0],
+        "word errors alone, %": errors[1],
         "seconds within texts over seconds alone": round(seconds[0] / seconds[1], 3),
     }
+
+
+def of_sentences(waveform: torch.Tensor, pieces: list[SpokenPiece], rate: int) -> list[torch.Tensor]:
+    """The sound of each sentence of a text, of one piece or several; every sentence ends with a full stop."""
+    sentences: list[list[torch.Tensor]] = [[]]
+    for piece, wave in zip(pieces, waveform.split([round(piece.seconds * rate) for piece in pieces]), strict=True):
+        sentences[-1].append(wave)
+        if piece.text.endswith("."):
+            sentences.append([])
+    return [torch.cat(waves) for waves in sentences if waves]
 
 
 @torch.no_grad()
@@ -243,14 +249,19 @@ def read_clauses(model, processor, sentences: int, seed: int, batch_size: int) -
     }
 
 
+def error_rate(texts: list[str], heard: list[str]) -> float:
+    """Word error rate of transcriptions in percent."""
+    wrong = sum(word_errors(text, said.strip()) for text, said in zip(texts, heard, strict=True))
+    return round(100 * wrong / sum(len(text.split()) for text in texts), 2)
+
+
 def errors_by_joint(spoken: list[str], heard: list[str], joints: list[str]) -> dict[str, float]:
     """Word error rates in percent of all pieces and of those of each kind of joint."""
-    wrong, words = Counter[str](), Counter[str]()
-    for text, said, joint in zip(spoken, heard, joints, strict=True):
-        for kind in ("all", joint):
-            wrong[kind] += word_errors(text, said.strip())
-            words[kind] += len(text.split())
-    return {kind: round(100 * wrong[kind] / words[kind], 2) for kind in words}
+    rates = {"all": error_rate(spoken, heard)}
+    for kind in dict.fromkeys(joints):
+        own = [index for index, joint in enumerate(joints) if joint == kind]
+        rates[kind] = error_rate([spoken[index] for index in own], [heard[index] for index in own])
+    return rates
 
 
 def results(readings: list[Reading]) -> list[Result]:
