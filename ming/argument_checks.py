@@ -7,6 +7,7 @@ raises one error that names the argument, its value and what is wanted: `TypeErr
 Shape letters: B batch, L tokens, H decoder hidden size, N images, videos or audio segments, P patches.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.attention.flex_attention import BlockMask
-from transformers import CompileConfig, GenerationConfig
+from transformers import CompileConfig, GenerationConfig, WatermarkingConfig
 
 from .token_types import NUM_TYPES
 
@@ -162,10 +163,6 @@ OBJECTS = {
     "custom_generate": Kind(
         "a function, or the name of a repository", lambda value: isinstance(value, str) or callable(value)
     ),
-    "watermarking_config": Kind(
-        "a WatermarkingConfig, or a dict",
-        lambda value: isinstance(value, dict) or callable(getattr(value, "validate", 0)),
-    ),
     "early_stopping": Kind("True, False or 'never'", lambda value: isinstance(value, (bool, np.bool_, str))),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), Kind("a list of token ids", _are_whole)),
     "compile": Kind(
@@ -188,6 +185,11 @@ OBJECTS = {
     "tools": Kind("a list", lambda value: isinstance(value, (list, tuple))),
     **dict.fromkeys(("image_mean", "image_std"), Kind("a number, or one for each of three channels", _are_channels)),
 }
+WATERMARK = Kind(
+    "a WatermarkingConfig, or a dict",
+    lambda value: isinstance(value, dict) or callable(getattr(value, "validate", 0)),
+)
+WATERMARK_FIELDS = tuple(inspect.signature(WatermarkingConfig).parameters)
 FLAGS = (
     *("add_generation_prompt", "continue_final_message", "tokenize", "load_audio_from_video"),
     *("do_rescale", "do_normalize", "do_resize", "do_convert_rgb"),
@@ -353,6 +355,18 @@ def _raise_if_no_bias(name: str, value: Any) -> None:
         raise_if_no_number(f"{name} of {shown(ids)}", bias)
 
 
+def _raise_if_no_watermark(name: str, value: Any) -> None:
+    """Refuse what is no watermark; the library checks the ranges of one whose fields are of the right kinds."""
+    raise_if_no(name, value, WATERMARK)
+    if not isinstance(value, dict):
+        return
+    if unknown := [key for key in value if key not in WATERMARK_FIELDS]:
+        raise ValueError(f"{name} has no {shown(unknown[0])}; it takes {', '.join(WATERMARK_FIELDS)}")
+    for key, number in value.items():
+        if key != "seeding_scheme":
+            raise_if_no_number(f"{name}[{key!r}]", number, whole=key in ("hashing_key", "context_width"))
+
+
 def _raise_if_no_layers(name: str, value: Any) -> None:
     """Refuse what is neither a flag nor a layer's number or several: states of these layers alone are given."""
     if isinstance(value, (list, tuple)):
@@ -367,6 +381,7 @@ SETTINGS: dict[str, Callable[[str, Any], None]] = {
     **{name: partial(raise_if_no, kind=kind) for name, kind in OBJECTS.items()},
     **dict.fromkeys(FLAGS, raise_if_no_flag),
     "output_hidden_states": _raise_if_no_layers,
+    "watermarking_config": _raise_if_no_watermark,
     **{name: partial(raise_if_no_number, whole=True, at_least=least) for name, least in WHOLE_SETTINGS.items()},
     **{name: partial(raise_if_no_number, at_least=least) for name, least in NUMBER_SETTINGS.items()},
     "temperature": raise_if_no_temperature,

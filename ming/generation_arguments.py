@@ -334,6 +334,7 @@ def raise_if_unanswerable(model: Any, text: dict[str, Any], media: Sequence[str]
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
         raise ValueError(f"attention_mask={shown(mask)} must be a tensor [B, L], 0 at padding; generate prepares it")
     settings = settings_of(model, text)
+    raise_if_no_settings(settings)
     pad, implementation = settings.get("pad_token_id"), settings.get("cache_implementation")
     if pad is not None and not int(pad) < vocab_size:
         raise ValueError(f"pad_token_id={shown(pad)} is no token of the model, which has {vocab_size}")
@@ -343,6 +344,11 @@ def raise_if_unanswerable(model: Any, text: dict[str, Any], media: Sequence[str]
             raise ValueError(f"{name}={shown(forced)} is no token of the model, which has {vocab_size}")
     _raise_if_unservable(text, settings)
     _raise_if_untrusted(text)
+    if "offloaded" in str(implementation) and model.device.type == "cpu":
+        raise ValueError(
+            f"cache_implementation={shown(implementation)} moves keys and values from an accelerator to the memory of "
+            "the CPU, where this model is already; leave it out"
+        )
     given = [name for name in media if text.get(name) is not None]
     if implementation == "paged" and given:
         raise ValueError(

@@ -19,6 +19,7 @@ CLOSING = "\"'”’」』》〉）)】]*"
 PAUSE_LEVELS = {**dict.fromkeys("。！？…；.!?;", 4), **dict.fromkeys("，、：,:", 3)}
 SPACE, CLAUSE_END, SENTENCE_END = 2, 3, 4  # the strength of a cut at a space, a comma and a sentence end
 CONJUNCTIONS = ("and", "or", "but")
+JOINED = 2  # times `clause_units`: from there on a conjunction counts as a clause end
 _LETTER = rf"(?:(?![{SYLLABLE}])[^\W\d_])"
 _ATOM = re.compile(rf"\s+|[{SYLLABLE}]|\d|{_LETTER}(?:{_LETTER}|[\u0300-\u036f]|['’](?={_LETTER}))*|.", re.S)
 _NO = re.compile(r"(?<![^\W_])[Nn]o\.\Z")
@@ -166,9 +167,9 @@ class SpeechTextStream:
         first_units: the first piece ends at the first clause end that has at least so many units; each further piece
             needs twice as many as the one before, up to `clause_units`.
         one_sentence: no piece holds more than one sentence (`cut_speech_text`), however short it is.
-        clause_units: a piece ends at the first clause end, or before the first "and", "or" or "but", that has so many
-            units, for talkers that say only so much of a sentence; None: pieces grow to half of `max_units`, and
-            conjunctions part nothing.
+        clause_units: a piece ends at the first clause end that has so many units, or before the first "and", "or" or
+            "but" that has twice as many, for talkers that say only so much of a sentence; None: pieces grow to half of
+            `max_units`, and conjunctions part nothing.
 
     Raises:
         ValueError: a bound is not a positive whole number, or `first_units` is above `max_units`.
@@ -234,7 +235,7 @@ class SpeechTextStream:
     def _is_piece(self, units: int, strength: int, following: str) -> bool:
         """Whether a piece may end at a cut of this strength, with so many units before it and a word behind it."""
         if self.conjunctions_part and strength == SPACE and following in CONJUNCTIONS:
-            return self.clause_units <= units <= self.max_units
+            return JOINED * self.clause_units <= units <= self.max_units
         if units > self.max_units or strength < CLAUSE_END:
             return False
         return units >= self._wanted or (self.one_sentence and strength == SENTENCE_END)

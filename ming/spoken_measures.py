@@ -72,6 +72,7 @@ PER = "|".join([*sorted(TIMES_OF, key=len, reverse=True), UNIT])
 SCIENTIFIC_UNITS = {  # letters that are units only behind a number with an exponent
     "N": ("牛顿", "newtons"), "J": ("焦耳", "joules"), "K": ("开尔文", "kelvins"), "eV": ("电子伏特", "electronvolts"),
 }  # fmt: skip
+COMPASS = {"N": ("北纬", "north"), "S": ("南纬", "south"), "E": ("东经", "east"), "W": ("西经", "west")}
 _LET_IN = re.compile(
     r"\b(?:put|let|got|get|brought|bring|come|came|go|went|moved?|take|took|all|the|top|bottom|first|last|next|of|only|other|another|"
     r"[Tt]here[ ](?:are|were|is|was))[ ]\Z"
@@ -157,6 +158,17 @@ def _feet(token: Token) -> str:
     return token.choose("", " ").join(words)
 
 
+def _angle(token: Token) -> str:
+    """Degrees with minutes and seconds of arc, or with the point of the compass of a coordinate."""
+    words = []
+    for name, zh, en in (("deg", "度", "degrees"), ("arc", "分", "minutes"), ("arc_s", "秒", "seconds")):
+        if number := token[name]:
+            read = read_number(number, token.lang) if "." in number else read_integer(number, token.lang)
+            words.append(token.choose(read + zh, f"{read} {_singular(en) if number == '1' else en}"))
+    zh, en = COMPASS.get(token["deg_to"] or token["deg_at"], ("", ""))
+    return token.choose(zh + "".join(words), " ".join([*words, en]).rstrip())
+
+
 SCIENTIFIC_MEASURES = (
     Kind(
         "scientific_measure",
@@ -178,6 +190,22 @@ MEASURES = (
         r"(?<![\w.])(?:\d+h[ ]?\d+m(?:in)?(?:[ ]?\d+s)?|\d+m[ ]?\d+s)(?![A-Za-z0-9])",
         _duration,
         (("it took 2h 30m or 3m20s there", "it took two hours thirty minutes or three minutes twenty seconds there"),),
+    ),
+    Kind(
+        "angle",
+        r"""(?<![\w.])(?P<deg>\d{1,3}(?:\.\d+)?)[ ]?°
+        (?:[ ]?(?P<arc>\d{1,2}(?:\.\d+)?)[ ]?['′’](?:[ ]?(?P<arc_s>\d{1,2}(?:\.\d+)?)[ ]?(?:["″”]|''))?
+        (?:[ ]?(?P<deg_to>[NSEW])(?![\w'’]))?
+        |[ ]?(?P<deg_at>[NSEW])(?![\w'’]))""",
+        _angle,
+        (
+            (
+                "48°51′24″N, 2°21′ E",
+                "forty eight degrees fifty one minutes twenty four seconds north, two degrees twenty one minutes east",
+            ),
+            ("turn by 1°30' there", "turn by one degree thirty minutes there"),
+            ("在39.9°N，116°23′E", "在北纬三十九点九度，东经一百一十六度二十三分"),
+        ),
     ),
     Kind(
         "feet",

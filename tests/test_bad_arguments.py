@@ -171,6 +171,19 @@ SETTINGS = [
     ("assistant_model", "small", "assistant_model='small' must be a model to guess tokens with"),
     ("prefix_allowed_tokens_fn", 3, "prefix_allowed_tokens_fn=3 must be a function"),
     ("watermarking_config", 3, "watermarking_config=3 must be a WatermarkingConfig"),
+    ("watermarking_config", {"ratio": 0.3}, "watermarking_config has no 'ratio'; it takes greenlist_ratio, bias"),
+    (
+        "watermarking_config",
+        {"greenlist_ratio": "a"},
+        r"watermarking_config\['greenlist_ratio'\]='a' must be a finite",
+    ),
+    ("watermarking_config", {"hashing_key": 1.5}, r"watermarking_config\['hashing_key'\]=1.5 must be a whole number"),
+    ("cache_implementation", "offloaded", "cache_implementation='offloaded' moves keys and values .*; leave it out"),
+    (
+        "cache_implementation",
+        "offloaded_static",
+        "cache_implementation='offloaded_static' moves keys .*leave it",
+    ),
     ("talker_kwargs", 3, "talker_kwargs=3 must be a dict"),
     ("generation_mode", 3, "generation_mode=3 must be one of text, audio, image"),
     ("generation_mode", [], r"generation_mode=\[\] is empty; it must hold: text, audio, image"),
@@ -274,6 +287,21 @@ def test_settings_within_a_generation_config(tiny):
         tiny.generate(IDS, generation_config=GenerationConfig(num_beams="x"))
     with pytest.raises(ValueError, match="inputs and input_ids are two names of one argument"):
         tiny.generate(IDS, input_ids=IDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_beams", -1, "num_beams=-1 must be a whole number of at least 1"),
+        ("temperature", "x", "temperature='x' must be a finite number"),
+        ("pad_token_id", "x", "pad_token_id='x' must be a whole number"),
+        ("do_sample", "no", "do_sample='no' must be True or False"),
+    ],
+)
+def test_settings_of_the_models_own_generation_config(tiny, monkeypatch, name, value, message):
+    monkeypatch.setattr(tiny.generation_config, name, value)
+    with pytest.raises((TypeError, ValueError), match=message):
+        tiny.generate(IDS, max_new_tokens=2)
 
 
 # What is usual goes on working.

@@ -519,6 +519,33 @@ def test_joined_recordings_are_measured_as_a_whole(omni):
     assert read_back(omni, file.getvalue(), "one.mp3").status_code == 200
 
 
+def test_warnings_about_media_reach_the_client_who_sent_them(omni):
+    raw = omni.client().with_raw_response
+    whole = (DEMO / "recording.wav").read_bytes()
+    cut = whole[: len(whole) * 6 // 10]
+
+    def warnings(name: str, data: bytes, **options) -> list[str]:
+        answer = raw.audio.transcriptions.create(model="omni", file=(name, data), **options)
+        return json.loads(answer.headers.get("X-Ming-Warnings", "[]"))
+
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(warnings, f"{i}.wav", cut if i % 2 else whole, stream=i == 3) for i in range(4)]
+        found = [job.result() for job in jobs]
+    assert found[0] == found[2] == []
+    for index in (1, 3):
+        (told,) = found[index]
+        assert f"audio '{index}.wav'" in told and "it is probably cut off" in told
+    encoded = {"data": base64.b64encode(cut).decode(), "format": "wav"}
+    question = asked("Transcribe this recording.", {"type": "input_audio", "input_audio": encoded})
+    for options in (
+        {},
+        {"stream": True},
+        {"modalities": ["text", "audio"], "audio": {"voice": "anna", "format": "wav"}},
+    ):
+        answer = raw.chat.completions.create(model="omni", messages=question, **options)
+        assert "it is probably cut off" in json.loads(answer.headers["X-Ming-Warnings"])[0]
+
+
 def test_transcription(omni):
     client = omni.client()
     file = ("recording.wav", (DEMO / "recording.wav").read_bytes())

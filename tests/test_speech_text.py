@@ -455,12 +455,12 @@ def test_pieces_of_one_clause(longest):
     rng = random.Random(longest)
     pieces = stream(CLAUSE_TEXT, rng, longest, one_sentence=True, clause_units=3)
     assert pieces == [
-        "A red circle,", "a blue star,", "a green one,", "yes, and so on.", "One red circle", "and a star.",
+        "A red circle,", "a blue star,", "a green one,", "yes, and so on.", "One red circle and a star.",
         "A, b, c,", "d, e, f.",
     ]  # fmt: skip
     joined = "a red circle and a small blue star and a large green square or a star but no dot"
-    assert stream(joined, rng, longest, one_sentence=True, clause_units=6) == [
-        "a red circle and a small blue star", "and a large green square", "or a star but no dot",
+    assert stream(joined, rng, longest, one_sentence=True, clause_units=5) == [
+        "a red circle and a small blue star", "and a large green square or a star", "but no dot",
     ]  # fmt: skip
     assert stream(joined, rng, longest, one_sentence=True) == [joined]
     grown = stream(CLAUSE_TEXT, rng, longest, first_units=3, one_sentence=True)

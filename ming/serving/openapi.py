@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ming.serving.remarks import HEADER
+
 Responses = dict[int | str, dict[str, Any]]
 
 DESCRIPTIONS = {
@@ -43,7 +45,9 @@ def responses(*content_types: str, errors: tuple[int, ...] = OF_REQUESTS) -> Res
         errors: status codes, keys of `DESCRIPTIONS`.
     """
     content = {name: {"schema": _schema(name)} for name in content_types}
-    documented: Responses = {200: {"description": "The answer.", "content": content}}
+    warnings = {"description": "Warnings about the media: a JSON list of texts.", "schema": {"type": "string"}}
+    headers = {HEADER: warnings}
+    documented: Responses = {200: {"description": "The answer.", "content": content, "headers": headers}}
     for status in errors:
         documented[status] = {"model": ErrorBody, "description": DESCRIPTIONS[status]}
     if 429 in errors:

@@ -37,6 +37,7 @@ from ming.serving.metrics import Metrics
 from ming.serving.middleware import AdmissionMiddleware
 from ming.serving.openapi import form, responses
 from ming.serving.prepare import Preparer, load_components
+from ming.serving.remarks import RemarksMiddleware, collecting
 from ming.serving.requests import ChatRequest, EditRequest, ImageRequest, SpeechRequest, TranscriptionRequest
 from ming.serving.responses import END_OF_STREAM, ChatResponse, encode_base64, server_sent_event, usage
 from ming.serving.settings import EngineSettings, Limits, Site
@@ -478,13 +479,15 @@ def create_app(
     async def lifespan(app: FastAPI):
         engine.start()
         try:
-            yield
+            with collecting():
+                yield
         finally:
             await asyncio.to_thread(engine.close)
 
     app = FastAPI(title="Ming-Lite-Omni", lifespan=lifespan)
     app.state.service = Service(site.name, preparer, engine, metrics)
     app.include_router(router)
+    app.add_middleware(RemarksMiddleware)
     app.add_middleware(
         AdmissionMiddleware,
         limits=limits,

@@ -170,29 +170,38 @@ def floor(model, processor, samples: int, seed: int, batch_size: int) -> dict[st
 
 @torch.no_grad()
 def read_texts(model, processor, texts: int, seed: int, batch_size: int) -> dict[str, float]:
-    """Word error rates in percent of sentences within texts and alone, and the ratio of their durations."""
+    """Word error rates in percent of sentences within texts and alone, their difference with its standard error (each
+    text is compared with its own sentences), and the ratio of their durations."""
     voices = list(model.components.talker_processor().voices)
-    sentences: list[str] = []
-    within: list[torch.Tensor] = []
-    alone: list[torch.Tensor] = []
+    spoken: list[list[str]] = []  # sentences of each text
+    waves: tuple[list[list[torch.Tensor]], ...] = ([], [])  # sound of each text, within and alone
     for index in tqdm(range(texts), desc="speaking"):
         rng = np.random.default_rng((seed, index))
         own = [sample_sentence(rng, "test") for _ in range(rng.integers(1, MOST_SENTENCES + 1))]
         how = {"speaker": voices[index % len(voices)], "seed": seed + index}
         output = model.speak(" ".join(f"{sentence}." for sentence in own), **how)
-        whole = of_sentences(output.waveforms[0], output.pieces[0], output.sampling_rate)
-        within += whole if len(whole) == len(own) else [output.waveforms[0]]
-        sentences += own if len(whole) == len(own) else [" ".join(own)]
-        alone += [model.speak(f"{sentence}.", **how).waveforms[0] for sentence in own]
+        within = of_sentences(output.waveforms[0], output.pieces[0], output.sampling_rate)
+        waves[0].append(within if len(within) == len(own) else [output.waveforms[0]])
+        waves[1].append([model.speak(f"{sentence}.", **how).waveforms[0] for sentence in own])
+        spoken.append(own)
         rate = output.sampling_rate
-    heard = listen(model, processor, [resample(wave, rate, SAMPLE_RATE) for wave in within], SAMPLE_RATE, batch_size)
-    again = listen(model, processor, [resample(wave, rate, SAMPLE_RATE) for wave in alone], SAMPLE_RATE, batch_size)
-    errors = [error_rate([" ".join(sentences)], [" ".join(said)]) for said in (heard, again)]
-    seconds = [sum(map(len, waves)) / rate for waves in (within, alone)]
+    sides = []  # wrong words of each text
+    for side in waves:
+        sounds = [resample(wave, rate, SAMPLE_RATE) for text in side for wave in text]
+        heard = iter(listen(model, processor, sounds, SAMPLE_RATE, batch_size))
+        said = [" ".join(next(heard).strip() for _ in text) for text in side]
+        sides.append([word_errors(" ".join(own), own_said) for own, own_said in zip(spoken, said, strict=True)])
+    words = sum(len(sentence.split()) for own in spoken for sentence in own)
+    differences = np.subtract(*sides)
+    spread = differences.std(ddof=1) if texts > 1 else float("nan")
+    seconds = [sum(len(wave) for text in side for wave in text) / rate for side in waves]
     return {
-        "sentences": len(alone),
-        "word errors within texts, %": errors[0],
-        "word errors alone, %": errors[1],
+        "sentences": sum(map(len, spoken)),
+        "words": words,
+        "word errors within texts, %": round(100 * sum(sides[0]) / words, 2),
+        "word errors alone, %": round(100 * sum(sides[1]) / words, 2),
+        "difference, points": round(100 * differences.sum() / words, 2),
+        "standard error of the difference, points": round(100 * texts**0.5 * spread / words, 2),
         "seconds within texts over seconds alone": round(seconds[0] / seconds[1], 3),
     }
 
@@ -299,6 +308,8 @@ def main() -> None:
     parser.add_argument("--texts", type=count, metavar="N", help="measure N texts of 1 to 12 sentences instead")
     parser.add_argument("--clauses", type=count, metavar="N", help="measure N sentences of 2 to 5 clauses instead")
     args = parser.parse_args()
+    if (args.floor or args.texts or args.clauses) and (args.json or args.errors):
+        parser.error("--json and --errors write the rows of the table; leave out --floor, --texts and --clauses")
     model, processor = load(args)
     started = time.monotonic()
     if args.texts or args.clauses:
