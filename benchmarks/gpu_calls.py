@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CompileConfig
 
-from ming.modeling_talker import NO_ID, StopRules, TalkerPrompt
+from ming.talker_steps import NO_ID, StopRules, TalkerPrompt
 
 from .gpu_models import Models, Work, numbers, stored
 from .layers import used_weights

@@ -25,7 +25,7 @@ from .report import Plot
 
 ROOT = Path(__file__).resolve().parents[1]
 LONG, PROMPT, NEW = 256, 32, 64  # tokens: of a long reply, of a prompt, of a reply
-TOGETHER, REPLIES = 8, 4  # chats, and spoken replies
+TOGETHER = 8  # chats, and spoken replies
 SPOKEN = "A small red circle is on the left."
 REPEATS = 3
 
@@ -66,7 +66,7 @@ class Heard:
 @contextmanager
 def running(model, tokenizer) -> Iterator[Callable[[Job], None]]:
     """A function that hands a job to an engine which runs meanwhile."""
-    engine = Engine(model, tokenizer, EngineSettings(), Metrics())
+    engine = Engine(model, tokenizer, EngineSettings(batch=TOGETHER, streams=TOGETHER), Metrics())
     engine.start()
 
     def submit(job: Job) -> None:
@@ -109,6 +109,16 @@ def first_token(submit: Callable[[Job], None]) -> list[Cost]:
     ]
 
 
+def offline(model) -> float:
+    """Median seconds of as many chats in one call of `generate`."""
+    ids, times = torch.arange(100, 100 + PROMPT).repeat(TOGETHER, 1).to(model.device), []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        model.generate(ids, do_sample=True, max_new_tokens=NEW)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
 def together(submit: Callable[[Job], None], make: Callable[[Heard], Job], count: int) -> tuple[float, float, float]:
     """Median seconds of jobs one after the other and side by side, and from then until the last one has begun."""
     apart, beside, begun = [], [], []
@@ -149,9 +159,10 @@ def measure(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Cos
         costs = first_token(submit)
         apart, beside, _ = together(submit, lambda heard: chat(heard, NEW), TOGETHER)
         costs.append(Cost(f"{TOGETHER} chats one by one / side by side", apart / beside))
-        apart, beside, begun = together(submit, spoken, REPLIES)
-        costs.append(Cost(f"{REPLIES} spoken replies one by one / side by side", apart / beside))
-        last = apart * (REPLIES - 1) / REPLIES
+        costs.append(Cost(f"{TOGETHER} chats in one offline batch / side by side", offline(model) / beside))
+        apart, beside, begun = together(submit, spoken, TOGETHER)
+        costs.append(Cost(f"{TOGETHER} spoken replies side by side / one alone", beside / apart * TOGETHER))
+        last = apart * (TOGETHER - 1) / TOGETHER
         costs.append(Cost("first audio of the last of them / wait for the end of the others", begun / last))
     return costs
 

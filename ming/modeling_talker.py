@@ -14,17 +14,14 @@ the text vocabulary, they are called audio ids.
 Shape letters: B batch, L tokens, V whole vocabulary, H talker width, D thinker width, S speaker embedding size.
 """
 
-import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CompileConfig, DynamicCache, Qwen2ForCausalLM, StaticCache, TopKLogitsWarper
+from transformers import CompileConfig, DynamicCache, Qwen2ForCausalLM, StaticCache
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
@@ -33,189 +30,29 @@ from .argument_checks import LOWEST_DIVISOR, Kind, raise_if_no, raise_if_no_numb
 from .compat import execution_device
 from .compiled import CompiledDecoding, max_length, padded_rows, raise_if_uncompiled, step_config
 from .configuration_bailingmm import BailingMMTalkerConfig
-from .finite import naming_layers, raise_if_not_finite
-from .randomness import MAX_SEED
+from .finite import naming_layers
+from .talker_steps import (
+    NO_ID,
+    Draw,
+    Sampler,
+    SeededDraw,
+    StopRules,
+    TalkerCall,
+    TalkerPiece,
+    TalkerPrompt,
+    TalkerRow,
+    TalkerStep,
+    likeliest,
+    with_copies,
+)
 
-NO_ID = -1  # in a step's ids: this row has ended
 GENERATORS = Kind(
     "a list of torch.Generator, one per prompt, or left out",
     lambda value: isinstance(value, (list, tuple)) and all(isinstance(each, torch.Generator) for each in value),
 )
-RELEASED_EOS_MARGIN = 10
-RELEASED_MAX_STEPS = 1000
-# More ids than these for a piece of text mean that it does not stop: an id stands for 20 ms or more, and a text token
-# takes 80 to 400 ms.
-LIMIT_BASE, LIMIT_PER_TEXT_TOKEN = 60, 40
 # Tokens of the caches of compiled steps: room for most pieces, so that there is one graph for a number of rows. On a
 # CPU a step takes longer with every token that there is room for.
 SMALLEST_CACHE = {"cpu": 512, "cuda": 2048}
-
-# Probabilities [A, V] of the rows (indices) that go on -> ids [A], on their device.
-Draw = Callable[[torch.Tensor, list[int]], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class TalkerPrompt:
-    """What the talker needs to say one piece of text.
-
-    Args:
-        text_ids: int64 [T >= 1], the tokens of the voice's prompt text, then of the text to say.
-        prompt_ids: int64 [P], codec ids of the voice's recording, which says the prompt text.
-        speaker_embedding: float [S].
-        thinker_states: float [n, D], or None when there was no chat.
-        num_prompt_text: how many of the text ids belong to the voice's prompt text; 0: unknown.
-    """
-
-    text_ids: torch.Tensor
-    prompt_ids: torch.Tensor
-    speaker_embedding: torch.Tensor
-    thinker_states: torch.Tensor | None = None
-    num_prompt_text: int = 0
-
-    def expected_ids(self) -> float:
-        """How many codec ids the text takes at the pace of the voice's prompt; 0 if that is unknown."""
-        if not self.num_prompt_text:
-            return 0.0
-        return len(self.prompt_ids) / self.num_prompt_text * (len(self.text_ids) - self.num_prompt_text)
-
-
-@dataclass(frozen=True)
-class StopRules:
-    """When a piece ends.
-
-    The end token is barred for the first `min_new_ids` ids of every piece. `max_new_ids` ends a piece that does not
-    stop; None allows 60 ids and 40 more per text token. A piece that stops before the share `shortest` of the ids that
-    its text takes at the pace of the voice's prompt lacks words; this is judged from `shortest_text` text ids on.
-
-    `released`: the release's own rules, for comparison. The end token is barred by absolute position (below the number
-    of prompt ids + 10), positions run on from piece to piece, the end token may be drawn while the prompt is being
-    read, which leaves an empty piece, text ids may be drawn, and 1000 steps are the limit, prompt included.
-    """
-
-    min_new_ids: int = 3
-    max_new_ids: int | None = None
-    released: bool = False
-    shortest: float = 0.55
-    shortest_text: int = 8
-
-    def limit(self, prompt: TalkerPrompt) -> int:
-        """Largest number of new ids for a piece."""
-        if self.max_new_ids is not None:
-            return self.max_new_ids
-        if self.released:
-            return RELEASED_MAX_STEPS - len(prompt.prompt_ids)
-        return LIMIT_BASE + LIMIT_PER_TEXT_TOKEN * len(prompt.text_ids)
-
-
-@dataclass(frozen=True)
-class TalkerPiece:
-    """What came of a piece: codec ids int64 [n] and why it ended.
-
-    The reasons are "stop", "length" (it did not stop), "empty", and "short" (it stopped too early for its text).
-    """
-
-    codec_ids: torch.Tensor
-    finish_reason: str
-
-    @classmethod
-    def judged(cls, ids: list[int], reason: str | None, prompt: TalkerPrompt, rules: StopRules) -> "TalkerPiece":
-        """The piece of a prompt that ended for a reason, or "short" where words must be missing."""
-        is_text = len(prompt.text_ids) - prompt.num_prompt_text >= rules.shortest_text
-        too_few = len(ids) < rules.shortest * prompt.expected_ids()
-        is_short = reason == "stop" and is_text and too_few and not rules.released
-        return cls(torch.tensor(ids, dtype=torch.long), "short" if is_short else str(reason))
-
-
-@dataclass(frozen=True)
-class TalkerStep:
-    """A step of decoding.
-
-    Args:
-        codec_ids: int64 [B] on the CPU, `NO_ID` in rows that have ended.
-        finish_reasons: per row why it ended, see `TalkerPiece`; None while it goes on.
-    """
-
-    codec_ids: torch.Tensor
-    finish_reasons: list[str | None]
-
-
-@dataclass
-class _Row:
-    """A piece being said: its streams as audio and text ids, and how far it is."""
-
-    prompt: TalkerPrompt
-    audio_ids: list[int]
-    text_ids: list[int]
-    prefix_length: int
-    limit: int
-    num_new: int = 0
-    finish_reason: str | None = None
-
-    @property
-    def first_position(self) -> int:
-        return self.prefix_length - 1
-
-    @property
-    def reason(self) -> str | None:
-        """Why the row ended, for users; None while it goes on."""
-        return "empty" if self.finish_reason is not None and self.num_new == 0 else self.finish_reason
-
-
-def filter_logits(
-    logits: torch.Tensor, top_k: int, eos_token_id: int, eos_allowed: torch.Tensor, first_allowed: int = 0
-) -> torch.Tensor:
-    """Logits [B, V] with -inf at ids that must not be drawn.
-
-    What stays: the `top_k` best ids (ties at the last place included) from `first_allowed` on, and of these the end
-    token only in rows where `eos_allowed` [B].
-    """
-    logits = logits.float().clone()
-    eos = logits[:, eos_token_id].clone()
-    logits[:, :first_allowed] = -math.inf
-    logits[:, eos_token_id] = eos
-    logits = TopKLogitsWarper(top_k)(None, logits)
-    logits[:, eos_token_id] = torch.where(eos_allowed, logits[:, eos_token_id], -math.inf)
-    return logits
-
-
-class SeededDraw:
-    """Draws with one generator per row, so that a row depends neither on its neighbours nor on the device.
-
-    The uniform numbers are drawn on the CPU, a block of steps ahead, and go to the device in one copy; there each
-    picks the id in whose part of the summed probabilities it falls. No step waits for the host. Of a row's generator
-    every `SeededDraw` takes one number, however many steps there are.
-    """
-
-    block_steps = 64
-
-    def __init__(self, generators: list[torch.Generator]):
-        seeds = [torch.randint(MAX_SEED, (1,), generator=own, device=own.device).item() for own in generators]
-        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        self.uniforms: torch.Tensor | None = None
-        self.step = 0
-
-    def __call__(self, probabilities: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """The id of every row, at the end of which lies its number: see `Draw`."""
-        place = self.step % self.block_steps
-        if place == 0 or self.uniforms is None:
-            block = [torch.rand(self.block_steps, generator=own, dtype=torch.float64) for own in self.generators]
-            self.uniforms = torch.stack(block).to(probabilities.device)
-        self.step += 1
-        uniforms = self.uniforms[:, place]
-        return inverted(probabilities, uniforms if len(rows) == len(uniforms) else uniforms[rows])
-
-
-def inverted(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The ids [A] at which the sums of probabilities [A, V] pass the share uniforms [A] in [0, 1) of the whole."""
-    summed = probabilities.double().cumsum(dim=-1)
-    whole = summed[:, -1]
-    passed = summed > torch.minimum(uniforms * whole, whole.nextafter(torch.zeros_like(whole)))[:, None]
-    return passed.int().argmax(dim=-1)
-
-
-def likeliest(probabilities: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """The best id of every row: see `Draw`."""
-    return probabilities.argmax(dim=-1)
 
 
 class BailingMMTalker(PreTrainedModel):
@@ -226,6 +63,8 @@ class BailingMMTalker(PreTrainedModel):
         step_callbacks: functions that are called after every step; a compiled one calls no hooks.
         runs_ahead: whether a step is begun before the ids of the one before it have reached the host, which tells the
             rows that end. The last step is then for nothing. None: on all devices but a CPU, where nothing waits.
+        together: says the pieces of several callers in one pass per step, as a server does; None: each call of
+            `stream` decodes by itself.
     """
 
     config: BailingMMTalkerConfig
@@ -248,6 +87,7 @@ class BailingMMTalker(PreTrainedModel):
         self.decoding = CompiledDecoding(config.llm_config, SMALLEST_CACHE)
         self.step_callbacks: list[Callable[[], None]] = []
         self.runs_ahead: bool | None = None
+        self.together: Callable[[TalkerCall], Iterator[TalkerStep]] | None = None
         self.post_init()
 
     @property
@@ -419,12 +259,16 @@ class BailingMMTalker(PreTrainedModel):
         self._raise_if_unusable(prompts, generators)
         if draw is None:
             draw = likeliest if generators is None else SeededDraw(generators)
-        sampler = _Sampler(self.config, rules, top_k, temperature, draw)
+        sampler = Sampler(self.config, rules, top_k, temperature, draw)
         if rules.released and len(prompts) > 1:
             raise ValueError(f"released stop rules say one piece at a time, got {len(prompts)}")
-        rows = [self._row(prompt, rules) for prompt in prompts]
-        config = step_config(self.device, compiled)
-        return self._decode(rows, sampler, cache_implementation, start_position, config)
+        rows, config = [self._row(prompt, rules) for prompt in prompts], step_config(self.device, compiled)
+        runs_ahead = self.device.type != "cpu" if self.runs_ahead is None else self.runs_ahead
+        lag = int(runs_ahead and not rules.released)  # these end pieces while their prompts are read
+        call = TalkerCall(rows, self._prefill_inputs(rows, start_position), self._texts(rows), sampler, lag)
+        if self.together is not None and cache_implementation is None and not rules.released:
+            return self.together(call)
+        return self._decode(call, cache_implementation, config)
 
     @contextmanager
     def _caches(
@@ -446,55 +290,40 @@ class BailingMMTalker(PreTrainedModel):
 
     @torch.no_grad()
     def _decode(
-        self,
-        rows: list[_Row],
-        sampler: "_Sampler",
-        cache_implementation: str | None,
-        start_position: int,
-        config: CompileConfig | None,
+        self, call: TalkerCall, cache_implementation: str | None, config: CompileConfig | None
     ) -> Iterator[TalkerStep]:
-        inputs, pad = self._prefill_inputs(rows, start_position), self.config.special_token_ids["<audio_pad>"]
+        rows, released = call.rows, call.sampler.rules.released
         step = self if config is None else self.decoding.call(self, config)
         size = len(rows) if config is None else padded_rows(len(rows))
-        if size > len(rows):  # copies of the last row, which nobody hears
-            more = size - len(rows)
-            inputs = {name: torch.cat([value, *[value[-1:]] * more]) for name, value in inputs.items()}
+        inputs = with_copies(call.inputs, size)
         keep, width = max(len(row.prompt.prompt_ids) for row in rows) + 1, inputs["audio_ids"].shape[1]
-        position, attention_mask = inputs["position_ids"][:, -1], inputs["attention_mask"]
-        last_pass = inputs
+        attention_mask, last_pass = inputs["attention_mask"], inputs
 
         def read_again() -> None:
             self(**last_pass)
 
         length = width + max(row.limit for row in rows)
-        runs_ahead = self.device.type != "cpu" if self.runs_ahead is None else self.runs_ahead
-        lag = int(runs_ahead and not sampler.rules.released)  # these end pieces while their prompts are read
-        texts, drawn = self._texts(rows, size), deque[_Drawn]()
         with self._caches(size, length, cache_implementation, config) as cache_with_room:
             cache = cache_with_room(0, width)
             logits = self(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[: len(rows)]
-            if sampler.rules.released:
+            if released:
                 with naming_layers({"talker": self}, read_again):
-                    sampler.draw_while_reading(logits, rows, position[: len(rows)])
+                    call.sampler.draw_while_reading(logits, rows, call.position)
             for seen in count(width):
                 with naming_layers({"talker": self}, read_again):
-                    drawn.append(sampler(logits[:, -1], rows, position[: len(rows)]))
-                    ids, step_done = drawn[-1].ids, sampler.note(drawn.popleft(), rows) if len(drawn) > lag else None
-                if step_done is not None:
-                    yield step_done
-                if all(row.finish_reason is not None for row in rows):
+                    said = call.draw(logits[:, -1])
+                if said is not None:
+                    yield said
+                if call.ended:
                     return
-                position = position + 1
                 cache = cache_with_room(seen, seen + 1)
                 # A static cache has one mask for all steps: what lies ahead is masked anyway.
                 masked = max_length(cache) if isinstance(cache, StaticCache) else seen + 1
                 if attention_mask.shape[1] < masked:
                     attention_mask = F.pad(attention_mask, (0, masked - attention_mask.shape[1]), value=1)
                 last_pass = {
-                    "audio_ids": F.pad(ids, (0, size - len(rows)), value=pad)[:, None],
-                    "text_ids": texts[min(seen - width, len(texts) - 1)][:, None],
+                    **with_copies(call.next_inputs(), size),
                     "attention_mask": attention_mask,
-                    "position_ids": position[:, None],
                     "past_key_values": cache,
                     "use_cache": True,
                 }
@@ -583,11 +412,11 @@ class BailingMMTalker(PreTrainedModel):
         names = ("<prompt>", "</prompt>", "<thinker_prefix>", *("<audio_pad>",) * num_thinker_states)
         return [ids[name] for name in (*names, "</thinker_prefix>", "<vp>", "<audio_pad>", "</vp>", "<audio_bos>")]
 
-    def _row(self, prompt: TalkerPrompt, rules: StopRules) -> _Row:
+    def _row(self, prompt: TalkerPrompt, rules: StopRules) -> TalkerRow:
         prefix = self.prefix_ids(0 if prompt.thinker_states is None else len(prompt.thinker_states))
         offset = self.config.text_vocab_size
         text_ids = [*prompt.text_ids.tolist(), self.config.special_token_ids["<text_eos>"]]
-        return _Row(
+        return TalkerRow(
             prompt,
             [*prefix, *(index + offset for index in prompt.prompt_ids.tolist())],
             [*prefix[:-1], *text_ids],
@@ -595,11 +424,11 @@ class BailingMMTalker(PreTrainedModel):
             rules.limit(prompt),
         )
 
-    def _text_id(self, row: _Row, place: int) -> int:
+    def _text_id(self, row: TalkerRow, place: int) -> int:
         pad = self.config.special_token_ids["<text_pad>"]
         return row.text_ids[place] if place < len(row.text_ids) else pad
 
-    def _prefill_inputs(self, rows: list[_Row], start_position: int) -> dict[str, torch.Tensor]:
+    def _prefill_inputs(self, rows: list[TalkerRow], start_position: int) -> dict[str, torch.Tensor]:
         """Prefixes and prompts of all rows as left-padded inputs of `forward`."""
         device, pad = self.device, self.config.special_token_ids["<audio_pad>"]
         width = max(len(row.audio_ids) for row in rows)
@@ -626,122 +455,14 @@ class BailingMMTalker(PreTrainedModel):
             inputs.update(thinker_start=shift + 3, thinker_length=lengths)
         return inputs
 
-    def _texts(self, rows: list[_Row], size: int) -> torch.Tensor:
-        """Text ids [n, size] of the steps after the prompt; the last ones stand for all that follow."""
+    def _texts(self, rows: list[TalkerRow]) -> torch.Tensor:
+        """Text ids [n, B] of the steps after the prompt; the last ones stand for all that follow."""
         pad = self.config.special_token_ids["<text_pad>"]
         texts = [row.text_ids[len(row.audio_ids) :] for row in rows]
         width = max(len(text) for text in texts) + 1
         texts = [text + [pad] * (width - len(text)) for text in texts]
-        texts += [[pad] * width] * (size - len(rows))
         # Not by `.T`, whose strides depend on the width: a graph of one row is bound to them.
         return torch.tensor(list(zip(*texts, strict=True)), device=self.device)
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """What a step drew.
-
-    Args:
-        ids: audio ids [B], on the device; padding in rows that had ended.
-        on_host: the same, or -1 where the probabilities were not finite; to be read after `arrived`.
-        going: the rows that had not ended as far as the host knew.
-        probabilities: [A, V] of these.
-    """
-
-    ids: torch.Tensor
-    on_host: torch.Tensor
-    arrived: torch.cuda.Event | None
-    going: list[int]
-    probabilities: torch.Tensor
-
-
-def _sent_to_host(ids: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Ids on the host, and the event after which they are there; nothing waits for it."""
-    if not ids.is_cuda:
-        return ids.cpu(), None
-    on_host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True).copy_(ids, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return on_host, arrived
-
-
-class _Sampler:
-    """Draws the next id of every row that goes on, and notes which rows end."""
-
-    def __init__(self, config: BailingMMTalkerConfig, rules: StopRules, top_k: int, temperature: float, draw: Draw):
-        self.rules, self.top_k, self.temperature, self.draw = rules, top_k, temperature, draw
-        self.eos, self.pad = (config.special_token_ids[name] for name in ("<audio_eos>", "<audio_pad>"))
-        self.text_vocab_size = config.text_vocab_size
-        self.num_drawn = 0  # in every row that goes on
-
-    def probabilities(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> torch.Tensor:
-        """[B, V] from the logits [B, V] of the tokens at position [B]."""
-        if self.rules.released:
-            num_prompt = torch.tensor([len(row.prompt.prompt_ids) for row in rows], device=position.device)
-            eos_allowed = position >= num_prompt + RELEASED_EOS_MARGIN
-        else:
-            eos_allowed = torch.full_like(position, self.num_drawn >= self.rules.min_new_ids, dtype=torch.bool)
-        first_allowed = 0 if self.rules.released else self.text_vocab_size
-        filtered = filter_logits(logits.float() / self.temperature, self.top_k, self.eos, eos_allowed, first_allowed)
-        return filtered.softmax(dim=-1)
-
-    def __call__(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> _Drawn:
-        """Draw from the logits [B, V] of the tokens at position [B], without waiting for the device."""
-        going = [index for index, row in enumerate(rows) if row.finish_reason is None]
-        probabilities = self.probabilities(logits, rows, position)
-        ids = torch.full((len(rows),), self.pad, device=logits.device)
-        if len(going) < len(rows):
-            probabilities = probabilities[going]
-        if going:
-            drawn = self.draw(probabilities, going).to(logits.device)
-            ids = drawn if len(going) == len(rows) else ids.index_copy(0, torch.tensor(going).to(ids.device), drawn)
-            self.num_drawn += 1
-        else:
-            drawn = ids[:0]
-        is_usable = probabilities.sum(dim=-1).isfinite()
-        on_host, arrived = _sent_to_host(torch.where(is_usable, drawn, NO_ID))
-        return _Drawn(ids, on_host, arrived, going, probabilities)
-
-    def note(self, drawn: _Drawn, rows: list[_Row]) -> TalkerStep:
-        """What a step said, and which rows it ended; rows that ended while it was drawn say nothing.
-
-        Raises:
-            FloatingPointError: NaN among the probabilities.
-        """
-        if drawn.arrived is not None:
-            drawn.arrived.synchronize()
-        ids = [NO_ID] * len(rows)
-        for index, audio_id in zip(drawn.going, drawn.on_host.tolist(), strict=True):
-            if audio_id == NO_ID:
-                raise_if_not_finite("the probabilities of the talker are", drawn.probabilities)
-            if rows[index].finish_reason is not None:
-                continue
-            if audio_id == self.eos:
-                rows[index].finish_reason = "stop"
-            else:
-                rows[index].num_new += 1
-                ids[index] = audio_id - self.text_vocab_size
-        for row in rows:
-            if row.finish_reason is None and row.num_new >= row.limit:
-                row.finish_reason = "length"
-        return TalkerStep(torch.tensor(ids), [row.reason for row in rows])
-
-    def draw_while_reading(self, logits: torch.Tensor, rows: list[_Row], position: torch.Tensor) -> None:
-        """The released loop draws at every prompt step and throws the id away, unless it is the end token."""
-        for before in range(logits.shape[1] - 1, 0, -1):
-            probabilities = self.probabilities(logits[:, -1 - before], rows, position - before)
-            if self.draw(probabilities, [0]).item() == self.eos:
-                rows[0].finish_reason = "stop"
-                return
-
-
-__all__ = [
-    "NO_ID",
-    "BailingMMTalker",
-    "SeededDraw",
-    "StopRules",
-    "TalkerPiece",
-    "TalkerPrompt",
-    "TalkerStep",
-    "filter_logits",
-]
+__all__ = ["BailingMMTalker"]

@@ -23,9 +23,10 @@ from .encoding import save_audio
 from .events import AudioChunk, Done, SpokenPiece, StreamEvent, TextDelta
 from .finite import naming_layers, raise_if_not_finite
 from .generation_arguments import VOICE_ARGUMENTS
-from .modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPiece, TalkerPrompt
+from .modeling_talker import BailingMMTalker
 from .randomness import PieceGenerators, raise_if_unusable, row_generators
 from .speech_text import SpeechTextStream
+from .talker_steps import NO_ID, StopRules, TalkerPiece, TalkerPrompt
 from .voices import Voice, raise_if_longer
 
 if TYPE_CHECKING:

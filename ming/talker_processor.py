@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .argument_checks import shown
 from .codec_bpe import CodecBPE
 from .files import finish_saving, saving
-from .modeling_talker import TalkerPrompt
 from .speech_text import SpeechTextStream
+from .talker_steps import TalkerPrompt
 from .voices import Voice, VoiceEncoder, choose_voice, load_voices
 
 TOKENIZER_FOLDER = "talker"

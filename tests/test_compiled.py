@@ -8,7 +8,9 @@ where there is none.
 import copy
 import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,11 +30,12 @@ from ming.cli.usage import Parser
 from ming.events import AudioChunk
 from ming.loading import load_model
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from ming.modeling_talker import StopRules
 from ming.quantization import four_bit
 from ming.serving import compiling
 from ming.serving.engine_jobs import Sampling, TextJob
 from ming.serving.running_batch import RunningBatch
+from ming.serving.running_speech import RunningSpeech
+from ming.talker_steps import StopRules
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}
@@ -273,7 +276,7 @@ def test_nan_in_a_padded_batch_names_its_layer():
     [
         ({"num_beams": 2}, "num_beams=2 does not go with compile=True"),
         ({"use_cache": False}, "use_cache=False does not go"),
-        ({"cache_implementation": "offloaded"}, "cache_implementation='offloaded' does not go"),
+        ({"cache_implementation": "dynamic"}, "cache_implementation='dynamic' does not go"),
         ({"past_key_values": DynamicCache()}, "past_key_values=<DynamicCache> does not go"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3 does not go"),
         ({"compile": "yes"}, "compile='yes' must be True, False or a CompileConfig"),
@@ -375,17 +378,24 @@ def test_a_server_compiles_before_it_starts(processor, graphs, caplog, monkeypat
     served.compile_decoding = CAPTURED
     served.components.use(audio_detokenizer=tiny_detokenizer(**SMALLEST_VOCODER))
     with caplog.at_level(logging.INFO, "ming.serving.compiling"):
-        compiling.compile_steps(served, batch=2, new_tokens=100, drawings=4)
-    assert caplog.messages[0] == "compiling text, 1 at once (1 of 8)"
-    assert caplog.messages[11].startswith("compiled speech, 8 at once in ")
+        compiling.compile_steps(served, batch=2, streams=2, new_tokens=100, drawings=4)
+    assert caplog.messages[0] == "compiling text, 1 at once (1 of 9)"
+    assert caplog.messages[13].startswith("compiled speech, 16 at once in ")
     assert caplog.messages[-1].startswith("compiled audio of 96 frames in ")
     compiled = graphs()
-    assert compiled == 2 + 4 + 2 * 2  # flow and vocoder of 64 and 96 frames
+    assert compiled == 2 + 5 + 2 * 2  # flow and vocoder of 64 and 96 frames
     for chats in ([ONE["audio"]], [ONE["text"], ONE["image"]]):
         served.generate(**batch(chats), **{**GREEDY, "max_new_tokens": 100})
     voice = torch.zeros(served.talker.config.vp_feature_size)
     prompts = [replace(PROMPTS[1], speaker_embedding=voice)] * 3
-    served.talker.generate(prompts, generators(1, 2, 3), attempts=1, compiled=CAPTURED)
+    said = ids_of(served.talker.generate(prompts, generators(1, 2, 3), attempts=1, compiled=CAPTURED))
+    speech = RunningSpeech(served.talker, CAPTURED)
+    speech.start()
+    speak = partial(served.talker.generate, prompts, attempts=1)
+    with ThreadPoolExecutor(2) as pool:
+        both = pool.map(speak, [generators(1, 2, 3) for _ in range(2)])
+        assert [ids_of(pieces) for pieces in both] == [said, said]
+    speech.close()
     for at_once in (1, 2):
         assert decoded(served, processor.tokenizer, each, at_once) == plain
     assert graphs() == compiled

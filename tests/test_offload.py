@@ -10,7 +10,7 @@ from image_helpers import STEPS, build_drawing_repository, small_image_gen
 from speech_helpers import build_speaking_repository
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-from ming.modeling_talker import StopRules
+from ming.talker_steps import StopRules
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = {"type": "image", "image": str(ROOT / "demo" / "picture.jpg")}

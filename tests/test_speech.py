@@ -18,10 +18,10 @@ import ming.speech
 from ming.encoding import save_audio
 from ming.events import AudioChunk, Done, ImageDone, TextDelta
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration as Model
-from ming.modeling_talker import StopRules
 from ming.randomness import row_generators
 from ming.serving import compiling
 from ming.speech import PromptStates, SpeechOutput
+from ming.talker_steps import StopRules
 
 RULES = StopRules(max_new_ids=40)
 TEXT = "A small red circle is on the left. 蓝色的星星在右边。"
@@ -60,7 +60,7 @@ def test_the_first_requests_after_start_up_compile_nothing(repository, processor
     served = Model.from_pretrained(repository, dtype=torch.float32).eval()
     served.components.use(audio_detokenizer=tiny_detokenizer(**SMALLEST_VOCODER))
     served.compile_decoding = CompileConfig(fullgraph=True, dynamic=False, mode=None, backend="eager")
-    compiling.compile_steps(served, batch=1, new_tokens=100, drawings=1)
+    compiling.compile_steps(served, batch=1, streams=1, new_tokens=100, drawings=1)
     start = counters["stats"]["unique_graphs"]
     for text, speaker in ((TEXT, SPEAKERS[0]), ("Three.", SPEAKERS[1]), ("A small red circle.", None)):
         assert joined(served.speak_stream(text, seed=2, speaker=speaker, rules=RULES)).numel()

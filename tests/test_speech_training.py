@@ -6,7 +6,8 @@ import torch
 from speech_helpers import talker_config, tiny_detokenizer
 from torch import nn
 
-from ming.modeling_talker import BailingMMTalker, StopRules, TalkerPrompt
+from ming.modeling_talker import BailingMMTalker
+from ming.talker_steps import StopRules, TalkerPrompt
 from ming.training.objectives import IGNORE
 from ming.training.talker import WordAlignment, pointing_loss, talker_batch, talker_loss
 from ming.training.vocoder import Critics, adversarial_loss, critic_loss, mel_loss, pitch, spectral_loss

@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from ming.configuration_bailingmm import BailingMMTalkerConfig
-from ming.modeling_talker import (
-    NO_ID,
-    BailingMMTalker,
-    SeededDraw,
-    StopRules,
-    TalkerPrompt,
-    filter_logits,
-    inverted,
-)
+from ming.modeling_talker import BailingMMTalker
+from ming.talker_steps import NO_ID, SeededDraw, StopRules, TalkerPrompt, filter_logits, inverted
 
 TEXT_VOCAB, AUDIO_VOCAB, WIDTH, THINKER_WIDTH, SPEAKER_WIDTH = 60, 40, 32, 24, 12
 

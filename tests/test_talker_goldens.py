@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 
 from ming.codec_bpe import CodecBPE
 from ming.configuration_bailingmm import BailingMMTalkerConfig
-from ming.modeling_talker import NO_ID, BailingMMTalker, StopRules, TalkerPrompt, filter_logits
+from ming.modeling_talker import BailingMMTalker
+from ming.talker_steps import NO_ID, StopRules, TalkerPrompt, filter_logits
 
 GOLDENS = Path(__file__).resolve().parent / "goldens" / "talker"
 TENSORS = load_file(GOLDENS / "goldens.safetensors")

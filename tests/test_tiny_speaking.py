@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
-from ming.modeling_talker import StopRules
 from ming.processing_bailingmm import BailingMMProcessor
+from ming.talker_steps import StopRules
 from ming.training.objectives import IGNORE
 from training.tiny import speech
 from training.tiny.revoicing import RevoicedData, RevoicedTask, speak_again

@@ -10,9 +10,9 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ming.compiled import padded_rows, step_config
-from ming.modeling_talker import TalkerPrompt
 from ming.serving.prepare import missing_outputs
 from ming.speech import TALKER_BATCH
+from ming.talker_steps import TalkerPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ STEPS = 3  # the first is not compiled; a CUDA graph is recorded by the second c
 SPOKEN_FRAMES = 768
 
 
-def compile_steps(model, batch: int, new_tokens: int, drawings: int) -> None:
+def compile_steps(model, batch: int, streams: int, new_tokens: int, drawings: int) -> None:
     """Write and say a few tokens in batches of all sizes, make audio of all lengths, and draw images, with a line in
     the log for each.
 
@@ -32,6 +32,7 @@ def compile_steps(model, batch: int, new_tokens: int, drawings: int) -> None:
     Args:
         model: with `compile_decoding`.
         batch: most texts that are decoded together.
+        streams: most spoken replies that are made side by side, each with at most `TALKER_BATCH` pieces.
         new_tokens: longest reply; prompts of up to about this length use the same compiled code.
         drawings: most images of a request.
     """
@@ -39,7 +40,7 @@ def compile_steps(model, batch: int, new_tokens: int, drawings: int) -> None:
         (f"text, {rows} at once", partial(_write, model, rows, new_tokens)) for rows in _sizes(batch)
     ]
     if getattr(model, "talker", None) is not None:
-        work += [(f"speech, {rows} at once", partial(_speak, model, rows)) for rows in _sizes(TALKER_BATCH)]
+        work += [(f"speech, {rows} at once", partial(_speak, model, rows)) for rows in _sizes(streams * TALKER_BATCH)]
         detokenizer = model.audio_detokenizer.load()
         for frames in detokenizer.padded_lengths(SPOKEN_FRAMES):
             work.append((f"audio of {frames} frames", partial(_make_audio, model, detokenizer, frames)))

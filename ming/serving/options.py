@@ -67,7 +67,7 @@ def build_app(options: ServerOptions) -> FastAPI:
     processor = BailingMMProcessor.from_pretrained(options.model)
     limits = options.limits
     if options.loading.compiled:
-        compile_steps(model, options.settings.batch, limits.new_tokens, limits.drawings)
+        compile_steps(model, options.settings.batch, options.settings.streams, limits.new_tokens, limits.drawings)
     fetcher = Fetcher(options.allow_remote, limits.remote_bytes, limits.remote_seconds)
     return create_app(model, processor, limits, options.settings, options.site, fetcher)
 

@@ -2,32 +2,27 @@
 
 A chat is read alone, by the library's `generate`, which prepares embeddings, processors of logits and keys and values
 as ever and hands them over instead of decoding. From then on the chat is a row: one pass of the model takes the last
-token of every row. Rows come and go between two passes. They are padded on the left, up to the longest of them; keys
-hold the position that they were rotated to, so that a row may move along the cache.
+token of every row. Rows come and go between two passes (`running_cache.py`).
 
-Letters: B rows, L tokens, H heads, D width of a head, V vocabulary.
+Letters: B rows, L tokens, V vocabulary.
 """
 
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from transformers import DynamicCache
-from transformers.cache_utils import Cache
 
-from ming.compiled import padded_rows, step_config
+from ming.compiled import step_config
 from ming.finite import LogitsCheck, naming_layers
 from ming.generation_arguments import end_token_ids
 from ming.serving.batching import Row, to_model
 from ming.serving.engine_jobs import Failed, TextJob
+from ming.serving.running_cache import Layers, RunningCache
 
 logger = logging.getLogger(__name__)
-
-Layers = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values [B, H, L, D] of each layer
 
 
 class RunningBatch:
@@ -41,38 +36,34 @@ class RunningBatch:
         ValueError: a compiled model with a sliding window, whose static cache keeps tokens in another order.
 
     Attributes:
-        rows: in the order in which they came.
         apart: rows of a pass that failed, which go on one by one, each alone.
     """
 
     def __init__(self, model, tokenizer):
         self.model, self.tokenizer, self.end_ids = model, tokenizer, end_token_ids(model)
-        self.rows: list[Row] = []
         self.apart: deque[Row] = deque()
         config = step_config(model.device, model.compile_decoding)
         if config is not None and model.config.llm_config.sliding_window:
             raise ValueError("compile: a model with a sliding window is not compiled for a server; leave compile out")
         self._call = model if config is None else model.decoding.call(model, config)
-        self._is_compiled = config is not None
-        self._cache: Cache = DynamicCache()
-        self._leases = ExitStack()  # of a static cache
+        self._running = RunningCache[Row](model, model.decoding, config is not None)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The chats that run, in the order in which they came."""
+        return self._running.rows
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to decode."""
         return not self.rows and not self.apart
 
-    @property
-    def width(self) -> int:
-        """Tokens in the cache, padding included."""
-        return max((row.length for row in self.rows), default=0)
-
     def has_room(self, job: TextJob, rows: int, tokens: int) -> bool:
         """Whether a chat may join: up to so many rows, and rows times tokens of a row. One alone always may."""
         if self.is_idle:
             return True
         left = max(job.max_new_tokens, *(row.tokens_left for row in self.rows), 0)
-        length = max(job.prompt_tokens, self.width) + left
+        length = max(job.prompt_tokens, self._running.width) + left
         return not self.apart and len(self.rows) < rows and length * (len(self.rows) + 1) <= tokens
 
     def join(self, job: TextJob) -> None:
@@ -105,8 +96,7 @@ class RunningBatch:
 
     def close(self) -> None:
         """Give the cache back."""
-        self._leases.close()
-        self._cache = DynamicCache()
+        self._running.clear()
 
     def _take(self, ids: Sequence[tuple[Row, torch.Tensor]]) -> None:
         """Hand rows their tokens, each [1]; the device is waited for once."""
@@ -129,7 +119,11 @@ class RunningBatch:
         if row.ended:
             row.finish("cancelled")  # has no effect on a job that has ended
             return
-        self._rearrange([*self.rows, row], lambda: _beside(self._layers(), layers) if self.rows else layers)
+        rows = [*self.rows, row]
+        try:
+            self._running.add([row], layers)
+        except Exception as error:  # two caches need more memory than one
+            self._part(rows, error)
 
     def _read(self, row: Row) -> Layers:
         """Keys and values of a row's prompt and of what it has written; the row gets the logits behind them."""
@@ -162,16 +156,14 @@ class RunningBatch:
     @torch.no_grad()
     def _forward(self) -> torch.Tensor:
         """The logits [B, V] behind the last token of every row."""
-        count, width, device = len(self.rows), self.width, self.model.device
-        size = padded_rows(count) if self._is_compiled else count
-        rows = [*self.rows, *[self.rows[-1]] * (size - count)]  # copies, which nobody sees
-        lengths = torch.tensor([[row.length] for row in rows], device=device)
+        running, device = self._running, self.model.device
+        count, width, lengths = len(running.rows), running.width, running.lengths(device)
         mask = None
-        if any(row.length < width for row in rows):
+        if any(row.length < width for row in running.rows):
             mask = (torch.arange(width + 1, device=device) >= width - lengths).long()
         inputs = self.model.prepare_inputs_for_generation(
-            torch.cat([row.ids[:, -1:] for row in rows]),
-            past_key_values=self._cache,
+            torch.cat([row.ids[:, -1:] for row in running.padded_rows]),
+            past_key_values=running.cache,
             attention_mask=mask,
             position_ids=lengths,
             use_cache=True,
@@ -182,49 +174,21 @@ class RunningBatch:
             row.length += 1
         return logits
 
-    def _layers(self) -> Layers:
-        count, width = len(self.rows), self.width
-        layers = ((layer.keys, layer.values) for layer in self._cache.layers)
-        return [(keys[:count, :, :width], values[:count, :, :width]) for keys, values in layers]
-
-    def _rearrange(self, rows: list[Row], layers: Callable[[], Layers]) -> None:
-        """Let rows run, with keys and values that are no views of the present cache."""
-        try:
-            self._place(rows, layers() if rows else [])
-        except Exception as error:  # two caches need more memory than one
-            self._part(rows, error)
-
-    def _place(self, rows: list[Row], layers: Layers) -> None:
-        self.close()
-        self.rows = rows
-        if not rows:
-            return
-        more = 0
-        if self._is_compiled:
-            size, length = padded_rows(len(rows)), self.width + max(row.tokens_left for row in rows)
-            more = size - len(rows)
-            self._cache = self._leases.enter_context(self.model.decoding.cache(self.model, size, length))
-        for index, pair in enumerate(layers):
-            keys, values = (torch.cat([part, *[part[-1:]] * more]) if more else part for part in pair)
-            self._cache.update(keys, values, index)
-
     def _let_go(self) -> None:
-        """Take rows that have ended out of the batch, and the padding that only they needed."""
+        """Take rows that have ended out of the batch."""
         for row in self.rows:
             if row.ended:
                 row.finish("cancelled")  # has no effect on a job that has ended
         kept = [place for place, row in enumerate(self.rows) if not row.ended]
-        if len(kept) == len(self.rows):
-            return
         rows = [self.rows[place] for place in kept]
-        cut = self.width - max((row.length for row in rows), default=0)
-        self._rearrange(
-            rows, lambda: [(keys[kept, :, cut:], values[kept, :, cut:]) for keys, values in self._layers()]
-        )
+        try:
+            self._running.keep(kept)
+        except Exception as error:
+            self._part(rows, error)
 
     def _part(self, rows: list[Row], error: Exception) -> None:
         """After a pass that failed: one row alone is to blame for it; several are tried again, each alone."""
-        self._place([], [])
+        self._running.clear()
         if len(rows) == 1:
             _fail(rows[0], error)
             return
@@ -244,19 +208,6 @@ def _not_finite(logits: torch.Tensor) -> torch.Tensor:
     """Which rows of logits [B, V] hold NaN or +Inf; -Inf bars a token."""
     largest = logits.max(dim=-1).values
     return largest.isnan() | (largest == math.inf)
-
-
-def _beside(first: Layers, second: Layers) -> Layers:
-    """The rows of both, padded on the left to one length."""
-    length = max(first[0][0].shape[2], second[0][0].shape[2])
-    joined: Layers = []
-    for pairs in zip(first, second, strict=True):
-        keys, values = (
-            torch.cat([F.pad(part, (0, 0, length - part.shape[2], 0)) for part in parts])
-            for parts in zip(*pairs, strict=True)
-        )
-        joined.append((keys, values))
-    return joined
 
 
 def _fail(row: Row, error: Exception) -> None:

@@ -62,7 +62,7 @@ class EngineSettings(NumericSettings):
     queue: int = _number(64, "requests that may wait; further ones are answered with 429", 1)
     batch: int = _number(8, "chats that are decoded side by side", 1)
     batch_tokens: int = _number(65_536, "chats side by side times tokens of the longest, prompt and reply", 1)
-    streams: int = _number(4, "spoken replies that are made side by side", 1)
+    streams: int = _number(8, "spoken replies that are made side by side", 1)
     retry_after: int = _number(2, "seconds after which a client that got 429 should try again", 1)
 
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, se
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
 from ming.files import saving
 from ming.media import load_image
-from ming.modeling_talker import TalkerPrompt
+from ming.talker_steps import TalkerPrompt
 from ming.training.chats import prompt_batch
 from ming.training.drawing import AlignmentHead, drawing_loss, encode_scales
 from ming.training.finetune_data import read_chats

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from ming.modeling_talker import BailingMMTalker, TalkerPrompt
+from ming.modeling_talker import BailingMMTalker
+from ming.talker_steps import TalkerPrompt
 from ming.training.objectives import IGNORE
 
 

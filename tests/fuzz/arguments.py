@@ -15,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from handler import EndpointHandler
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
-from ming.modeling_talker import StopRules
+from ming.talker_steps import StopRules
 
 from .conversations import processor
 from .outcomes import expect

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from ming.mel import prompt_mel, vocoder_mel
-from ming.modeling_talker import BailingMMTalker, TalkerPrompt
+from ming.modeling_talker import BailingMMTalker
 from ming.talker_processor import BailingMMTalkerProcessor
+from ming.talker_steps import TalkerPrompt
 from ming.training.chats import prompt_batch
 from ming.training.flow import flow_matching_loss
 from ming.training.loop import SeededBatches

@@ -1,0 +1,216 @@
+"""Pieces of speech that are said side by side for several callers, in one pass of the talker per step.
+
+Each spoken reply has a thread of its own, which asks the talker for codec ids (`BailingMMTalker.stream`) and makes
+audio of them. Here one more thread computes the steps of all of them: a call reads its prompts alone, then its rows
+run with the others, and it gets its own steps. Calls come and go between two passes (`running_cache.py`).
+
+Letters: B rows, L tokens.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import torch
+from transformers import DynamicCache, StaticCache
+
+from ming.compiled import max_length, step_config
+from ming.finite import naming_layers
+from ming.modeling_talker import BailingMMTalker
+from ming.serving.errors import shutting_down
+from ming.serving.running_cache import Layers, RunningCache
+from ming.talker_steps import TalkerCall, TalkerStep, with_copies
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Caller:
+    """Who waits for the steps of a call.
+
+    Attributes:
+        steps: an error is the last of them.
+        left: nobody waits any more.
+    """
+
+    call: TalkerCall
+    steps: SimpleQueue[TalkerStep | Exception] = field(default_factory=SimpleQueue)
+    left: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self.left or self.call.ended
+
+
+@dataclass
+class _CachedPiece:
+    """A row in the cache, where `length` of its tokens are."""
+
+    caller: _Caller
+    length: int
+    tokens_left: int = 1  # few pieces come near the most that they may get, and a longer cache makes steps slower
+
+
+class RunningSpeech:
+    """Says the pieces of all calls; between `start` and `close` the talker hands its calls over.
+
+    Args:
+        talker: says them.
+        compile_decoding: whether the pass is compiled, over static caches of few sizes; see `step_config`.
+    """
+
+    def __init__(self, talker: BailingMMTalker, compile_decoding):
+        self.talker = talker
+        config = step_config(talker.device, compile_decoding)
+        self._step = talker if config is None else talker.decoding.call(talker, config)
+        self._running = RunningCache[_CachedPiece](talker, talker.decoding, config is not None)
+        self._changed = threading.Condition()
+        self._entering: list[_Caller] = []
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="talker", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.talker.together = self.say
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Let the talker decode by itself again; calls that wait get an error."""
+        self.talker.together = None
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def say(self, call: TalkerCall) -> Iterator[TalkerStep]:
+        """The steps of a call, as the talker itself would give them.
+
+        Raises:
+            ApiError: the server is shutting down.
+            Exception: of the pass that failed.
+        """
+        caller = _Caller(call)
+        with self._changed:
+            if self._closing:
+                raise shutting_down()
+            self._entering.append(caller)
+            self._changed.notify_all()
+        try:
+            while not isinstance(step := caller.steps.get(), Exception):
+                yield step
+                if None not in step.finish_reasons:
+                    return
+            raise step
+        finally:
+            caller.left = True
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        """Between two passes every call that came is read."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._entering or self._running.rows or self._closing)
+                entering, self._entering = self._entering, []
+                closing = self._closing
+            if closing:
+                self._fail([*entering, *self._callers()], shutting_down())
+                return
+            for caller in entering:
+                self._enter(caller)
+            self._pass()
+
+    def _callers(self) -> list[_Caller]:
+        """Those whose rows run, in the order of these."""
+        return list(dict.fromkeys(row.caller for row in self._running.rows))
+
+    def _enter(self, caller: _Caller) -> None:
+        """Read the prompts of a call, whose rows run from then on."""
+        call = caller.call
+        try:
+            if caller.left:
+                return
+            cache = DynamicCache()
+            logits = self.talker(**call.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            self._draw(caller, logits[:, -1])
+            if caller.ended:
+                return
+            lengths = call.inputs["attention_mask"].sum(dim=1).tolist()
+            rows = [_CachedPiece(caller, length) for length in lengths]
+            layers: Layers = [(layer.keys, layer.values) for layer in cache.layers]
+        except Exception as error:
+            self._fail([caller], error)
+            return
+        callers = [*self._callers(), caller]
+        try:
+            self._running.add(rows, layers)
+        except Exception as error:  # two caches need more memory than one
+            self._fail(callers, error)
+
+    def _pass(self) -> None:
+        """The next ids of every row; calls that have ended leave, and so do those that nobody waits for."""
+        callers = self._callers()
+        try:
+            self._running.keep([place for place, row in enumerate(self._running.rows) if not row.caller.ended])
+            if not self._running.rows:
+                return
+            logits = self._forward()
+        except Exception as error:
+            self._fail(callers, error)
+            return
+        start = 0
+        for caller in self._callers():
+            end = start + len(caller.call.rows)
+            try:
+                self._draw(caller, logits[start:end])
+            except Exception as error:
+                logger.error("the ids of a call could not be drawn", exc_info=error)
+                caller.left = True
+                caller.steps.put(error)
+            start = end
+
+    def _forward(self) -> torch.Tensor:
+        """The logits [B, V] behind the last ids of every row."""
+        running, device = self._running, self.talker.device
+        running.make_room()
+        inputs = [caller.call.next_inputs() for caller in self._callers()]
+        joined = {name: torch.cat([own[name] for own in inputs]) for name in inputs[0]}
+        cache, width = running.cache, running.width
+        # A static cache has one mask for all steps: what lies ahead is masked anyway.
+        masked = max_length(cache) if isinstance(cache, StaticCache) else width + 1
+        mask = (torch.arange(masked, device=device) >= width - running.lengths(device)).long()
+        logits = self._step(
+            **with_copies(joined, len(mask)), attention_mask=mask, past_key_values=cache, use_cache=True
+        ).logits
+        for row in running.rows:
+            row.length += 1
+        for callback in self.talker.step_callbacks:
+            callback()
+        return logits[: len(running.rows), -1]
+
+    def _draw(self, caller: _Caller, logits: torch.Tensor) -> None:
+        """Draw for a call, and hand it the step that is known now."""
+
+        def read_again() -> None:
+            self.talker(**caller.call.inputs)
+
+        with naming_layers({"talker": self.talker}, read_again):
+            step = caller.call.draw(logits)
+        if step is not None:
+            caller.steps.put(step)
+
+    def _fail(self, callers: list[_Caller], error: Exception) -> None:
+        """Hand all of these an error, and take every row out."""
+        self._running.clear()
+        for caller in callers:
+            caller.left = True
+            caller.steps.put(error)
+
+
+__all__ = ["RunningSpeech"]

@@ -1,0 +1,366 @@
+"""What the talker says, step by step: pieces of text, when they end, and how their ids are drawn.
+
+Shape letters: B rows, A rows that go on, V whole vocabulary, D thinker width, S speaker embedding size.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import TopKLogitsWarper
+
+from .configuration_bailingmm import BailingMMTalkerConfig
+from .finite import raise_if_not_finite
+from .randomness import MAX_SEED
+
+NO_ID = -1  # in a step's ids: this row has ended
+RELEASED_EOS_MARGIN = 10
+RELEASED_MAX_STEPS = 1000
+# More ids than these for a piece of text mean that it does not stop: an id stands for 20 ms or more, and a text token
+# takes 80 to 400 ms.
+LIMIT_BASE, LIMIT_PER_TEXT_TOKEN = 60, 40
+# Probabilities [A, V] of the rows (indices) that go on -> ids [A], on their device.
+Draw = Callable[[torch.Tensor, list[int]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TalkerPrompt:
+    """What the talker needs to say one piece of text.
+
+    Args:
+        text_ids: int64 [T >= 1], the tokens of the voice's prompt text, then of the text to say.
+        prompt_ids: int64 [P], codec ids of the voice's recording, which says the prompt text.
+        speaker_embedding: float [S].
+        thinker_states: float [n, D], or None when there was no chat.
+        num_prompt_text: how many of the text ids belong to the voice's prompt text; 0: unknown.
+    """
+
+    text_ids: torch.Tensor
+    prompt_ids: torch.Tensor
+    speaker_embedding: torch.Tensor
+    thinker_states: torch.Tensor | None = None
+    num_prompt_text: int = 0
+
+    def expected_ids(self) -> float:
+        """How many codec ids the text takes at the pace of the voice's prompt; 0 if that is unknown."""
+        if not self.num_prompt_text:
+            return 0.0
+        return len(self.prompt_ids) / self.num_prompt_text * (len(self.text_ids) - self.num_prompt_text)
+
+
+@dataclass(frozen=True)
+class StopRules:
+    """When a piece ends.
+
+    The end token is barred for the first `min_new_ids` ids of every piece. `max_new_ids` ends a piece that does not
+    stop; None allows 60 ids and 40 more per text token. A piece that stops before the share `shortest` of the ids that
+    its text takes at the pace of the voice's prompt lacks words; this is judged from `shortest_text` text ids on.
+
+    `released`: the release's own rules, for comparison. The end token is barred by absolute position (below the number
+    of prompt ids + 10), positions run on from piece to piece, the end token may be drawn while the prompt is being
+    read, which leaves an empty piece, text ids may be drawn, and 1000 steps are the limit, prompt included.
+    """
+
+    min_new_ids: int = 3
+    max_new_ids: int | None = None
+    released: bool = False
+    shortest: float = 0.55
+    shortest_text: int = 8
+
+    def limit(self, prompt: TalkerPrompt) -> int:
+        """Largest number of new ids for a piece."""
+        if self.max_new_ids is not None:
+            return self.max_new_ids
+        if self.released:
+            return RELEASED_MAX_STEPS - len(prompt.prompt_ids)
+        return LIMIT_BASE + LIMIT_PER_TEXT_TOKEN * len(prompt.text_ids)
+
+
+@dataclass(frozen=True)
+class TalkerPiece:
+    """What came of a piece: codec ids int64 [n] and why it ended.
+
+    The reasons are "stop", "length" (it did not stop), "empty", and "short" (it stopped too early for its text).
+    """
+
+    codec_ids: torch.Tensor
+    finish_reason: str
+
+    @classmethod
+    def judged(cls, ids: list[int], reason: str | None, prompt: TalkerPrompt, rules: StopRules) -> "TalkerPiece":
+        """The piece of a prompt that ended for a reason, or "short" where words must be missing."""
+        is_text = len(prompt.text_ids) - prompt.num_prompt_text >= rules.shortest_text
+        too_few = len(ids) < rules.shortest * prompt.expected_ids()
+        is_short = reason == "stop" and is_text and too_few and not rules.released
+        return cls(torch.tensor(ids, dtype=torch.long), "short" if is_short else str(reason))
+
+
+@dataclass(frozen=True)
+class TalkerStep:
+    """A step of decoding.
+
+    Args:
+        codec_ids: int64 [B] on the CPU, `NO_ID` in rows that have ended.
+        finish_reasons: per row why it ended, see `TalkerPiece`; None while it goes on.
+    """
+
+    codec_ids: torch.Tensor
+    finish_reasons: list[str | None]
+
+
+@dataclass
+class TalkerRow:
+    """A piece being said: its streams as audio and text ids, and how far it is."""
+
+    prompt: TalkerPrompt
+    audio_ids: list[int]
+    text_ids: list[int]
+    prefix_length: int
+    limit: int
+    num_new: int = 0
+    finish_reason: str | None = None
+
+    @property
+    def first_position(self) -> int:
+        return self.prefix_length - 1
+
+    @property
+    def reason(self) -> str | None:
+        """Why the row ended, for users; None while it goes on."""
+        return "empty" if self.finish_reason is not None and self.num_new == 0 else self.finish_reason
+
+
+def filter_logits(
+    logits: torch.Tensor, top_k: int, eos_token_id: int, eos_allowed: torch.Tensor, first_allowed: int = 0
+) -> torch.Tensor:
+    """Logits [B, V] with -inf at ids that must not be drawn.
+
+    What stays: the `top_k` best ids (ties at the last place included) from `first_allowed` on, and of these the end
+    token only in rows where `eos_allowed` [B].
+    """
+    logits = logits.float().clone()
+    eos = logits[:, eos_token_id].clone()
+    logits[:, :first_allowed] = -math.inf
+    logits[:, eos_token_id] = eos
+    logits = TopKLogitsWarper(top_k)(None, logits)
+    logits[:, eos_token_id] = torch.where(eos_allowed, logits[:, eos_token_id], -math.inf)
+    return logits
+
+
+class SeededDraw:
+    """Draws with one generator per row, so that a row depends neither on its neighbours nor on the device.
+
+    The uniform numbers are drawn on the CPU, a block of steps ahead, and go to the device in one copy; there each
+    picks the id in whose part of the summed probabilities it falls. No step waits for the host. Of a row's generator
+    every `SeededDraw` takes one number, however many steps there are.
+    """
+
+    block_steps = 64
+
+    def __init__(self, generators: list[torch.Generator]):
+        seeds = [torch.randint(MAX_SEED, (1,), generator=own, device=own.device).item() for own in generators]
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.uniforms: torch.Tensor | None = None
+        self.step = 0
+
+    def __call__(self, probabilities: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        """The id of every row, at the end of which lies its number: see `Draw`."""
+        place = self.step % self.block_steps
+        if place == 0 or self.uniforms is None:
+            block = [torch.rand(self.block_steps, generator=own, dtype=torch.float64) for own in self.generators]
+            self.uniforms = torch.stack(block).to(probabilities.device)
+        self.step += 1
+        uniforms = self.uniforms[:, place]
+        return inverted(probabilities, uniforms if len(rows) == len(uniforms) else uniforms[rows])
+
+
+def inverted(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The ids [A] at which the sums of probabilities [A, V] pass the share uniforms [A] in [0, 1) of the whole."""
+    summed = probabilities.double().cumsum(dim=-1)
+    whole = summed[:, -1]
+    passed = summed > torch.minimum(uniforms * whole, whole.nextafter(torch.zeros_like(whole)))[:, None]
+    return passed.int().argmax(dim=-1)
+
+
+def likeliest(probabilities: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """The best id of every row: see `Draw`."""
+    return probabilities.argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a step drew.
+
+    Args:
+        ids: audio ids [B], on the device; padding in rows that had ended.
+        on_host: the same, or -1 where the probabilities were not finite; to be read after `arrived`.
+        going: the rows that had not ended as far as the host knew.
+        probabilities: [A, V] of these.
+    """
+
+    ids: torch.Tensor
+    on_host: torch.Tensor
+    arrived: torch.cuda.Event | None
+    going: list[int]
+    probabilities: torch.Tensor
+
+
+def _sent_to_host(ids: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Ids on the host, and the event after which they are there; nothing waits for it."""
+    if not ids.is_cuda:
+        return ids.cpu(), None
+    on_host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True).copy_(ids, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return on_host, arrived
+
+
+class Sampler:
+    """Draws the next id of every row that goes on, and notes which rows end."""
+
+    def __init__(self, config: BailingMMTalkerConfig, rules: StopRules, top_k: int, temperature: float, draw: Draw):
+        self.rules, self.top_k, self.temperature, self.draw = rules, top_k, temperature, draw
+        self.eos, self.pad = (config.special_token_ids[name] for name in ("<audio_eos>", "<audio_pad>"))
+        self.text_vocab_size = config.text_vocab_size
+        self.num_drawn = 0  # in every row that goes on
+
+    def probabilities(self, logits: torch.Tensor, rows: list[TalkerRow], position: torch.Tensor) -> torch.Tensor:
+        """[B, V] from the logits [B, V] of the tokens at position [B]."""
+        if self.rules.released:
+            num_prompt = torch.tensor([len(row.prompt.prompt_ids) for row in rows], device=position.device)
+            eos_allowed = position >= num_prompt + RELEASED_EOS_MARGIN
+        else:
+            eos_allowed = torch.full_like(position, self.num_drawn >= self.rules.min_new_ids, dtype=torch.bool)
+        first_allowed = 0 if self.rules.released else self.text_vocab_size
+        filtered = filter_logits(logits.float() / self.temperature, self.top_k, self.eos, eos_allowed, first_allowed)
+        return filtered.softmax(dim=-1)
+
+    def __call__(self, logits: torch.Tensor, rows: list[TalkerRow], position: torch.Tensor) -> Drawn:
+        """Draw from the logits [B, V] of the tokens at position [B], without waiting for the device."""
+        going = [index for index, row in enumerate(rows) if row.finish_reason is None]
+        probabilities = self.probabilities(logits, rows, position)
+        ids = torch.full((len(rows),), self.pad, device=logits.device)
+        if len(going) < len(rows):
+            probabilities = probabilities[going]
+        if going:
+            drawn = self.draw(probabilities, going).to(logits.device)
+            ids = drawn if len(going) == len(rows) else ids.index_copy(0, torch.tensor(going).to(ids.device), drawn)
+            self.num_drawn += 1
+        else:
+            drawn = ids[:0]
+        is_usable = probabilities.sum(dim=-1).isfinite()
+        on_host, arrived = _sent_to_host(torch.where(is_usable, drawn, NO_ID))
+        return Drawn(ids, on_host, arrived, going, probabilities)
+
+    def note(self, drawn: Drawn, rows: list[TalkerRow]) -> TalkerStep:
+        """What a step said, and which rows it ended; rows that ended while it was drawn say nothing.
+
+        Raises:
+            FloatingPointError: NaN among the probabilities.
+        """
+        if drawn.arrived is not None:
+            drawn.arrived.synchronize()
+        ids = [NO_ID] * len(rows)
+        for index, audio_id in zip(drawn.going, drawn.on_host.tolist(), strict=True):
+            if audio_id == NO_ID:
+                raise_if_not_finite("the probabilities of the talker are", drawn.probabilities)
+            if rows[index].finish_reason is not None:
+                continue
+            if audio_id == self.eos:
+                rows[index].finish_reason = "stop"
+            else:
+                rows[index].num_new += 1
+                ids[index] = audio_id - self.text_vocab_size
+        for row in rows:
+            if row.finish_reason is None and row.num_new >= row.limit:
+                row.finish_reason = "length"
+        return TalkerStep(torch.tensor(ids), [row.reason for row in rows])
+
+    def draw_while_reading(self, logits: torch.Tensor, rows: list[TalkerRow], position: torch.Tensor) -> None:
+        """The released loop draws at every prompt step and throws the id away, unless it is the end token."""
+        for before in range(logits.shape[1] - 1, 0, -1):
+            probabilities = self.probabilities(logits[:, -1 - before], rows, position - before)
+            if self.draw(probabilities, [0]).item() == self.eos:
+                rows[0].finish_reason = "stop"
+                return
+
+
+class TalkerCall:
+    """Pieces that are said side by side, and how far they are.
+
+    Args:
+        rows: the pieces.
+        inputs: of the pass that reads their prompts, left-padded; see `forward` of the talker.
+        texts: int64 [n, B], the text ids of the steps after the prompt; the last ones stand for all that follow.
+        sampler: draws the ids of all rows.
+        lag: after how many more draws the host reads what was drawn; until then no step waits for the device.
+
+    Attributes:
+        position: int64 [B], of the last token that was read.
+    """
+
+    def __init__(
+        self,
+        rows: list[TalkerRow],
+        inputs: dict[str, torch.Tensor],
+        texts: torch.Tensor,
+        sampler: Sampler,
+        lag: int = 0,
+    ):
+        self.rows, self.inputs, self.texts, self.sampler, self.lag = rows, inputs, texts, sampler, lag
+        self.position = inputs["position_ids"][:, -1]
+        self._drawn: deque[Drawn] = deque()
+        self._ids = self.position  # of the last draw, on the device
+        self._step = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the host knows that all rows have ended."""
+        return all(row.finish_reason is not None for row in self.rows)
+
+    def draw(self, logits: torch.Tensor) -> TalkerStep | None:
+        """Draw the next ids from logits [B, V].
+
+        Returns:
+            The step that the host reads now, which is the one before with a lag of 1; None at first.
+
+        Raises:
+            FloatingPointError: NaN among the probabilities.
+        """
+        self._drawn.append(self.sampler(logits, self.rows, self.position))
+        self._ids = self._drawn[-1].ids
+        return self.sampler.note(self._drawn.popleft(), self.rows) if len(self._drawn) > self.lag else None
+
+    def next_inputs(self) -> dict[str, torch.Tensor]:
+        """`audio_ids`, `text_ids` and `position_ids` [B, 1] of the pass that follows the last draw."""
+        self.position = self.position + 1
+        texts = self.texts[min(self._step, len(self.texts) - 1)]
+        self._step += 1
+        return {"audio_ids": self._ids[:, None], "text_ids": texts[:, None], "position_ids": self.position[:, None]}
+
+
+def with_copies(inputs: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
+    """Inputs for so many rows: the last one is repeated, and nobody hears the copies."""
+    missing = rows - len(inputs["audio_ids"])
+    if not missing:
+        return inputs
+    return {name: torch.cat([value, *[value[-1:]] * missing]) for name, value in inputs.items()}
+
+
+__all__ = [
+    "NO_ID",
+    "Draw",
+    "Sampler",
+    "SeededDraw",
+    "StopRules",
+    "TalkerCall",
+    "TalkerPiece",
+    "TalkerPrompt",
+    "TalkerRow",
+    "TalkerStep",
+    "filter_logits",
+    "likeliest",
+    "with_copies",
+]
