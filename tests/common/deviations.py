@@ -41,6 +41,12 @@ DEVIATIONS = (
     Deviation(
         "test_processor::*::test_processor_with_multiple_inputs",
         "The test's assumption: it gives no video to its `<video>` as there is no `video_processor` attribute.",
+        ">=5.19",
+    ),
+    Deviation(
+        "test_processor::*::test_apply_chat_template_image_*",
+        "The test's assumption: one row of pixels per image; later releases count by the grid, as Qwen's models need.",
+        "<5.19",
     ),
     Deviation(
         "test_processor::*::test_processor_from_and_save_pretrained_as_nested_dict",
