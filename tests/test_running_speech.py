@@ -109,13 +109,14 @@ def test_a_caller_that_leaves_frees_its_rows(talker):  # noqa: F811
 
 def test_a_call_whose_values_are_not_finite_fails_alone(talker):  # noqa: F811
     broken = replace(PROMPTS[3], thinker_states=torch.full_like(PROMPTS[3].thinker_states, torch.nan))
-    alone = said(talker, 1, attempts=1)
-    with together(talker), ThreadPoolExecutor(2) as pool:
-        bad = pool.submit(talker.generate, [broken], generators(0), attempts=1)
-        good = pool.submit(said, talker, 1, attempts=1)
+    rules = StopRules(min_new_ids=20, max_new_ids=20)
+    (alone,) = said(talker, 0, rules=rules, attempts=1)
+    with together(talker):
+        steps = talker.stream(CALLS[0], generators(*seeds_of(0)), rules)
+        begun = next(steps).codec_ids.tolist()
         with pytest.raises(FloatingPointError, match="not finite .*, from layer talker.thinker_to_talker_proj on"):
-            bad.result(DEADLINE)
-        assert good.result(DEADLINE) == alone
+            talker.generate([broken], generators(0), attempts=1)
+        assert begun + [step.codec_ids.item() for step in steps] == alone
 
 
 def test_a_pass_that_fails_tells_its_callers_and_later_ones_are_served(talker):  # noqa: F811

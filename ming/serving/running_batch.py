@@ -157,15 +157,15 @@ class RunningBatch:
     def _forward(self) -> torch.Tensor:
         """The logits [B, V] behind the last token of every row."""
         running, device = self._running, self.model.device
-        count, width, lengths = len(running.rows), running.width, running.lengths(device)
+        count, width, padding = len(running.rows), running.width, running.padding
         mask = None
         if any(row.length < width for row in running.rows):
-            mask = (torch.arange(width + 1, device=device) >= width - lengths).long()
+            mask = (torch.arange(width + 1, device=device) >= padding).long()
         inputs = self.model.prepare_inputs_for_generation(
             torch.cat([row.ids[:, -1:] for row in running.padded_rows]),
             past_key_values=running.cache,
             attention_mask=mask,
-            position_ids=lengths,
+            position_ids=width - padding,
             use_cache=True,
             logits_to_keep=1,
         )

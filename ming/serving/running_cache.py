@@ -12,8 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ming.compiled import CompiledDecoding, max_length, padded_rows
@@ -42,18 +41,20 @@ class RunningCache(Generic[RowT]):
     """The rows that are being decoded, and the cache that holds them.
 
     Args:
-        model: computes; an `nn.Module`.
+        model: computes.
         decoding: what the model keeps for compiled steps.
         is_compiled: whether its step is compiled: then the cache is static and its sizes are few.
 
     Attributes:
         rows: in the order in which they came.
         cache: for the next pass.
+        padding: int64 [B, 1], how many places each row of a pass lacks; it changes when rows come and go alone.
     """
 
-    def __init__(self, model: nn.Module, decoding: CompiledDecoding, is_compiled: bool):
+    def __init__(self, model: PreTrainedModel, decoding: CompiledDecoding, is_compiled: bool):
         self.model, self.decoding, self.is_compiled = model, decoding, is_compiled
         self.rows: list[RowT] = []
+        self.padding = torch.zeros(0, 1, dtype=torch.long)
         self.cache: Cache = DynamicCache()  # every token in every layer: a sliding window is a matter of the mask
         self._leases = ExitStack()  # of a static cache
 
@@ -67,10 +68,6 @@ class RunningCache(Generic[RowT]):
         """The rows of a pass: for a compiled one with copies of the last, up to a power of two, which nobody sees."""
         size = padded_rows(len(self.rows)) if self.is_compiled else len(self.rows)
         return [*self.rows, *[self.rows[-1]] * (size - len(self.rows))]
-
-    def lengths(self, device: torch.device) -> torch.Tensor:
-        """Tokens [B, 1] of each row of a pass."""
-        return torch.tensor([[row.length] for row in self.padded_rows], device=device)
 
     def add(self, rows: Sequence[RowT], layers: Layers) -> None:
         """Let rows run beside the others.
@@ -111,6 +108,7 @@ class RunningCache(Generic[RowT]):
         if not rows:
             return
         more = len(self.padded_rows) - len(rows)
+        self.padding = torch.tensor([[self.width - row.length] for row in self.padded_rows], device=self.model.device)
         if self.is_compiled:
             length = self.width + max(row.tokens_left for row in rows)
             lease = self.decoding.cache(self.model, len(rows) + more, length)

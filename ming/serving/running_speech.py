@@ -7,9 +7,8 @@ run with the others, and it gets its own steps. Calls come and go between two pa
 Letters: B rows, L tokens.
 """
 
-import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -22,8 +21,6 @@ from ming.modeling_talker import BailingMMTalker
 from ming.serving.errors import shutting_down
 from ming.serving.running_cache import Layers, RunningCache
 from ming.talker_steps import TalkerCall, TalkerStep, with_copies
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -114,17 +111,23 @@ class RunningSpeech:
     @torch.no_grad()
     def _run(self) -> None:
         """Between two passes every call that came is read."""
-        while True:
+        try:
+            while not self._closing:
+                for caller in self._arrived():
+                    self._enter(caller)
+                self._pass()
+        finally:  # nobody may wait for a thread that has ended
             with self._changed:
-                self._changed.wait_for(lambda: self._entering or self._running.rows or self._closing)
+                self._closing = True
                 entering, self._entering = self._entering, []
-                closing = self._closing
-            if closing:
-                self._fail([*entering, *self._callers()], shutting_down())
-                return
-            for caller in entering:
-                self._enter(caller)
-            self._pass()
+            self._fail_all(shutting_down(), entering)
+
+    def _arrived(self) -> list[_Caller]:
+        """The calls that came; waits for one where no row runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._entering or self._running.rows or self._closing)
+            arrived, self._entering = self._entering, []
+        return arrived
 
     def _callers(self) -> list[_Caller]:
         """Those whose rows run, in the order of these."""
@@ -145,24 +148,22 @@ class RunningSpeech:
             rows = [_CachedPiece(caller, length) for length in lengths]
             layers: Layers = [(layer.keys, layer.values) for layer in cache.layers]
         except Exception as error:
-            self._fail([caller], error)
+            _fail(caller, error)
             return
-        callers = [*self._callers(), caller]
         try:
             self._running.add(rows, layers)
         except Exception as error:  # two caches need more memory than one
-            self._fail(callers, error)
+            self._fail_all(error, [caller])
 
     def _pass(self) -> None:
         """The next ids of every row; calls that have ended leave, and so do those that nobody waits for."""
-        callers = self._callers()
         try:
             self._running.keep([place for place, row in enumerate(self._running.rows) if not row.caller.ended])
             if not self._running.rows:
                 return
             logits = self._forward()
         except Exception as error:
-            self._fail(callers, error)
+            self._fail_all(error)
             return
         start = 0
         for caller in self._callers():
@@ -170,9 +171,7 @@ class RunningSpeech:
             try:
                 self._draw(caller, logits[start:end])
             except Exception as error:
-                logger.error("the ids of a call could not be drawn", exc_info=error)
-                caller.left = True
-                caller.steps.put(error)
+                _fail(caller, error)
             start = end
 
     def _forward(self) -> torch.Tensor:
@@ -184,7 +183,7 @@ class RunningSpeech:
         cache, width = running.cache, running.width
         # A static cache has one mask for all steps: what lies ahead is masked anyway.
         masked = max_length(cache) if isinstance(cache, StaticCache) else width + 1
-        mask = (torch.arange(masked, device=device) >= width - running.lengths(device)).long()
+        mask = (torch.arange(masked, device=device) >= running.padding).long()
         logits = self._step(
             **with_copies(joined, len(mask)), attention_mask=mask, past_key_values=cache, use_cache=True
         ).logits
@@ -205,12 +204,17 @@ class RunningSpeech:
         if step is not None:
             caller.steps.put(step)
 
-    def _fail(self, callers: list[_Caller], error: Exception) -> None:
-        """Hand all of these an error, and take every row out."""
+    def _fail_all(self, error: Exception, others: Sequence[_Caller] = ()) -> None:
+        """After a pass that failed, no row can go on: the error is for all whose rows run, and for others."""
+        callers = dict.fromkeys([*self._callers(), *others])
         self._running.clear()
         for caller in callers:
-            caller.left = True
-            caller.steps.put(error)
+            _fail(caller, error)
+
+
+def _fail(caller: _Caller, error: Exception) -> None:
+    caller.left = True
+    caller.steps.put(error)
 
 
 __all__ = ["RunningSpeech"]
