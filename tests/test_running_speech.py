@@ -109,7 +109,7 @@ def test_a_caller_that_leaves_frees_its_rows(talker):  # noqa: F811
 
 def test_a_call_whose_values_are_not_finite_fails_alone(talker):  # noqa: F811
     broken = replace(PROMPTS[3], thinker_states=torch.full_like(PROMPTS[3].thinker_states, torch.nan))
-    rules = StopRules(min_new_ids=20, max_new_ids=20)
+    rules = StopRules(min_new_ids=150, max_new_ids=150)
     (alone,) = said(talker, 0, rules=rules, attempts=1)
     with together(talker):
         steps = talker.stream(CALLS[0], generators(*seeds_of(0)), rules)
