@@ -110,11 +110,11 @@ def first_token(submit: Callable[[Job], None]) -> list[Cost]:
 
 
 def offline(model) -> float:
-    """Median seconds of as many chats in one call of `generate`."""
+    """Median seconds of as many long chats in one call of `generate`."""
     ids, times = torch.arange(100, 100 + PROMPT).repeat(TOGETHER, 1).to(model.device), []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        model.generate(ids, do_sample=True, max_new_tokens=NEW)
+        model.generate(ids, do_sample=True, max_new_tokens=LONG)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
@@ -159,7 +159,8 @@ def measure(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Cos
         costs = first_token(submit)
         apart, beside, _ = together(submit, lambda heard: chat(heard, NEW), TOGETHER)
         costs.append(Cost(f"{TOGETHER} chats one by one / side by side", apart / beside))
-        costs.append(Cost(f"{TOGETHER} chats in one offline batch / side by side", offline(model) / beside))
+        _, beside, _ = together(submit, lambda heard: chat(heard, LONG), TOGETHER)
+        costs.append(Cost(f"{TOGETHER} long chats in one offline batch / side by side", offline(model) / beside))
         apart, beside, begun = together(submit, spoken, TOGETHER)
         costs.append(Cost(f"{TOGETHER} spoken replies side by side / one alone", beside / apart * TOGETHER))
         last = apart * (TOGETHER - 1) / TOGETHER
