@@ -10,7 +10,7 @@ a handful of lengths, and streams of several people use the same graphs.
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -24,6 +24,16 @@ _one_step = threading.Lock()
 Velocity = Callable[..., torch.Tensor]
 # mel, phase, noise, known_f0, cycles -> waveform, pitch, cycles, as `HiFT.render`.
 Render = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+class Parts(Protocol):
+    """What computes in the places of the detokenizer's own velocity network and vocoder."""
+
+    @property
+    def estimator(self) -> Velocity: ...
+
+    @property
+    def vocoder(self) -> Render: ...
 
 
 def padded_length(frames: int) -> int:
@@ -177,7 +187,10 @@ __all__ = [
     "CompiledParts",
     "CompiledVocoder",
     "PartGraphs",
+    "Parts",
+    "Render",
     "Velocity",
+    "padded",
     "padded_length",
     "padded_lengths",
     "raise_if_not_compilable",

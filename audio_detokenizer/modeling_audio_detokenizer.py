@@ -18,7 +18,7 @@ from transformers import CompileConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer import FastSpeech2ConformerAttention
 
-from .compiled_parts import CompiledParts, PartGraphs, padded_lengths, raise_if_not_compilable
+from .compiled_parts import PartGraphs, Parts, padded_lengths, raise_if_not_compilable
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
 from .inputs import Rows, code_rows, generator_rows, prompt_rows, raise_if_no_steps, speaker_rows, streaming_settings
 from .modeling_flow import Flow
@@ -31,6 +31,13 @@ NAMES_SHOWN = 8
 
 
 class AudioDetokenizer(PreTrainedModel):
+    """Speech codes -> waveforms, of whole utterances and as streams.
+
+    Attributes:
+        graphs: what is kept for compiled parts.
+        together: computes for several callers in one pass, as a server does; None: each call computes by itself.
+    """
+
     config: AudioDetokenizerConfig
     config_class = AudioDetokenizerConfig
     main_input_name = "codes"
@@ -43,6 +50,7 @@ class AudioDetokenizer(PreTrainedModel):
         self.flow = Flow(config)
         self.hift = HiFT(config)
         self.graphs = PartGraphs()
+        self.together: Parts | None = None
         self.post_init()
 
     @torch.no_grad()
@@ -122,7 +130,7 @@ class AudioDetokenizer(PreTrainedModel):
             TypeError: `compile` is neither a flag nor a `CompileConfig`, or an argument is of another kind.
         """
         raise_if_no_steps(num_steps)
-        compiled = self._compiled(compile)
+        parts = self.parts(compile)
         rows = code_rows(codes, code_lengths, self.config.flow["vocab_size"])
         speaker = speaker_rows(speaker_embedding, len(rows), self.config.flow["spk_embed_dim"]).to(self.device)
         prompts, cuts = prompt_rows(prompt_codes, prompt_mel, len(rows), self.config)
@@ -140,7 +148,7 @@ class AudioDetokenizer(PreTrainedModel):
             speaker,
             nn.utils.rnn.pad_sequence(noise, batch_first=True).transpose(1, 2).to(self.device),
             num_steps,
-            compiled.estimator if compiled else None,
+            parts.estimator if parts else None,
         )
         mels = [row[:, cut:n] for row, cut, n in zip(mel, cuts, frames, strict=True)]
         return self.vocode(mels, [own[1] for own in generators], compile)
@@ -157,11 +165,11 @@ class AudioDetokenizer(PreTrainedModel):
         Rows of equal length run as one batch, other rows alone, since padding would be work. Compiled, each row runs
         alone: so whole utterances and streams have the same graphs.
         """
-        compiled = self._compiled(compile)
-        render = compiled.vocoder if compiled else self.hift.render
+        parts = self.parts(compile)
+        render = parts.vocoder if parts else self.hift.render
         groups: dict[tuple[int, int], list[int]] = {}
         for i, mel in enumerate(mels):
-            groups.setdefault((mel.shape[1], i if compiled else 0), []).append(i)
+            groups.setdefault((mel.shape[1], i if parts else 0), []).append(i)
         waveforms = {i: mel.new_zeros(0) for i, mel in enumerate(mels)}
         for (length, _), same in groups.items():
             if not length:
@@ -204,21 +212,28 @@ class AudioDetokenizer(PreTrainedModel):
             TypeError: `compile` is neither a flag nor a `CompileConfig`.
         """
         raise_if_no_steps(num_steps)
-        compiled = self._compiled(compile)
+        parts = self.parts(compile)
         speaker = speaker_rows(speaker_embedding, 1, self.config.flow["spk_embed_dim"]).to(self.device)
         (prompt,), (cut,) = prompt_rows(prompt_codes, prompt_mel, 1, self.config)
         chosen = streaming_settings(self.config.streaming, settings)
         (own,) = generator_rows(generator, 1)
         generators = spawn_generators(own, 2)
-        return DetokenizerStream(self, speaker, (prompt, cut), generators, chosen, num_steps, compiled)
+        return DetokenizerStream(self, speaker, (prompt, cut), generators, chosen, num_steps, parts)
 
     def padded_lengths(self, most: int) -> list[int]:
         """All lengths in frames that up to so many frames are padded to where `compile` is asked for."""
         return padded_lengths(most)
 
-    def _compiled(self, compile: bool | CompileConfig) -> CompiledParts | None:
+    def parts(self, compile: bool | CompileConfig = False) -> Parts | None:
+        """What computes in the places of the own velocity network and vocoder, compiled or not; None: these do.
+
+        Raises:
+            ValueError, TypeError: see `decode`.
+        """
         estimator = self.flow.decoder.estimator
         raise_if_not_compilable(compile, estimator, self.hift)
+        if self.together is not None:
+            return self.together
         return self.graphs.of(estimator, self.hift, compile, self.device) if compile else None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from .compiled_parts import CompiledParts
+from .compiled_parts import Parts
 from .configuration_audio_detokenizer import AudioDetokenizerConfig
 from .inputs import code_row
 from .modeling_flow import nearest_tokens
@@ -53,7 +53,7 @@ class DetokenizerStream:
         generators: list[torch.Generator],
         settings: dict[str, Any],
         num_steps: int | None,
-        compiled: CompiledParts | None = None,
+        parts: Parts | None = None,
     ):
         """Start an utterance.
 
@@ -64,11 +64,11 @@ class DetokenizerStream:
             generators: one for the noise of the flow and one for the vocoder, on the CPU.
             settings: all entries of `config.streaming`.
             num_steps: Euler steps of the flow; None takes the configured number.
-            compiled: parts in the place of the detokenizer's own ones.
+            parts: in the places of the detokenizer's own ones.
         """
         self.detokenizer = detokenizer
-        self.estimator = compiled.estimator if compiled else None
-        self.render = compiled.vocoder if compiled else detokenizer.hift.render
+        self.estimator = parts.estimator if parts else None
+        self.render = parts.vocoder if parts else detokenizer.hift.render
         self.config: AudioDetokenizerConfig = detokenizer.config
         self.speaker = speaker
         self.settings = settings

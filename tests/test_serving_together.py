@@ -290,7 +290,8 @@ def test_replies_are_spoken_side_by_side_with_the_waves_they_have_alone(omni):
     for seed, heard in zip((1, 2), both, strict=True):
         submit(omni.engine, speech_job(omni, heard, seed))
     for heard, wanted in zip(both, alone, strict=True):
-        assert torch.equal(heard.waveform, wanted) and len(heard.events) > 2
+        torch.testing.assert_close(heard.waveform, wanted, atol=2e-3, rtol=0)  # rows of one pass round differently
+        assert len(heard.events) > 2
 
 
 def spoken(omni, seed: int) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """A bounded queue, and the threads that run its jobs on the model.
 
 Jobs run in lanes, so that none of them waits for another kind: text, with one thread that decodes all chats side by
-side (`running_batch.py`); speech, with a thread for each of so many spoken replies, whose audio it makes, and one that
-says the pieces of all of them side by side (`running_speech.py`); images, with one thread.
+side (`running_batch.py`); speech, with a thread for each of so many spoken replies, one that says the pieces of all of
+them side by side (`running_speech.py`), and one for the flow of all (`running_audio.py`); images, with one thread.
 """
 
 import logging
@@ -15,6 +15,7 @@ from typing import Any
 from ming.serving.engine_jobs import Failed, Finished, Job, StreamJob, TextJob
 from ming.serving.errors import ApiError, shutting_down
 from ming.serving.metrics import Metrics
+from ming.serving.running_audio import RunningAudio
 from ming.serving.running_batch import RunningBatch
 from ming.serving.running_speech import RunningSpeech
 from ming.serving.settings import EngineSettings
@@ -45,24 +46,26 @@ class Engine:
         self._running: dict[Job, float] = {}  # when it began
         self._closing = False
         self._batch = RunningBatch(model, tokenizer)
-        talker = getattr(model, "talker", None)
-        self._speech = None if talker is None else RunningSpeech(talker, model.compile_decoding)
+        self._running_parts: list[RunningSpeech | RunningAudio] = []
         lanes = [*["speech"] * settings.streams, "image"]
         self._threads = [threading.Thread(target=self._decode_texts, name="text", daemon=True)]
         self._threads += [threading.Thread(target=self._run_streams, args=(each,), daemon=True) for each in lanes]
 
     def start(self) -> None:
         """Start the threads."""
-        if self._speech is not None:
-            self._speech.start()
+        if getattr(self.model, "talker", None) is not None:
+            self._running_parts.append(RunningSpeech(self.model.talker, self.model.compile_decoding))
+        if self.model.audio_detokenizer.is_loaded:
+            self._running_parts.append(RunningAudio(self.model.audio_detokenizer.load(), self.model.compile_decoding))
+        for part in self._running_parts:
+            part.start()
         for thread in self._threads:
             thread.start()
 
     @property
     def is_alive(self) -> bool:
         """Whether all threads run."""
-        speaks = self._speech is None or self._speech.is_alive
-        return speaks and all(thread.is_alive() for thread in self._threads)
+        return all(each.is_alive for each in self._running_parts) and all(each.is_alive() for each in self._threads)
 
     def close(self) -> None:
         """Cancel all jobs and wait for the threads' ends."""
@@ -73,8 +76,8 @@ class Engine:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
-        if self._speech is not None:
-            self._speech.close()
+        for part in self._running_parts:
+            part.close()
 
     def waiting_jobs(self) -> list[Job]:
         """Jobs that wait, oldest first."""

@@ -1,0 +1,175 @@
+"""Velocities that several spoken replies ask for, computed in one pass.
+
+Each reply makes its audio in a thread of its own (`DetokenizerStream`, `AudioDetokenizer.decode`). Most of the time is
+in the flow's velocity network: hundreds of small operations, for which threads would wait for each other longer than
+they compute. So they ask one thread, and what is asked for at the same time are rows of one pass.
+
+Letters: B rows, M mel channels, T frames.
+"""
+
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from audio_detokenizer.compiled_parts import Render, padded, padded_length
+from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
+from ming.compiled import step_config
+from ming.serving.errors import shutting_down
+
+MOST_ROWS = 64  # of a pass; each stream has two, with guidance and without
+GATHER_SHARE = 0.15  # of a pass's time: the next one waits at most so long for those who got a velocity to ask again
+
+
+class Frames(NamedTuple):
+    """What the velocity network is given, see `VelocityEstimator.forward`."""
+
+    x: torch.Tensor
+    mask: torch.Tensor | None
+    mu: torch.Tensor
+    timesteps: torch.Tensor
+    speaker: torch.Tensor
+    cond: torch.Tensor
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A thread waits for a velocity."""
+
+    frames: Frames
+    velocity: Future[torch.Tensor] = field(default_factory=Future)
+
+
+class RunningAudio:
+    """Stands in for the parts of an audio detokenizer between `start` and `close`.
+
+    Frames of about the same length are padded to one, and masked. Where that would change results
+    (`mask_padding=False`), and where parts are compiled (for few lengths, and each number of rows anew), every
+    velocity is computed alone.
+
+    Args:
+        detokenizer: its weights are the ones that are computed with.
+        compile_decoding: whether its parts are compiled; see `step_config`.
+
+    Attributes:
+        vocoder: computes in the thread that calls it.
+    """
+
+    def __init__(self, detokenizer: AudioDetokenizer, compile_decoding):
+        self.detokenizer = detokenizer
+        parts, own = (
+            detokenizer.parts(step_config(detokenizer.device, compile_decoding) or False),
+            detokenizer.flow.decoder,
+        )
+        self._estimator = own.estimator if parts is None else parts.estimator
+        self.vocoder: Render = detokenizer.hift.render if parts is None else parts.vocoder
+        self._merges = parts is None and own.estimator.mask_padding
+        self._changed = threading.Condition()
+        self._asked: list[_Asked] = []
+        self._expected, self._seconds = 0, 0.0  # who got a velocity in the last pass or waited, and its time
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="audio", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self.detokenizer.together = self
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Let the detokenizer compute by itself again; who waits gets an error."""
+        self.detokenizer.together = None
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def estimator(self, *frames: torch.Tensor | None) -> torch.Tensor:
+        """As `VelocityEstimator.forward`.
+
+        Raises:
+            ApiError: the server is shutting down.
+            Exception: of the pass that failed.
+        """
+        asked = _Asked(Frames(*frames))
+        with self._changed:
+            if self._closing:
+                raise shutting_down()
+            self._asked.append(asked)
+            self._changed.notify_all()
+        return asked.velocity.result()
+
+    @torch.no_grad()
+    def _run(self) -> None:
+        try:
+            while together := self._next():
+                self._pass(together)
+        finally:  # nobody may wait for a thread that has ended
+            with self._changed:
+                self._closing = True
+                asked, self._asked = self._asked, []
+            for each in asked:
+                each.velocity.set_exception(shutting_down())
+
+    def _next(self) -> list[_Asked]:
+        """What is computed next: what was asked for first, and all that fits to it; nothing when it closes."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._asked or self._closing)
+            if self._closing:
+                return []
+            if self._merges:
+                self._changed.wait_for(lambda: len(self._asked) >= self._expected, GATHER_SHARE * self._seconds)
+            first = self._asked[0]
+            fitting = [each for each in self._asked if self._merges and _length(each) == _length(first)]
+            together = fitting[: max(1, MOST_ROWS // len(first.frames.x))] or [first]
+            self._asked = [each for each in self._asked if each not in together]
+            self._expected = len(together) + len(self._asked)
+        return together
+
+    def _pass(self, together: list[_Asked]) -> None:
+        started = time.perf_counter()
+        try:
+            velocities = self._velocities([each.frames for each in together])
+        except Exception as error:
+            for each in together:
+                each.velocity.set_exception(error)
+            return
+        self._seconds = time.perf_counter() - started
+        for each, velocity in zip(together, velocities, strict=True):
+            each.velocity.set_result(velocity)
+
+    def _velocities(self, rows: list[Frames]) -> list[torch.Tensor]:
+        """The velocities [B, M, T] of each of them."""
+        if len(rows) == 1:
+            return [self._estimator(*rows[0])]
+        lengths = [each.x.shape[2] for each in rows]
+        most = max(lengths)
+        mask = None
+        if min(lengths) < most or any(each.mask is not None for each in rows):
+            masks = [torch.ones_like(each.x[:, :1]) if each.mask is None else each.mask for each in rows]
+            mask = torch.cat([padded(each, most) for each in masks])
+        velocity = self._estimator(
+            torch.cat([padded(each.x, most) for each in rows]),
+            mask,
+            torch.cat([padded(each.mu, most) for each in rows]),
+            torch.cat([each.timesteps for each in rows]),
+            torch.cat([each.speaker for each in rows]),
+            torch.cat([padded(each.cond, most) for each in rows]),
+        )
+        parts = velocity.split([len(each.x) for each in rows])
+        return [part[:, :, :length] for part, length in zip(parts, lengths, strict=True)]
+
+
+def _length(asked: _Asked) -> int:
+    """What its frames would be padded to."""
+    return padded_length(asked.frames.x.shape[2])
+
+
+__all__ = ["RunningAudio"]
