@@ -7,11 +7,16 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from speech_helpers import SMALLEST_VOCODER, tiny_detokenizer
+from fastapi.testclient import TestClient
+from serving_helpers import processor
+from speech_helpers import SMALLEST_VOCODER, build_speaking_repository, tiny_detokenizer
 
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
+from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.serving.errors import ApiError
 from ming.serving.running_audio import RunningAudio
+from ming.serving.server import create_app
+from ming.serving.settings import Site
 
 DEADLINE = 60
 LENGTHS = (70, 72, 90, 96, 40, 71)  # the first four and the last are padded to 96 at most, the fifth to 64
@@ -137,3 +142,13 @@ def test_who_waits_when_it_closes_gets_an_error(detokenizer):
     audio.close()
     with pytest.raises(ApiError, match="the server is shutting down"):
         audio.estimator(*frames_of(detokenizer, 70))
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_a_replica_of_a_cluster_makes_the_audio_of_each_reply_alone(tmp_path, repeatable):
+    """Another replica may have to continue an answer with the same bytes, in other company."""
+    model = BailingMMNativeForConditionalGeneration.from_pretrained(build_speaking_repository(tmp_path)).eval()
+    with TestClient(create_app(model, processor(), site=Site(repeatable=repeatable))):
+        assert (model.audio_detokenizer.load().together is None) == repeatable
+        assert model.talker.together is not None
+    assert model.talker.together is None

@@ -7,7 +7,7 @@ the models run in the replicas; Ray replaces replicas that die, and starts and s
 import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -32,7 +32,7 @@ class Replica:
 
     async def __init__(self, options: ServerOptions):  # type: ignore[misc]  # Ray awaits it
         set_up_logging(options.log_level)
-        self.app = build_app(options)
+        self.app = build_app(replace(options, site=replace(options.site, repeatable=True)))
         self._lifespan = self.app.router.lifespan_context(self.app)
         await self._lifespan.__aenter__()
 

@@ -32,14 +32,15 @@ class Engine:
     Args:
         model, tokenizer: the model, and its thinker's tokenizer.
         settings, metrics: see there.
+        merges_audio: whether the flow of several spoken replies is computed in one pass, see `RunningAudio`.
 
     Raises:
         ValueError: a model that threads cannot share, see `raise_if_offloaded`, or see `RunningBatch`.
     """
 
-    def __init__(self, model, tokenizer, settings: EngineSettings, metrics: Metrics):
+    def __init__(self, model, tokenizer, settings: EngineSettings, metrics: Metrics, merges_audio: bool = True):
         raise_if_offloaded(model)
-        self.model, self.settings, self.metrics = model, settings, metrics
+        self.model, self.settings, self.metrics, self.merges_audio = model, settings, metrics, merges_audio
         self._changed = threading.Condition()
         self._jobs: deque[tuple[Job, float]] = deque()
         self._places = 0
@@ -55,7 +56,7 @@ class Engine:
         """Start the threads."""
         if getattr(self.model, "talker", None) is not None:
             self._running_parts.append(RunningSpeech(self.model.talker, self.model.compile_decoding))
-        if self.model.audio_detokenizer.is_loaded:
+        if self.merges_audio and self.model.audio_detokenizer.is_loaded:
             self._running_parts.append(RunningAudio(self.model.audio_detokenizer.load(), self.model.compile_decoding))
         for part in self._running_parts:
             part.start()

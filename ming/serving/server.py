@@ -471,7 +471,7 @@ def create_app(
         An app whose `state.service.engine` works between its start and its shutdown.
     """
     limits, site, metrics = limits or Limits(), site or Site(), Metrics()
-    engine = Engine(model, processor.tokenizer, settings or EngineSettings(), metrics)
+    engine = Engine(model, processor.tokenizer, settings or EngineSettings(), metrics, not site.repeatable)
     load_components(model)
     preparer = Preparer(model, processor, limits, fetcher or Fetcher(), site.transcription_prompt)
 

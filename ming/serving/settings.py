@@ -74,11 +74,14 @@ class Site:
         name: what clients ask for as `model`.
         api_key: the bearer token that clients must send; None lets everybody in.
         transcription_prompt: the instruction that goes with a recording to transcribe.
+        repeatable: whether speech must be the same bytes in any company, since another replica may have to continue
+            it; rows of one pass round differently.
     """
 
     name: str = "ming"
     api_key: str | None = field(default=None, repr=False)
     transcription_prompt: str = TRANSCRIPTION_PROMPT
+    repeatable: bool = False
 
 
 __all__ = ["LOOPBACK", "EngineSettings", "Limits", "NumericSettings", "Site"]
