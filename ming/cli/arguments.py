@@ -3,10 +3,13 @@
 import argparse
 import math
 import re
+from collections.abc import Callable
 
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
 from ming.loading import DTYPES, PARTS, LoadOptions
 from ming.randomness import MAX_SEED
+
+MOST_DIGITS = 4000  # Python reads no longer ones
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -43,6 +46,33 @@ def guidance(text: str) -> float:
     if not 1 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number of at least 1 (1: no guidance)")
     return value
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number within these limits."""
+
+    def read(text: str) -> int:
+        digits = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
+        if not digits or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number of {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def number_above_zero(most: float) -> Callable[[str], float]:
+    """The type of an option that is a number above 0 and at most `most`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number above 0, at most {most:,.10g}")
+        return value
+
+    return read
 
 
 def add_device_options(group: argparse._ActionsContainer) -> None:
