@@ -429,12 +429,14 @@ def test_the_whole_file_is_checked_before_the_model_is_read(tmp_path):
     ("options", "message"),
     [
         (("--full", "--lora", "4", "--merge"), "--lora, --merge and --full exclude each other"),
-        (("--lora", "0"), "argument --lora: 0 is not accepted; give a whole number of at least 1"),
-        (("--lora", "5000"), "argument --lora: 5000 is not accepted; give a whole number of 1 to 4096"),
+        *(
+            (("--lora", rank), f"--lora: {rank} is not accepted; give a whole number of 1 to 4096")
+            for rank in ("0", "5000")
+        ),
         *((("--epochs", value), f"--epochs: {value} is not accepted; give a number above 0") for value in ODD_NUMBERS),
         *((("--learning-rate", value), "give a number above 0, at most 1;") for value in (*ODD_NUMBERS, "1.5")),
         *((("--workers", value), "give a whole number of 0 to 1024") for value in ("-1", "nan", "1.5")),
-        *((("--seed", value), "give a whole number of 0 to 4294967295") for value in ("-1", "4294967296")),
+        *((("--seed", value), "--seed: .* is not accepted; give a whole number of") for value in ("-1", "4294967296")),
         (("--steps", "9" * 5000), "give a whole number of 1 to 1000000000"),
         (("--freeze-encoders",), "--freeze-encoders needs --full"),
         (("--load-in-4bit", "--lora-targets", "experts"), "quantised experts are not stacked"),

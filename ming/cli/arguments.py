@@ -48,29 +48,14 @@ def guidance(text: str) -> float:
     return value
 
 
-def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number within these limits."""
+def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
+    """The kind of an option that takes a whole number of `minimum` to `maximum`, for argparse."""
 
     def read(text: str) -> int:
         digits = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
-        if not digits or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number of {least} to {most}")
+        if not digits or not minimum <= int(text) <= maximum:
+            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number of {minimum} to {maximum}")
         return int(text)
-
-    return read
-
-
-def number_above_zero(most: float) -> Callable[[str], float]:
-    """The type of an option that is a number above 0 and at most `most`."""
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 < value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number above 0, at most {most:,.10g}")
-        return value
 
     return read
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ming.cli.checks import find_model
 from ming.files import replacing
 from ming.training.loop import last_checkpoint
 
@@ -25,7 +26,9 @@ def run_settings(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         ValueError: the directory belongs to another run, is the directory of the model, or cannot be written.
+        UsageError: there is no model.
     """
+    find_model(args.model)
     output = Path(args.output)
     if output.resolve() == Path(args.model).resolve():
         raise ValueError(f"--output {output} is the model's own directory; give another one")
