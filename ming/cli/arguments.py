@@ -9,8 +9,6 @@ from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
 from ming.loading import DTYPES, PARTS, LoadOptions
 from ming.randomness import MAX_SEED
 
-MOST_DIGITS = 4000  # Python reads no longer ones
-
 
 def image_size(text: str) -> tuple[int, int]:
     """WIDTHxHEIGHT -> (width, height) in pixels."""
@@ -52,10 +50,10 @@ def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
     """The kind of an option that takes a whole number of `minimum` to `maximum`, for argparse."""
 
     def read(text: str) -> int:
-        digits = text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
-        if not digits or not minimum <= int(text) <= maximum:
+        number = int(text) if re.fullmatch("[0-9]{1,40}", text) else -1
+        if not minimum <= number <= maximum:
             raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number of {minimum} to {maximum}")
-        return int(text)
+        return number
 
     return read
 
@@ -78,6 +76,21 @@ def add_without_option(group: argparse._ActionsContainer) -> None:
     """Which parts of the model are not loaded."""
     text = f"parts to leave out: {', '.join(PARTS)}"
     group.add_argument("--without", nargs="+", choices=PARTS, default=[], metavar="PART", help=text)
+
+
+def number_above_zero(most: float) -> Callable[[str], float]:
+    """The kind of an option that takes a number above 0 and at most `most`, for argparse."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number above 0, at most {most:,.10g}")
+        return value
+
+    return read
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

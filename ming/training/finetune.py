@@ -24,13 +24,11 @@ torchrun --standalone --nproc_per_node 2 -m ming finetune ... The format of chat
 
 import argparse
 import logging
-import math
-from collections.abc import Callable
 from typing import Any
 
 from transformers.integrations import is_tensorboard_available, is_wandb_available
 
-from ming.cli.arguments import whole_number
+from ming.cli.arguments import number_above_zero, whole_number
 from ming.cli.usage import Parser, UsageError
 from ming.training import finetune_outputs, finetune_text
 from ming.training.finetune_text import DEFAULT_RANK, DEFAULT_TARGETS, LORA_TARGETS, MERGED
@@ -51,21 +49,6 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "accumulation": 1,
     "gradient_checkpointing": False,
 }
-
-
-def number_above_zero(most: float) -> Callable[[str], float]:
-    """The kind of an option that takes a number above 0 and at most `most`, for argparse."""
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 < value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number above 0, at most {most:,.10g}")
-        return value
-
-    return read
 
 
 def build_parser() -> Parser:
