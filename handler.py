@@ -7,7 +7,9 @@
 
 The answer holds what the request asked for: "generated_text", "generated_audio" (base64 of a WAV file, with
 "sampling_rate") and "generated_images" (base64 of PNG files). The answer to a request that cannot be served is
-{"error": ...}.
+{"error": ...}. A field that is null is like one that is left out; an unknown one is an error.
+
+Text is the likeliest one, unless a temperature, top_p or top_k asks for drawn tokens, or "do_sample" does.
 """
 
 import base64
@@ -40,6 +42,12 @@ WHOLE_NUMBERS = {  # name -> lowest and highest value
 }
 NUMBERS = {"temperature": (0, 100), "top_p": (0, 1), "repetition_penalty": (0, 100), "guidance_scale": (1, 100)}
 PARAMETERS = {"generation_mode", "speaker", *FLAGS, *WHOLE_NUMBERS, *NUMBERS}
+OFF = {"temperature": 1, "top_p": 1, "top_k": 0}  # each asks for drawn tokens; these values change no probability
+# What clients of the Hub send beside the inputs, which changes nothing here: how to wait, and what not to do.
+FIELDS = {"inputs", "parameters", "options", "stream"}
+OPTIONS = {"wait_for_model", "use_cache", "use_gpu"}
+MESSAGE = {"role", "content"}
+UNREAD = {"name", "reasoning_content"}  # of messages, as other programs keep them
 
 
 class EndpointHandler:
@@ -108,14 +116,38 @@ def parse_request(data: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """
     if not isinstance(data, dict) or "inputs" not in data:
         raise ValueError('a request is {"inputs": text or messages, "parameters": {...}}')
+    _check_fields(data)
     inputs, parameters = data["inputs"], parse_parameters(data.get("parameters"))
     messages = [{"role": "user", "content": inputs}] if isinstance(inputs, str) else inputs
     has_messages = isinstance(messages, list) and len(messages) > 0
     if not has_messages or not all(isinstance(item, dict) and "content" in item for item in messages):
         raise ValueError('inputs must be text or a list of at least one {"role": ..., "content": ...}')
     for message in messages:
+        if extra := sorted(_given(message) - MESSAGE - UNREAD):
+            raise ValueError(f"unknown keys of a message: {', '.join(extra)}; accepted are role and content")
         _check_content(message["content"])
     return messages, parameters
+
+
+def _given(fields: dict[str, Any]) -> set[str]:
+    """Names of the fields that hold something; a null or an empty list is like a field that is left out."""
+    return {name for name, value in fields.items() if value is not None and value != []}
+
+
+def _check_fields(data: dict[str, Any]) -> None:
+    """Raise a `ValueError` for a field of the request, beside its inputs and parameters, that asks for something."""
+    given = {name: data[name] for name in _given(data)}
+    if unknown := sorted(given.keys() - FIELDS):
+        place = '; put it into "parameters"' if PARAMETERS.issuperset(unknown) else ""
+        raise ValueError(f"unknown fields {', '.join(unknown)}; accepted are {', '.join(sorted(FIELDS))}{place}")
+    if given.get("stream", False) is not False:
+        raise ValueError(f"stream={_shown(given['stream'])}: answers come whole here; leave it out, or use ming serve")
+    options = given.get("options", {})
+    if not isinstance(options, dict) or not _given(options) <= OPTIONS:
+        raise ValueError(
+            f"options={_shown(options)} may hold {', '.join(sorted(OPTIONS))}; what the model shall do stands in "
+            '"parameters"'
+        )
 
 
 def parse_parameters(given: Any) -> dict[str, Any]:
@@ -140,7 +172,17 @@ def parse_parameters(given: Any) -> dict[str, Any]:
             _check_number(name, value, (int,), *WHOLE_NUMBERS[name])
         if name in NUMBERS:
             _check_number(name, value, (int, float), *NUMBERS[name])
-    return _greedy(parameters) if parameters.get("temperature") == 0 else parameters
+    return _greedy(parameters) if parameters.get("temperature") == 0 else _sampled(parameters)
+
+
+def _sampled(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters in which a temperature, top_p or top_k asks for drawn tokens, with the flag for it."""
+    given = [name for name in OFF if name in parameters]
+    if not given or parameters.get("generation_mode") in ("image", ["image"]):
+        return parameters
+    if parameters.get("do_sample") is False and any(parameters[name] != OFF[name] for name in given):
+        raise ValueError(f"do_sample=False takes the likeliest token; leave it out, or {', '.join(given)}")
+    return {"do_sample": True, **parameters}
 
 
 def _greedy(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -180,10 +222,12 @@ def _check_content(content: Any) -> None:
     for item in content:
         kind = item.get("type")
         if kind == "text":
+            if not isinstance(item.get("text"), str) or not _given(item) <= {"type", "text"}:
+                raise ValueError(f'{_shown(item)} is no text item; one is {{"type": "text", "text": "..."}}')
             continue
         if kind not in MEDIA:
             raise ValueError(f"unknown content type {kind!r}; accepted are text, {', '.join(MEDIA)}")
-        extra = sorted(item.keys() - {"type", kind})
+        extra = _given(item) - {"type", kind}
         if extra or not isinstance(item.get(kind), str) or not item[kind].startswith("data:"):
             raise ValueError(f'{kind} must be a data URL: {{"type": "{kind}", "{kind}": "data:...;base64,..."}}')
 

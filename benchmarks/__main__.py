@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ming.cli.arguments import number_above_zero
+
 from . import gpu, report
 from .timing import profiled, share_table
 
@@ -68,7 +70,7 @@ def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         "--folder", help="released: directory for 38 GB of temporary files; default: the temporary folder"
     )
     parser.add_argument("--model", help="speech, load_test: a repository with a model that speaks; default: this one")
-    parser.add_argument("--minutes", type=float, help="load_test, gpu: how long; default: 15, 8")
+    parser.add_argument("--minutes", type=number_above_zero(10_000.0), help="load_test, gpu: how long; default: 15, 8")
     parser.add_argument("--sizes", choices=gpu.WORK, help="gpu: of the models; default: released")
     parser.add_argument("--backend", help="gpu: of torch.compile, such as eager; default: as compile=True")
     parser.add_argument("--trust-remote-code", action="store_true", help="vllm: it runs the code of this checkpoint")

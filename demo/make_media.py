@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageFilter
 
+from ming.cli.arguments import seed
 from training.tiny.drawing import render, render_clip, sample_course
 from training.tiny.questions import Fact, describe_clip, describe_scene
 from training.tiny.scenes import Clip, Scene, sample_clip, sample_scene
@@ -42,7 +43,7 @@ def write_clip(clip: Clip, rng: np.random.Generator, path: Path) -> None:
 def main() -> None:
     """Write the files."""
     parser = argparse.ArgumentParser(prog="python -m demo.make_media", description=__doc__)
-    parser.add_argument("--seed", type=int, default=22)
+    parser.add_argument("--seed", type=seed, default=22)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
     scene, clip = sample_scene(rng, "test", num_shapes=2), sample_clip(rng, "test", num_frames=12)

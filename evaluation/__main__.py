@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ming.cli.arguments import count, seed
 from ming.cli.usage import UsageError
 from ming.loading import DTYPES
 
@@ -25,9 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--data", help=f"directory of the data of our own tasks, or {TINY}: small local copies of Ming-Tiny's world"
     )
     table.add_argument("--rows", nargs="+", help="names of rows; default: all")
-    table.add_argument("--limit", type=int, help=f"samples per task; default: all, of {TINY} copies {TINY_SAMPLES}")
-    table.add_argument("--batch-size", type=int, default=8)
-    table.add_argument("--seed", type=int, default=0, help="of copies, images and sampled text")
+    table.add_argument("--limit", type=count, help=f"samples per task; default: all, of {TINY} copies {TINY_SAMPLES}")
+    table.add_argument("--batch-size", type=count, default=8)
+    table.add_argument("--seed", type=seed, default=0, help="of copies, images and sampled text")
     table.add_argument("--device", help="default: the first GPU, or the CPU")
     table.add_argument("--dtype", choices=tuple(DTYPES), help="default: float32 on a CPU, else bfloat16")
     table.add_argument("--whisper", action="store_true", help="recordings go through Whisper, not SANM")
@@ -39,9 +40,6 @@ def main() -> None:
     """Measure tables and print them; a wrong argument is one line and exit code 2."""
     parser = build_parser()
     args = parser.parse_args()
-    for name in ("limit", "batch_size"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value} is below 1")
     limit = args.limit or (TINY_SAMPLES if args.data == TINY else None)
     settings = Settings(args.model, args.data, limit, args.seed, args.dtype, args.whisper)
     try:

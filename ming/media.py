@@ -54,6 +54,7 @@ GAP_SECONDS = 0.1  # by which times of a recording may be wrong before it counts
 LONGEST_SECONDS = 1e9  # of a clip; above it, times mean its end
 MAX_AUDIO_SAMPLES = int(MAX_AUDIO_SECONDS) * 48_000  # of one channel, 346 MB as float32
 DOWNLOAD_SECONDS = 30.0
+MAX_PORT = 65535
 DOWNLOAD_BYTES = {"image": 64 << 20, "audio": 256 << 20, "video": 1 << 30}
 RESAMPLING_KERNEL_VALUES = 50_000_000  # 200 MB: rates without a small common ratio would need gigabytes
 DEFAULT_SAMPLING_RATE = 16_000  # Hz, of waveforms that come without a rate
@@ -276,13 +277,27 @@ def split_data_url(url: str, what: str = "the data URL") -> tuple[str, bytes]:
     return kind[:-7], decode_base64(urllib.parse.unquote(payload), what)
 
 
+def raise_if_no_port(url: Any) -> None:
+    """Refuse an `httpx.URL` whose port cannot be one; the system would take the number modulo 65536.
+
+    Raises:
+        httpx.InvalidURL: naming the port.
+    """
+    if url.port is not None and not 0 < url.port <= MAX_PORT:
+        raise require("httpx").InvalidURL(f"port {url.port} is not a number of 1 to {MAX_PORT}")
+
+
 def _download(url: str, kind: str) -> bytes:
     httpx = require("httpx")
     deadline = time.monotonic() + DOWNLOAD_SECONDS
     # Without compression, so that the limit counts the bytes that are kept.
     headers = {"user-agent": "bailingmm", "accept-encoding": "identity"}
+    hooks = {"request": [lambda request: raise_if_no_port(request.url)]}  # for redirects, too
     try:
-        with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=DOWNLOAD_SECONDS) as response:
+        with (
+            httpx.Client(event_hooks=hooks, follow_redirects=True, timeout=DOWNLOAD_SECONDS) as client,
+            client.stream("GET", url, headers=headers) as response,
+        ):
             if not response.is_success:
                 raise unreadable(kind, url, f"HTTP Error {response.status_code}: {response.reason_phrase}")
             return _read_body(response.iter_raw(), url, kind, deadline)

@@ -363,7 +363,9 @@ def test_infoseek_is_read_as_its_owner_lays_it_out(tmp_path):
         (("table", "asr", "--data", "nowhere"), "--data nowhere: no such directory; give one, or tiny"),
         (("table", "asr", "--rows", "aishell9"), "table asr has no row aishell9; it has aishell1"),
         (("table", "video", "--data", "tiny", "--rows", "MVBench"), "none of the rows has a tiny copy"),
-        (("table", "asr", "--limit", "0"), "--limit 0 is below 1"),
+        (("table", "asr", "--limit", "0"), "argument --limit: 0 is not accepted; give a whole number of at least 1"),
+        (("table", "asr", "--seed", "-1"), "argument --seed: -1 is not accepted; give a whole number of"),
+        (("table", "asr", "--batch-size", "x"), "argument --batch-size: x is not accepted; give a whole number of"),
         (("table", "asr", "--device", "abacus"), "--device abacus"),
     ],
 )

@@ -16,6 +16,7 @@ from peft import PeftModel, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMultimodalLM, AutoProcessor, TrainerCallback
 
+from ming.cli.main import main as run_ming
 from ming.cli.usage import UsageError
 from ming.modeling_bailing_moe import weighted_router_loss
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
@@ -274,6 +275,11 @@ def test_two_processes_do_what_two_accumulated_batches_do(data, tmp_path):
 
 USER = {"role": "user", "content": "hello"}
 REPLY = {"role": "assistant", "content": "yes"}
+ODD_NUMBERS = ("0", "-1", "nan", "inf", "x")
+
+
+def user(*content: dict) -> list[dict]:
+    return [{"role": "user", "content": list(content)}, REPLY]
 
 
 @pytest.mark.parametrize(
@@ -294,6 +300,8 @@ REPLY = {"role": "assistant", "content": "yes"}
         ),
         ([{"role": "user", "content": [{"type": "audio", "audio": ["no.wav"]}]}, REPLY], "'no.wav': no such file"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}]}, REPLY], "no such file"),
+        (user({"type": "image", "image": "."}), "'.' is a directory; give the file of the image"),
+        ("[" * 100_000, "is not JSON in UTF-8 .*recursion"),
         ([USER, {"role": "assistant", "content": " "}], "an assistant's message is empty; write"),
         ([USER, {"role": "assistant", "content": [{"type": "audio", "audio": "a.wav"}]}], "which is not trained here"),
         (
@@ -308,6 +316,86 @@ def test_bad_lines_are_named(line, message, tmp_path):
     (tmp_path / "chats.jsonl").write_text(f"{good}\n\n{text}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"chats.jsonl: 1 of 2 chats are bad:\n  line 3: .*{message}"):
         read_chats(tmp_path / "chats.jsonl")
+
+
+@pytest.fixture
+def without_weights(tmp_path) -> Path:
+    """Ming-Tiny without its weights: what is refused with it is refused before they are read."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    for file in ROOT.iterdir():
+        if file.suffix in (".json", ".jinja", ".py"):
+            shutil.copy(file, directory)
+    return directory
+
+
+def medium(kind: str, source, **options) -> dict:
+    return {"type": kind, kind: source, **options}
+
+
+UNUSABLE = [  # chats that read well, and a word of the error
+    ([{"role": "user", "content": "one " * 4096}, REPLY], "tokens is longer than the limit of 4096; shorten it"),
+    (user(medium("image", "bad.jpg")), "bad.jpg': cannot identify image file"),
+    (user(medium("image", "cut.jpg")), "cut.jpg': image file is truncated"),
+    (user(medium("image", 5)), "cannot read image <int>"),
+    (user(medium("image", "data:image/png;base64,AAAA")), "cannot identify image file"),
+    (user(medium("image", "http://127.0.0.1:9/a.png")), "cannot read image 'http://127.0.0.1:9/a.png'"),
+    (user(medium("video", "frames")), "no frames (.jpg"),
+    (user(medium("video", str(ROOT / "demo" / "clip.mp4"), max_frames="x")), "max_frames='x' must be a whole number"),
+    (user(medium("audio", "bad.jpg")), "cannot read audio"),
+    (user(medium("audio", [0.1, 0.2], sampling_rate=16_000)), "audio of 2 samples"),
+]
+
+
+@pytest.mark.parametrize("option", ["--data", "--eval-data"])
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_every_chat_is_used_before_the_weights_are_read(option, workers, without_weights, tmp_path, capsys):
+    (tmp_path / "bad.jpg").write_text("no image", encoding="utf-8")
+    picture = (ROOT / "demo" / "picture.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(picture[: len(picture) // 2])
+    (tmp_path / "frames").mkdir()
+    good, path = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text(json.dumps({"messages": [USER, REPLY]}), encoding="utf-8")
+    rows = [[USER, REPLY], *(messages for messages, _ in UNUSABLE)]
+    path.write_text("\n".join(json.dumps({"messages": row}) for row in rows), encoding="utf-8")
+    paths = [option, str(path), *(("--data", str(good)) if option != "--data" else ())]
+    options = [
+        "--model",
+        str(without_weights),
+        "--output",
+        str(tmp_path / "out"),
+        "--workers",
+        workers,
+        "--steps",
+        "1",
+    ]
+    assert run_ming(["finetune", *paths, *options]) == 2
+    errors = capsys.readouterr().err
+    first, *lines = errors[errors.index("ming: error: ") :].splitlines()
+    assert first == f"ming: error: {path}: {len(UNUSABLE)} of {len(rows)} chats are bad:"
+    for number, line, (_, message) in zip(range(2, len(rows) + 1), lines, UNUSABLE, strict=True):
+        assert line.startswith(f"  line {number}: ") and message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_goes_on_with_chats_that_were_mended(data, tmp_path):
+    """A relative path is the same model as its absolute one."""
+    chats, output = tmp_path / "chats.jsonl", tmp_path / "out"
+    lines = data.read_text(encoding="utf-8").splitlines()[::2]
+    options = ("--lora", "4", "--batch-size", "2", "--save-steps", "1")
+    chats.write_text("\n".join(lines), encoding="utf-8")
+    main(command(chats, output, *options, "--steps", "1"))
+    chats.write_text("\n".join(lines).replace("a pink star", "a red star"), encoding="utf-8")
+    again = command(chats, output, *options, "--steps", "2")
+    again[1] = os.path.relpath(ROOT)
+    with pytest.raises(
+        UsageError, match=r"chats.jsonl have changed since .*out was begun; give --changed-data to go on"
+    ):
+        main(again)
+    main([*again, "--changed-data"])
+    state = json.loads((last_checkpoint(output) / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["global_step"] == 2
+    main(again)  # the run is one of the new chats now
 
 
 def test_only_paths_are_changed(tmp_path):
@@ -341,12 +429,20 @@ def test_the_whole_file_is_checked_before_the_model_is_read(tmp_path):
     ("options", "message"),
     [
         (("--full", "--lora", "4", "--merge"), "--lora, --merge and --full exclude each other"),
-        (("--lora", "0"), "argument --lora: 0 is not accepted; give a whole number of at least 1"),
+        *(
+            (("--lora", rank), f"--lora: {rank} is not accepted; give a whole number of 1 to 4096")
+            for rank in ("0", "5000")
+        ),
+        *((("--epochs", value), f"--epochs: {value} is not accepted; give a number above 0") for value in ODD_NUMBERS),
+        *((("--learning-rate", value), "give a number above 0, at most 1;") for value in (*ODD_NUMBERS, "1.5")),
+        *((("--workers", value), "give a whole number of 0 to 1024") for value in ("-1", "nan", "1.5")),
+        *((("--seed", value), "--seed: .* is not accepted; give a whole number of") for value in ("-1", "4294967296")),
+        (("--steps", "9" * 5000), "give a whole number of 1 to 1000000000"),
         (("--freeze-encoders",), "--freeze-encoders needs --full"),
         (("--load-in-4bit", "--lora-targets", "experts"), "quantised experts are not stacked"),
     ],
 )
-def test_options_that_exclude_each_other(options, message, data):
+def test_options_that_exclude_each_other_and_numbers_that_train_nothing(options, message, data):
     with pytest.raises(UsageError, match=message) as raised:
         parse(command(data, Path("out"), *options))
     assert "\n" not in str(raised.value)
@@ -383,6 +479,20 @@ def test_a_directory_of_another_run_is_refused(tuned, data):
         main(command(data, output, "--lora", "8"))
     with pytest.raises(UsageError, match="is the model's own directory"):
         main(command(data, ROOT))
+
+
+@pytest.mark.parametrize("output", ["file", "file/out"])
+def test_an_output_that_is_no_directory_is_refused(data, tmp_path, output):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"--output .*: .*file is a file; give a directory"):
+        main(command(data, tmp_path / output))
+
+
+def test_the_help_says_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "default: 0.0002 for an adapter of text, else 1e-05" in text and "{'lora'" not in text
 
 
 def test_frozen_encoders_of_a_full_run(data):

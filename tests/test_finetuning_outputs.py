@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -181,12 +182,61 @@ def test_bad_data_are_refused_before_the_model_is_read(data, tmp_path):
     assert "speaker 3 is not a name" in refusal("speech", {**chat(text, sound), "speaker": 3})
 
 
+@pytest.fixture(scope="module")
+def without_weights(repository, tmp_path_factory) -> Path:
+    """The repository without its weights: what is refused with it is refused before they are read."""
+    names = shutil.ignore_patterns("*.safetensors", "*.index.json")
+    return Path(shutil.copytree(repository, tmp_path_factory.mktemp("bare") / "model", ignore=names))
+
+
+def recorded(words: str, sound: str) -> list[dict]:
+    return [{"type": "text", "text": words}, {"type": "audio", "audio": sound}]
+
+
+LONG, SHORT = "Say " * 4096, "Say it."
+UNUSABLE = {  # per target: the question, the answer, and a word of the error
+    "speech": [
+        (SHORT, recorded("three", "no_sound.wav"), "cannot read audio"),
+        (SHORT, recorded("three", "short.wav"), "needs at least 0.5 s"),
+        (SHORT, recorded("three", "long.wav"), "takes at most 30 s"),
+        (SHORT, recorded("three", "silent.wav"), "the recording is silent"),
+        (SHORT, recorded("three " * 99, "0.wav"), "which nobody says in the 1.0 s"),
+        (SHORT, recorded("...", "0.wav"), "there is nothing to say in '...'"),
+        (LONG, recorded("three", "0.wav"), "tokens is longer than the limit of 4096"),
+    ],
+    "image": [
+        (SHORT, [{"type": "image", "image": "no_sound.wav"}], "cannot identify image file"),
+        (SHORT, [{"type": "image", "image": 5}], "cannot read image"),
+        (LONG, [{"type": "image", "image": "0.png"}], "tokens is longer than the limit of 4096"),
+        ("Say " * 2044, [{"type": "image", "image": "0.png"}], "the prompt with its query tokens has"),
+    ],
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_every_chat_is_used_before_the_weights_are_read(what, without_weights, data, tmp_path):
+    folder, rows = data[what].parent, UNUSABLE[what]
+    (folder / "no_sound.wav").write_text("no sound", encoding="utf-8")
+    noise = np.random.default_rng(0).normal(0, 0.1, 31 * 16_000)
+    for name, samples in (("short", noise[:4000]), ("long", noise), ("silent", 0 * noise[:16_000])):
+        soundfile.write(folder / f"{name}.wav", samples, 16_000)
+    path = folder / f"bad_{what}.jsonl"
+    chats = [[{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said, _ in rows]
+    path.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats), encoding="utf-8")
+    with pytest.raises(UsageError) as raised:
+        main(command(what, without_weights, {what: path}, tmp_path / "out"))
+    first, *lines = str(raised.value).splitlines()
+    assert first == f"{path}: {len(rows)} of {len(rows)} chats are bad:"
+    for number, line, (*_, message) in zip(range(1, len(rows) + 1), lines, rows, strict=True):
+        assert line.startswith(f"  line {number}: ") and message in line
+
+
 def test_a_speaker_needs_two_recordings(repository, data, tmp_path):
     path = data["speech"].with_name("one.jsonl")
     lines = map(json.loads, data["speech"].read_text().splitlines()[:3])
     rows = [{**row, "speaker": name} for row, name in zip(lines, "aab", strict=True)]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    with pytest.raises(UsageError, match="speaker 'b' has one recording"):
+    with pytest.raises(UsageError, match="one.jsonl: 1 of 3 chats are bad:\n  line 3: speaker 'b' has one recording"):
         main(command("speech", repository, {"speech": path}, tmp_path / "out"))
 
 

@@ -97,6 +97,19 @@ def test_audio_is_a_wav_file():
         ({"inputs": asked({"type": "image", "image": "data:image/png;base64,AAAA"}, text="?")}, "image"),
         ({"inputs": "hi", "parameters": {"generation_mode": "smell"}}, "generation_mode='smell'"),
         ({"inputs": "hi", "parameters": {"speaker": "x"}}, "generation_mode='audio'"),
+        ({"inputs": "hi", "stream": True}, "stream=True: answers come whole here; leave it out"),
+        ({"inputs": "hi", "options": {"do_sample": True}}, "options={'do_sample': True} may hold use_cache, use_gpu"),
+        ({"inputs": "hi", "options": "fast"}, "options='fast' may hold use_cache, use_gpu, wait_for_model"),
+        ({"inputs": "hi", "generation_mode": "audio"}, "unknown fields generation_mode; accepted are inputs, options"),
+        (
+            {"inputs": "hi", "seed": 0, "top_k": 3},
+            "seed, top_k; accepted are inputs, options, parameters, stream; put",
+        ),
+        ({"inputs": "hi", "paramters": {}}, "unknown fields paramters; accepted are inputs, options, parameters"),
+        ({"inputs": asked({"type": "text", "text": "a", "bold": True}, text="?")}, "is no text item; one is"),
+        ({"inputs": asked({"type": "text", "content": "a"}, text="?")}, "is no text item; one is"),
+        ({"inputs": [{"role": "user", "content": "a", "images": ["b"]}]}, "unknown keys of a message: images; accept"),
+        ({"inputs": "hi", "parameters": {"do_sample": False, "top_p": 0.5}}, "do_sample=False takes the likeliest"),
         ({"inputs": "hi", "parameters": [1]}, "parameters=[1] must be an object"),
         ({"inputs": "hi", "parameters": {"speaker": ["iris"]}}, "speaker=['iris'] must be the name of one voice"),
         ({"inputs": "hi", "parameters": {"generation_mode": []}}, "generation_mode=[] must be one of text, audio"),
@@ -184,6 +197,29 @@ def test_work_has_an_upper_limit(handler, name, value):
 
 def test_a_null_is_like_a_parameter_that_is_left_out(handler):
     assert call(handler, "What comes after three?", seed=None, return_full_text=None) == {"generated_text": "four"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"options": {}, "stream": False},
+        {"options": {"wait_for_model": True, "use_cache": False, "use_gpu": None}, "stream": None, "model": None},
+        {"parameters": {"do_sample": False, "temperature": 1.0, "top_p": 1, "top_k": 0}},
+    ],
+)
+def test_what_clients_send_as_a_matter_of_course_changes_nothing(handler, fields):
+    message = {"role": "user", "content": "What comes after three?", "name": "anna", "tool_calls": None}
+    kept = {"role": "assistant", "content": "two", "tool_calls": [], "reasoning_content": "a number"}
+    inputs = [{"role": "user", "content": "What comes after one?"}, kept, message]
+    assert handler({"inputs": inputs, **fields}) == {"generated_text": "four"}
+
+
+@pytest.mark.parametrize("parameters", [{}, {"temperature": 1.0}, {"top_p": 1.0}, {"top_k": 1000}])
+def test_a_parameter_of_drawing_draws(handler, parameters):
+    """As text-generation-inference has it: nobody sends a temperature for the likeliest token."""
+    torch.manual_seed(0)
+    texts = {call(handler, "Tell me a story.", max_new_tokens=8, **parameters)["generated_text"] for _ in range(4)}
+    assert (len(texts) > 1) == bool(parameters)
 
 
 def test_images_that_the_assistant_made_are_seen(handler):

@@ -22,6 +22,7 @@ import torch
 from image_helpers import small_image_gen
 from PIL import Image
 from speech_helpers import SPEAKERS, build_speaking_repository
+from test_media_files import write_audio, write_video
 
 from ming.events import AudioChunk, Done, ImageDone, ImageProgress, SpokenPiece, TextDelta
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
@@ -149,6 +150,27 @@ def test_files_that_are_no_media_and_empty_messages_are_refused(folder):
         app.content_of({"text": "?", "files": [uploaded(folder, "expected.json")]})
     with pytest.raises(ValueError, match="the message is empty"):
         app.content_of({"text": " ", "files": []})
+
+
+SOUNDS = {"opus": ("ogg", "libopus", 48_000), "aac": ("adts", "aac"), "aiff": ("aiff", "pcm_s16be")}
+INPUTS = {"image": "pixel_values", "audio": "audio_feats", "video": "pixel_values_videos"}
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind"),
+    [("tif", "image"), ("avif", "image"), ("avi", "video"), ("3gp", "video"), *((name, "audio") for name in SOUNDS)],
+)
+def test_files_of_other_cameras_and_recorders_are_read(folder, answerer, ending, kind):
+    """Messengers send .opus, cameras .avi, scanners .tif: what the library reads can be attached."""
+    path = Path(uploaded(folder, "picture.jpg")).with_name(f"a.{ending}")
+    if kind == "image":
+        Image.new("RGB", (64, 64)).save(path)
+    else:
+        path.write_bytes(write_audio(*SOUNDS[ending]) if kind == "audio" else write_video(ending, "mpeg4"))
+    content = app.content_of({"text": "What is this?", "files": [str(path)]})
+    assert {"type": kind, kind: str(path.resolve())} in content and path.suffix in app.ALL_ENDINGS
+    chat = [{"role": "user", "content": content}]
+    assert INPUTS[kind] in answerer.processor.apply_chat_template(chat, tokenize=True, return_dict=True)
 
 
 def test_the_history_keeps_turns_that_were_answered(folder):

@@ -15,7 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import httpx
 import numpy as np
 import PIL
 import pytest
@@ -256,17 +255,21 @@ def test_thin_image_is_refused_by_the_processor(processor):
 
 # URLs
 
+MOVED = {"/moved.png": "/a.png", "/far.png": "http://127.0.0.1:99999/a.png"}
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     files = {}
+    asked = []
 
     def do_GET(self):  # noqa: N802
+        self.asked.append(self.path)
         data = self.files.get(self.path)
         if self.path == "/slow.png":
             time.sleep(0.3)
-        if self.path == "/moved.png":
+        if self.path in MOVED:
             self.send_response(302)
-            self.send_header("Location", "/a.png")
+            self.send_header("Location", MOVED[self.path])
         else:
             self.send_response(200 if data is not None else 404)
         self.end_headers()
@@ -348,6 +351,9 @@ def test_url_errors(server, monkeypatch):
         load_image(f"{server}/drops.png")
     with pytest.raises(ValueError, match="cannot read image 'http://'"):
         load_image("http://")
+    for url in ("http://127.0.0.1:99999/a.png", f"{server}/far.png"):
+        with pytest.raises(ValueError, match="cannot read image .*port 99999 is not a number of 1 to 65535"):
+            load_image(url)
 
 
 def test_data_urls_and_base64():
@@ -525,13 +531,11 @@ def test_video_without_sound_track(tmp_path, processor):
             processor.process_vision_info(chat)
 
 
-def test_a_video_of_an_address_is_downloaded_once_for_frames_and_sound(tmp_path, processor, server, monkeypatch):
-    Handler.files["/a.mp4"] = write_video(tmp_path / "a.mp4", 8, sound_seconds=2.0).read_bytes()
-    asked, stream = [], httpx.stream
-    monkeypatch.setattr(httpx, "stream", lambda *args, **options: asked.append(args) or stream(*args, **options))
-    chat = [{"role": "user", "content": [{"type": "video", "video": f"{server}/a.mp4"}]}]
+def test_a_video_of_an_address_is_downloaded_once_for_frames_and_sound(tmp_path, processor, server):
+    Handler.files["/once.mp4"] = write_video(tmp_path / "once.mp4", 8, sound_seconds=2.0).read_bytes()
+    chat = [{"role": "user", "content": [{"type": "video", "video": f"{server}/once.mp4"}]}]
     _, videos, audios = processor.process_vision_info(chat, load_audio_from_video=True)
-    assert len(videos) == len(audios) == len(asked) == 1
+    assert len(videos) == len(audios) == Handler.asked.count("/once.mp4") == 1
 
 
 def test_videos_argument_takes_files_and_lists(processor, tmp_path):

@@ -234,6 +234,14 @@ def test_unreachable_is_an_error_of_the_request():
     assert "cannot read" in refusal("http://no-such-name.invalid/")
 
 
+@pytest.mark.parametrize("port", [0, 65536, 99999, 10**30])
+def test_ports_are_ports_also_behind_a_redirect(site, port):
+    """The system would take 99999 for 34463."""
+    url = f"http://127.0.0.1:{port}/page"
+    for first in (url, site.url(redirect(url))):
+        assert f"port {port} is not a number of 1 to 65535" in refusal(first)
+
+
 def reader(**limits) -> MediaReader:
     return MediaReader(Fetcher(), Limits(**limits))
 

@@ -35,6 +35,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ming.cli.adopt import adopt
+from ming.cli.arguments import count, seed
 from ming.cli.main import main as run_ming
 from ming.configuration_bailingmm import BailingMMConfig
 from ming.files import DONE, PARTIAL
@@ -464,8 +465,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the experiments and print a table; returns 1 if something was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=[*EXPERIMENTS, []], help="default: everything")
-    parser.add_argument("--kills", type=int, default=30, help="of each (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=count, default=30, help="of each (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the moments")
     args = parser.parse_args(arguments)
     rows = []
     for name in args.what or EXPERIMENTS:

@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+from collections.abc import Callable
 
 from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
 from ming.loading import DTYPES, PARTS, LoadOptions
@@ -45,6 +46,18 @@ def guidance(text: str) -> float:
     return value
 
 
+def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
+    """The kind of an option that takes a whole number of `minimum` to `maximum`, for argparse."""
+
+    def read(text: str) -> int:
+        number = int(text) if re.fullmatch("[0-9]{1,40}", text) else -1
+        if not minimum <= number <= maximum:
+            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number of {minimum} to {maximum}")
+        return number
+
+    return read
+
+
 def add_device_options(group: argparse._ActionsContainer) -> None:
     """Where and how precisely the model computes."""
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps, ...; default: a CUDA GPU if there is one")
@@ -63,6 +76,21 @@ def add_without_option(group: argparse._ActionsContainer) -> None:
     """Which parts of the model are not loaded."""
     text = f"parts to leave out: {', '.join(PARTS)}"
     group.add_argument("--without", nargs="+", choices=PARTS, default=[], metavar="PART", help=text)
+
+
+def number_above_zero(most: float) -> Callable[[str], float]:
+    """The kind of an option that takes a number above 0 and at most `most`, for argparse."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= most:
+            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number above 0, at most {most:,.10g}")
+        return value
+
+    return read
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -123,7 +123,7 @@ def check_audio_output(option: str, path: str) -> None:
     if ending.lstrip(".").upper() not in soundfile.available_formats():
         found = ending or "no ending"
         raise UsageError(f"{option} {path}: {found} is not an audio format; use .wav, .flac, .ogg or .mp3")
-    _check_writable(option, path)
+    check_output(option, path)
 
 
 def check_image_output(option: str, path: str) -> None:
@@ -135,14 +135,19 @@ def check_image_output(option: str, path: str) -> None:
     ending = _ending(path)
     if Image.registered_extensions().get(ending) not in Image.SAVE:
         raise UsageError(f"{option} {path}: {ending or 'no ending'} is not an image format; use .png, .jpg or .webp")
-    _check_writable(option, path)
+    check_output(option, path)
 
 
 def _ending(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def _check_writable(option: str, path: str) -> None:
+def check_output(option: str, path: str) -> None:
+    """Raise a `UsageError` for a file that cannot be written.
+
+    Args:
+        option: of the command line, for messages.
+    """
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise UsageError(f"{option} {path}: the directory {folder} does not exist; make it first")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from ming.media import NamedBytes, decode_base64
+from ming.media import NamedBytes, decode_base64, raise_if_no_port
 from ming.serving.errors import ApiError, shorten
 
 MAX_REDIRECTS = 3
@@ -143,6 +143,7 @@ class Fetcher:
             raise ApiError(
                 f"{param}: {shorten(str(url))} is not an http or https address", param, code="unsupported_url"
             )
+        raise_if_no_port(url)
         port = url.port or {"http": 80, "https": 443}[url.scheme]
         addresses = await resolve(url.host, port)
         refused = [address for address in addresses if not self.is_allowed(address)]

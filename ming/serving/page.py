@@ -33,10 +33,11 @@ logger = logging.getLogger(__name__)
 
 # Kinds of answers: generation mode of the model -> label on the page.
 ANSWERS = {"text": "Text", "audio": "Text and speech", "image": "Image"}
+# Files that the library reads. Not .heic: a phone that sees it here sends such a file, else it sends a jpeg.
 ENDINGS = {
-    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"),
-    "video": (".mp4", ".webm", ".mov", ".mkv"),
-    "audio": (".wav", ".mp3", ".flac", ".ogg", ".m4a"),
+    "image": (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
+    "video": (".mp4", ".m4v", ".webm", ".mov", ".mkv", ".avi", ".mpg", ".mpeg", ".3gp", ".wmv", ".flv"),
+    "audio": (".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".amr"),
 }
 ALL_ENDINGS = [ending for endings in ENDINGS.values() for ending in endings]
 DEMO = Path(__file__).resolve().parents[2] / "demo"

@@ -17,7 +17,8 @@ repository. The talker takes the voice of a recording from another recording of 
 needs two; chats name theirs as "speaker". Recordings last 0.5 to 30 s each and are encoded by the repository's
 campplus.onnx and speech_tokenizer_v1.onnx.
 
-The same command continues an interrupted run. Several processes:
+Every chat is read once before the model, as training will read it. The same command continues an interrupted run;
+--changed-data says that its chats may have changed. Several processes:
 torchrun --standalone --nproc_per_node 2 -m ming finetune ... The format of chats: ming/training/finetune_data.py.
 """
 
@@ -25,13 +26,17 @@ import argparse
 import logging
 from typing import Any
 
-from ming.cli.arguments import count
+from transformers.integrations import is_tensorboard_available, is_wandb_available
+
+from ming.cli.arguments import number_above_zero, whole_number
 from ming.cli.usage import Parser, UsageError
 from ming.training import finetune_outputs, finetune_text
 from ming.training.finetune_text import DEFAULT_RANK, DEFAULT_TARGETS, LORA_TARGETS, MERGED
 
 TARGETS = ("text", "speech", "image")
 LEARNING_RATE = {"lora": 2e-4, "full": 1e-5}
+count = whole_number(1, 10**9)
+REPORTERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 # What an option of the target "text" is when it is not given.
 TEXT_DEFAULTS: dict[str, Any] = {
     "eval_data": None,
@@ -54,22 +59,20 @@ def build_parser() -> Parser:
     add("--model", required=True, help="checkpoint directory or Hub id")
     add("--data", required=True, help="JSONL file of chats")
     add("--output", required=True, help="directory for checkpoints and the result")
-    add(
-        "--lora",
-        type=count,
-        metavar="RANK",
-        help=f"rank of the adapter; default of text: {DEFAULT_RANK}",
-    )
-    add("--epochs", type=float, default=3.0)
-    add("--steps", type=count, help="instead of --epochs")
-    add("--batch-size", type=count, default=4, help="chats per step and process")
-    add("--learning-rate", type=float, help=f"default: {LEARNING_RATE}")
+    rank = f"rank of the adapter; default of text: {DEFAULT_RANK}"
+    add("--lora", type=whole_number(1, 4096), metavar="RANK", help=rank)
+    add("--epochs", type=number_above_zero(1e6), default=3.0, metavar="N", help="default: %(default)g")
+    add("--steps", type=count, metavar="N", help="instead of --epochs")
+    add("--batch-size", type=count, default=4, metavar="N", help="chats per step and process; default: %(default)s")
+    rates = f"default: {LEARNING_RATE['lora']:g} for an adapter of text, else {LEARNING_RATE['full']:g}"
+    add("--learning-rate", type=number_above_zero(1.0), metavar="RATE", help=rates)
     add("--bf16", action="store_true", help="compute in bfloat16")
-    add("--seed", type=int, default=0)
-    add("--save-steps", type=count, default=200)
-    add("--logging-steps", type=count, default=10)
-    add("--report-to", default="none", choices=("none", "tensorboard", "wandb"))
-    add("--workers", type=int, default=0, help="processes that read media")
+    add("--seed", type=whole_number(0, 2**32 - 1), default=0, metavar="N", help="default: %(default)s")
+    add("--save-steps", type=count, default=200, metavar="N", help="default: %(default)s")
+    add("--logging-steps", type=count, default=10, metavar="N", help="default: %(default)s")
+    add("--report-to", default="none", choices=("none", *REPORTERS), help="where curves go; default: none")
+    add("--workers", type=whole_number(0, 1024), default=0, metavar="N", help="processes that read media; default: 0")
+    add("--changed-data", action="store_true", help="go on with a run in --output though its chats have changed")
     text = parser.add_argument_group("options of text alone")
     text.add_argument("--eval-data", help="JSONL file of chats; their loss is measured every --save-steps")
     text.add_argument("--lora-targets", nargs="+", choices=LORA_TARGETS, help="default: attention dense")
@@ -104,6 +107,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"{_options(given)} belongs to the target text, not to {args.target}; leave it out")
         for name in TEXT_DEFAULTS:
             delattr(args, name)
+    if args.report_to in REPORTERS and not REPORTERS[args.report_to]():
+        parser.error(f"--report-to {args.report_to} needs the package: pip install {args.report_to}")
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATE["full" if args.lora is None else "lora"]
     return args
@@ -136,11 +141,9 @@ def main(argv: list[str] | None = None) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse(argv)
+    target = finetune_text if args.target == "text" else finetune_outputs
     try:
-        if args.target != "text":
-            finetune_outputs.train(args)
-            return
-        run = finetune_text.Run.prepare(args)
-    except ValueError as error:
+        run = target.Run.prepare(args)
+    except (ValueError, OSError, ImportError) as error:
         raise UsageError(str(error)) from error
-    finetune_text.train(args, run)
+    target.train(args, run)

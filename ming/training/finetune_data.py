@@ -12,15 +12,19 @@ Roles and content items are those of the processor; paths are relative to the fi
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import torch
+from torch.utils.data import DataLoader
 
+from ming.argument_checks import in_words_of_request
+from ming.generation_arguments import raise_if_too_long
 from ming.messages import CONTENT_TYPES, ROLES, MediaItem, Message, TextItem, parse_conversation
 from ming.training.chats import chat_batch
 
@@ -29,11 +33,81 @@ PATH_KEYS = {*CONTENT_TYPES, "url", "path"} - {"text"}
 REMOTE = ("http://", "https://", "data:")
 
 
+@dataclass(frozen=True)
+class ChatFile:
+    """The chats of a JSONL file, each as from `read_chats`, and the line of each."""
+
+    path: Path
+    chats: list[dict[str, Any]]
+    lines: list[int]
+
+    @classmethod
+    def read(cls, path: str | Path, target: str | None = None) -> "ChatFile":
+        """Read a file; arguments and errors as of `read_chats`."""
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; give a JSONL file, one chat per line")
+        chats: list[dict[str, Any]] = []
+        lines: list[int] = []
+        problems: dict[int, str] = {}
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                chats.append(_read_chat(line, path.parent, target))
+                lines.append(number)
+            except ValueError as error:
+                problems[number] = str(error)
+        _raise_problems(path, problems, len(problems) + len(chats))
+        if not chats:
+            raise ValueError(f"{path}: no chats in it; give one JSON object per line")
+        return cls(path, chats, lines)
+
+    def share(self, index: int, count: int) -> "ChatFile":
+        """Every `count`-th chat from the one at `index`: what one of `count` processes takes."""
+        return ChatFile(self.path, self.chats[index::count], self.lines[index::count])
+
+    def raise_if_unusable(self, use: Callable[[dict[str, Any]], None], workers: int = 0) -> None:
+        """Use every chat once, as training will: media are read, tokens are counted.
+
+        Args:
+            use: takes a chat; it raises a ValueError, TypeError or OSError for one that cannot be used.
+            workers: processes that do it; 0 is this one.
+
+        Raises:
+            ValueError: some cannot; the message names each bad line, its value and the remedy.
+        """
+        chats: Any = self.chats  # a list is a data set
+        found = DataLoader(chats, batch_size=1, num_workers=workers, collate_fn=partial(_problem, use))
+        problems = {line: problem for line, problem in zip(self.lines, found, strict=True) if problem}
+        _raise_problems(self.path, problems, len(self.chats))
+
+
+def _problem(use: Callable[[dict[str, Any]], None], chats: list[dict[str, Any]]) -> str:
+    """What is wrong with the only one of `chats`; "" if it can be used."""
+    try:
+        use(chats[0])
+    except (ValueError, TypeError, OSError) as error:
+        return " ".join(in_words_of_request(error).split())
+    return ""
+
+
+def _raise_problems(path: Path, problems: dict[int, str], total: int) -> None:
+    """Raise a `ValueError` that names the bad lines of a file, if there are any."""
+    if not problems:
+        return
+    named = [f"  line {number}: {problem}" for number, problem in problems.items()]
+    shown = "\n".join(named[:SHOWN_PROBLEMS])
+    more = f"\n  ... and {len(named) - SHOWN_PROBLEMS} more" if len(named) > SHOWN_PROBLEMS else ""
+    raise ValueError(f"{path}: {len(named)} of {total} chats are bad:\n{shown}{more}")
+
+
 def read_chats(path: str | Path, target: str | None = None) -> list[dict[str, Any]]:
     """Read a JSONL file: one {"messages": [...]} per chat, with absolute paths of media.
 
     Every line is checked before anything is returned: its JSON, its roles and content items, that local media exist,
-    and that the last turn is an assistant's and has text. Addresses (http, https) are not fetched.
+    and that the last turn is an assistant's and has text. Media are not opened here, and addresses (http, https) not
+    fetched; `ming finetune` does that before it trains (`ChatFile.raise_if_unusable`).
 
     Args:
         target: "audio" or "image": the last turn also holds one such item. Its source is returned as "target" beside
@@ -43,25 +117,7 @@ def read_chats(path: str | Path, target: str | None = None) -> list[dict[str, An
         ValueError: the file is missing, has no chats, or has bad lines; the message names each bad line, its value and
             the remedy.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a JSONL file, one chat per line")
-    chats: list[dict[str, Any]] = []
-    problems: list[str] = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            chats.append(_read_chat(line, path.parent, target))
-        except ValueError as error:
-            problems.append(f"  line {number}: {error}")
-    if problems:
-        shown = "\n".join(problems[:SHOWN_PROBLEMS])
-        more = f"\n  ... and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        raise ValueError(f"{path}: {len(problems)} of {len(problems) + len(chats)} chats are bad:\n{shown}{more}")
-    if not chats:
-        raise ValueError(f"{path}: no chats in it; give one JSON object per line")
-    return chats
+    return ChatFile.read(path, target).chats
 
 
 def _read_chat(line: bytes, folder: Path, target: str | None) -> dict[str, Any]:
@@ -98,7 +154,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     """The object of a line, with a list of messages."""
     try:
         chat = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets within brackets
         start = line[:60].decode("utf-8", errors="replace")
         raise ValueError(f"{start!r} is not JSON in UTF-8 ({error}); write one object per line") from error
     if not isinstance(chat, dict) or not isinstance(chat.get("messages"), list):
@@ -172,21 +228,26 @@ def _with_paths(message: Mapping, folder: Path) -> dict[str, Any]:
     return {**message, "content": [_item_with_paths(item, folder) for item in content]}
 
 
-def _item_with_paths(item: Mapping, folder: Path) -> dict[str, Any]:
-    """A content item, or an object in one, with absolute paths; inline data stay as they are."""
-    return {key: _resolved(value, folder) if key in PATH_KEYS else value for key, value in item.items()}
+def _item_with_paths(item: Mapping, folder: Path, modality: str | None = None) -> dict[str, Any]:
+    """A content item, or an object in one, with absolute paths; inline data stay as they are.
+
+    Args:
+        modality: of the item that the object is in.
+    """
+    modality = _modality(item.get("type")) or modality
+    return {key: _resolved(value, folder, modality) if key in PATH_KEYS else value for key, value in item.items()}
 
 
-def _resolved(value: Any, folder: Path) -> Any:
+def _resolved(value: Any, folder: Path, modality: str | None) -> Any:
     """The absolute path of a path, or of each path in a list or an object.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file. A video may be a directory of frames.
     """
     if isinstance(value, list):
-        return [_resolved(part, folder) for part in value]
+        return [_resolved(part, folder, modality) for part in value]
     if isinstance(value, Mapping):
-        return _item_with_paths(value, folder)
+        return _item_with_paths(value, folder, modality)
     if not isinstance(value, str) or value.startswith(REMOTE):
         return value
     path = folder / (url2pathname(urlparse(value).path) if value.startswith("file://") else value)
@@ -194,6 +255,8 @@ def _resolved(value: Any, folder: Path) -> Any:
         raise ValueError(
             f"{value[:120]!r}: no such file (in {folder.resolve()}); paths are relative to the JSONL file"
         )
+    if os.path.isdir(path) and modality != "video":
+        raise ValueError(f"{value[:120]!r} is a directory; give the file of the {modality}")
     return str(path.resolve())
 
 
@@ -211,3 +274,22 @@ class ChatCollator:
         chats = [row["messages"] for row in rows]
         batch = chat_batch(self.processor, chats, self.use_whisper_encoder)
         return {**batch, "output_router_logits": True, "use_cache": False}
+
+
+@dataclass(frozen=True)
+class ChatTrial:
+    """Makes the batch of a single chat, as training will (see `ChatFile.raise_if_unusable`).
+
+    Args:
+        processor, use_whisper_encoder: as of `ChatCollator`.
+        context: the longest chat that the model takes, in tokens.
+    """
+
+    processor: Any
+    use_whisper_encoder: bool
+    context: int
+
+    def __call__(self, chat: Mapping[str, Any]) -> None:
+        """Raise a `ValueError`, `TypeError` or `OSError` for a chat that cannot be trained."""
+        batch = chat_batch(self.processor, [chat["messages"]], self.use_whisper_encoder)
+        raise_if_too_long(batch["input_ids"].shape[1], self.context, "the chat")

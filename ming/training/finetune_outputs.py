@@ -6,7 +6,8 @@ Every step trains on one batch of chats that end with the recording or image to 
 import argparse
 import logging
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,17 +17,22 @@ from torch import nn
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor, set_seed
 
-from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
+from image_gen.configuration_image_gen import FOLDER as IMAGE_FOLDER
+from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE, ImageGenConfig
+from ming.argument_checks import shown
 from ming.files import saving
-from ming.media import load_image
+from ming.generation_arguments import raise_if_no_room_to_draw, raise_if_too_long
+from ming.media import load_audio, load_image
+from ming.source import CheckpointSource
+from ming.talker_processor import FILES, BailingMMTalkerProcessor
 from ming.talker_steps import TalkerPrompt
 from ming.training.chats import prompt_batch
 from ming.training.drawing import AlignmentHead, drawing_loss, encode_scales
-from ming.training.finetune_data import read_chats
-from ming.training.finetune_settings import run_settings, save_settings
+from ming.training.finetune_data import ChatFile
+from ming.training.finetune_settings import are_checked, run_settings, save_settings
 from ming.training.loop import SeededBatches, fit
 from ming.training.talker import talker_batch, talker_loss, thinker_states
-from ming.voices import Voice
+from ming.voices import Voice, check_recording, check_words
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +82,67 @@ def rows_by_speaker(rows: list[dict]) -> dict[str, list[int]]:
     for index, row in enumerate(rows):
         speakers[row["speaker"]].append(index)
     for name, indices in speakers.items():
-        if len(indices) < 2:
-            raise ValueError(f"speaker {name!r} has one recording; give a second one, which provides the voice")
+        raise_if_alone(name, len(indices))
     return speakers
+
+
+def raise_if_alone(speaker: str, recordings: int) -> None:
+    """Raise a `ValueError` for a speaker with one recording."""
+    if recordings < 2:
+        raise ValueError(f"speaker {speaker!r} has one recording; give a second one, which provides the voice")
+
+
+def reply_words(speech: BailingMMTalkerProcessor, row: dict) -> str:
+    """The words of a recorded reply, as they are spoken."""
+    content = row["messages"][-1]["content"]
+    text = "".join(item.get("text", "") for item in content if item.get("type") == "text")
+    return " ".join(speech.pieces(text))
+
+
+@dataclass(frozen=True)
+class SpokenTrial:
+    """Uses a chat with its recording as training will (see `ChatFile.raise_if_unusable`), without any network.
+
+    Args:
+        recordings: their number per speaker.
+        context: the longest prompt that the model takes, in tokens.
+    """
+
+    processor: Any
+    speech: BailingMMTalkerProcessor
+    recordings: dict[str, int]
+    context: int
+
+    def __call__(self, row: dict) -> None:
+        """Raise a `ValueError`, `TypeError` or `OSError` for a chat that cannot be trained."""
+        raise_if_alone(row["speaker"], self.recordings[row["speaker"]])
+        prompt = prompt_batch(self.processor, [row["messages"][:-1]])
+        raise_if_too_long(prompt["input_ids"].shape[1], self.context)
+        if not (words := reply_words(self.speech, row)):
+            raise ValueError(f"there is nothing to say in {shown(row['text'])}; write the words of the recording")
+        waveform, rate = load_audio(row["target"])
+        check_recording(waveform[0], rate)
+        check_words(words, waveform.shape[-1] / rate)
+
+
+@dataclass(frozen=True)
+class DrawnTrial:
+    """Uses a chat with its image as training will (see `ChatFile.raise_if_unusable`), without any network.
+
+    Args:
+        image_gen: configuration of the image head.
+        context: the longest prompt with query tokens that the model takes, in tokens.
+    """
+
+    processor: Any
+    image_gen: ImageGenConfig
+    context: int
+
+    def __call__(self, row: dict) -> None:
+        """Raise a `ValueError`, `TypeError` or `OSError` for a chat that cannot be trained."""
+        prompt = prompt_batch(self.processor, [row["messages"][:-1]])
+        raise_if_no_room_to_draw(prompt["input_ids"].shape[1], self.image_gen, self.context)
+        load_image(row["target"])
 
 
 class SpokenReplies(Rows):
@@ -106,12 +170,9 @@ class SpokenReplies(Rows):
             ValueError: the recording cannot be used.
         """
         if index not in self.voices:
-            row = self.rows[index]
-            content = row["messages"][-1]["content"]
-            text = "".join(item.get("text", "") for item in content if item.get("type") == "text")
-            pieces = " ".join(self.speech.pieces(text))
+            row, encoder = self.rows[index], self.speech.load_voice_encoder()
             try:
-                self.voices[index] = self.speech.load_voice_encoder().encode(row["target"], pieces)
+                self.voices[index] = encoder.encode(row["target"], reply_words(self.speech, row))
             except ValueError as error:
                 raise ValueError(f"chat {index + 1}: {error}") from error
         return self.voices[index]
@@ -218,30 +279,61 @@ class DrawnTask(OutputTask):
         return adapter, [*parameters, *self.alignment.parameters()]
 
 
-def load_model(args: argparse.Namespace, dtype: torch.dtype) -> nn.Module:
-    """The frozen model, on the GPU if there is one.
+@dataclass(frozen=True)
+class Run:
+    """What is known before the model is read: chats as from `read_chats`, and the settings of the run."""
 
-    Raises:
-        ValueError: a model without a talker cannot learn to speak.
-    """
-    config = AutoConfig.from_pretrained(args.model)
-    if args.target == "speech" and config.talker_config is None:
-        raise ValueError(f"--model {args.model} has no talker; give a model that speaks")
+    rows: list[dict]
+    settings: dict[str, Any]
+    processor: Any
+
+    @classmethod
+    def prepare(cls, args: argparse.Namespace) -> "Run":
+        """Read and check the files and options of the command line. Every chat is read once, as training will.
+
+        The chats of a run that goes on were checked when it began.
+
+        Raises:
+            ValueError: bad chats, a directory that cannot be used, or a model without the part to train.
+            OSError: there is no such model, or it lacks the networks that encode recordings.
+        """
+        chats, settings = ChatFile.read(args.data, MODALITY[args.target]), run_settings(args)
+        config = AutoConfig.from_pretrained(args.model)
+        source = CheckpointSource(args.model).of_components(config.components_from).pinned()
+        if args.target == "speech" and config.talker_config is None:
+            raise ValueError(f"--model {args.model} has no talker; give a model that speaks")
+        if args.target == "image" and not source.has_component(IMAGE_FOLDER):
+            raise ValueError(f"--model {args.model} has no image head; give a model that draws")
+        processor = AutoProcessor.from_pretrained(args.model)
+        context = config.llm_config.max_position_embeddings
+        trial: SpokenTrial | DrawnTrial
+        if args.target == "speech":
+            folder = source.directory(FILES)
+            BailingMMTalkerProcessor.from_pretrained(folder).load_voice_encoder()  # raises if it is missing
+            speech = BailingMMTalkerProcessor.from_pretrained(folder)
+            recordings = Counter(row["speaker"] for row in chats.chats)
+            trial = SpokenTrial(processor, speech, recordings, context)
+        else:
+            part = source.folder(IMAGE_FOLDER)
+            image_gen = ImageGenConfig.from_pretrained(source.name, subfolder=part, **source.options())
+            trial = DrawnTrial(processor, image_gen, context)
+        if not are_checked(args, settings):
+            logger.info("reading the %d chats of %s once, to check them", len(chats.chats), chats.path)
+            chats.raise_if_unusable(trial, args.workers)
+        return cls(chats.chats, settings, processor)
+
+
+def load_model(args: argparse.Namespace, dtype: torch.dtype) -> nn.Module:
+    """The frozen model, on the GPU if there is one."""
     model = AutoModelForMultimodalLM.from_pretrained(args.model, dtype=dtype)
     return model.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train, and save the whole model; continue from the last checkpoint in `args.output` if there is one.
-
-    Raises:
-        ValueError: bad chats, a directory that cannot be used, or a model without the part to train.
-    """
-    rows, settings = read_chats(args.data, MODALITY[args.target]), run_settings(args)
-    if args.target == "speech":
-        rows_by_speaker(rows)  # raises before the model is read
+def train(args: argparse.Namespace, run: Run) -> None:
+    """Train, and save the whole model; continue from the last checkpoint in `args.output` if there is one."""
+    rows, processor = run.rows, run.processor
     dtype = torch.bfloat16 if args.bf16 else torch.float32
-    model, processor = load_model(args, dtype), AutoProcessor.from_pretrained(args.model)
+    model = load_model(args, dtype)
     data_class = {"speech": SpokenReplies, "image": DrawnReplies}[args.target]
     data = data_class(rows, model, processor, 1, args.batch_size, args.seed)
     data.steps = args.steps or math.ceil(args.epochs * data.per_epoch)
@@ -249,7 +341,7 @@ def train(args: argparse.Namespace) -> None:
     task: OutputTask = SpokenTask(model) if args.target == "speech" else DrawnTask(model)
     adapter, parameters = task.train_part(args.target, args.lora)
     logger.info("%d chats, %d steps, %d parameters", len(rows), len(data), sum(p.numel() for p in parameters))
-    save_settings(args.output, settings)
+    save_settings(args.output, run.settings)
     fit(
         task,
         data,

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForMultimodalLM,
     AutoProcessor,
     Trainer,
@@ -25,8 +26,8 @@ from transformers import (
 from ming.files import saving
 from ming.modeling_bailing_moe import weighted_router_loss
 from ming.quantization import four_bit
-from ming.training.finetune_data import ChatCollator, read_chats
-from ming.training.finetune_settings import run_settings, save_settings
+from ming.training.finetune_data import ChatCollator, ChatFile, ChatTrial
+from ming.training.finetune_settings import are_checked, run_settings, save_settings
 from ming.training.loop import last_checkpoint, local_device_arguments, writing_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -161,16 +162,28 @@ class Run:
     held_out: list[dict] | None
     settings: dict[str, Any]
     arguments: TrainingArguments
+    processor: Any
 
     @classmethod
     def prepare(cls, args: argparse.Namespace) -> "Run":
-        """Read and check the files and options of the command line.
+        """Read and check the files and options of the command line. Every chat is read once, as training will.
+
+        Of several processes each checks its share. The chats of a run that goes on were checked when it began.
 
         Raises:
             ValueError: bad chats, a directory that cannot be used, or several GPUs in one process.
+            OSError: there is no such model.
         """
-        held_out = read_chats(args.eval_data) if args.eval_data else None
-        return cls(read_chats(args.data), held_out, run_settings(args), training_arguments(args))
+        held_out = ChatFile.read(args.eval_data) if args.eval_data else None
+        chats, settings, arguments = ChatFile.read(args.data), run_settings(args), training_arguments(args)
+        processor = AutoProcessor.from_pretrained(args.model)
+        context = AutoConfig.from_pretrained(args.model).llm_config.max_position_embeddings
+        trial = ChatTrial(processor, args.whisper, context)
+        for file in [held_out, None if are_checked(args, settings) else chats]:
+            if file is not None:
+                logger.info("reading the %d chats of %s once, to check them", len(file.chats), file.path)
+                file.share(arguments.process_index, arguments.world_size).raise_if_unusable(trial, args.workers)
+        return cls(chats.chats, held_out.chats if held_out else None, settings, arguments, processor)
 
 
 def train(args: argparse.Namespace, run: Run) -> dict[str, float]:
@@ -179,7 +192,7 @@ def train(args: argparse.Namespace, run: Run) -> dict[str, float]:
     Returns:
         The library's metrics: "train_loss", and "eval_loss" with held-out chats.
     """
-    processor = AutoProcessor.from_pretrained(args.model)
+    processor = run.processor
     model = load_model(args, run.arguments.device)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("%d chats; training %d of %d parameters", len(run.chats), trained, model.num_parameters())

@@ -23,6 +23,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+from ming.cli.arguments import count, number_above_zero
 from ming.files import replacing
 from ming.training.finetune import main as finetune
 
@@ -158,11 +159,11 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT))
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "new_colour")
-    parser.add_argument("--new", type=int, default=800, help="chats about the colour")
-    parser.add_argument("--old", type=int, default=800, help="old chats mixed in")
-    parser.add_argument("--test", type=int, default=100, help="questions per row of the table")
-    parser.add_argument("--epochs", default="3")
-    parser.add_argument("--learning-rate", default="1e-3")
+    parser.add_argument("--new", type=count, default=800, help="chats about the colour")
+    parser.add_argument("--old", type=count, default=800, help="old chats mixed in")
+    parser.add_argument("--test", type=count, default=100, help="questions per row of the table")
+    parser.add_argument("--epochs", type=number_above_zero(1e6), default=3.0)
+    parser.add_argument("--learning-rate", type=number_above_zero(1.0), default=1e-3)
     parser.add_argument("--lora-targets", nargs="+", default=["attention", "dense", "experts", "vision"])
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -172,7 +173,7 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     before = measure(base, processor, rows)
     data, adapter = args.output / "chats.jsonl", args.output / "adapter"
     write_chats(data, training_chats(args.new, args.old))
-    options = ["--epochs", args.epochs, "--batch-size", "16", "--learning-rate", args.learning_rate]
+    options = ["--epochs", str(args.epochs), "--batch-size", "16", "--learning-rate", str(args.learning_rate)]
     options += ["--lora-targets", *args.lora_targets]
     finetune(["--model", args.model, "--data", str(data), "--output", str(adapter), *options])
     after = measure(PeftModel.from_pretrained(base, adapter), processor, rows)

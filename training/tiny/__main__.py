@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
+from ming.cli.arguments import count, number_above_zero, seed
 from ming.configuration_bailingmm import AUTO_MAP
 from ming.files import saving
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
@@ -185,15 +186,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps of every stage, to see that it runs")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
     parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
-    parser.add_argument("--steps", type=int, help="number of optimizer steps")
-    parser.add_argument("--batch-size", type=int, help="warm-up stages: images or recordings per step")
-    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--steps", type=count, help="number of optimizer steps")
+    parser.add_argument("--batch-size", type=count, help="warm-up stages: images or recordings per step")
+    parser.add_argument("--learning-rate", type=number_above_zero(1.0))
     parser.add_argument(
-        "--scale", type=float, default=0.8, help="stage chat: factor on the chats per step and process"
+        "--scale",
+        type=number_above_zero(1000.0),
+        default=0.8,
+        help="stage chat: factor on the chats per step and process",
     )
     parser.add_argument("--start-from", type=Path, help="a checkpoint directory to continue from")
-    parser.add_argument("--seed", type=int, default=SEED, help="give another one for other data than an earlier run")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--seed", type=seed, default=SEED, help="give another one for other data than an earlier run")
+    parser.add_argument("--threads", type=count, default=2, help="CPU threads")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the CPU has it")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

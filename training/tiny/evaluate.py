@@ -18,8 +18,12 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+from ming.cli.arguments import count, seed
+from ming.cli.checks import check_output
 from ming.cli.memory import QUANTIZATION
+from ming.cli.usage import UsageError
 from ming.files import replacing
+from ming.loading import DTYPES
 from ming.training.chats import prompt_batch
 
 from .speech import LiveSpeaker, SpeechPool
@@ -152,15 +156,27 @@ def measuring_parser(module: str, description: str | None, batch_size: int) -> a
     """Options of all measurements."""
     parser = argparse.ArgumentParser(prog=f"python -m training.tiny.{module}", description=description)
     parser.add_argument("--model", default=str(ROOT), help="checkpoint directory or Hub id")
-    parser.add_argument("--samples", type=int, default=200, help="samples per row")
-    parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
-    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--samples", type=count, default=200, help="samples per row")
+    parser.add_argument("--seed", type=seed, default=EVALUATION_SEED)
+    parser.add_argument("--batch-size", type=count, default=batch_size)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", default="float32", choices=tuple(DTYPES))
     parser.add_argument("--bits", type=int, choices=(4, 8), help="quantise the weights with bitsandbytes")
     parser.add_argument("--json", type=Path, help="write the results here too")
     parser.add_argument("--errors", type=Path, help="write the wrong answers here, one JSON object per line")
     return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line; files that cannot be written are an error before anything is measured."""
+    args = parser.parse_args()
+    try:
+        for option in ("json", "errors", "sheet"):
+            if path := getattr(args, option, None):
+                check_output(f"--{option}", str(path))
+    except UsageError as error:
+        parser.error(str(error))
+    return args
 
 
 def load(args: argparse.Namespace) -> tuple:
@@ -193,7 +209,7 @@ def main() -> None:
         "--speech", type=Path, help="speech pool of the test split; default: espeak-ng speaks while measuring"
     )
     parser.add_argument("--rows", nargs="*", choices=[row.name for row in ROWS], help="only these rows")
-    args = parser.parse_args()
+    args = parse(parser)
     model, processor = load(args)
     speaker = SpeechPool(args.speech) if args.speech else LiveSpeaker("test")
     wrong: list[dict] = []

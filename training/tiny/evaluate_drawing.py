@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ming.files import replacing
 from ming.training.chats import prompt_batch
 
-from .evaluate import Result, load, measuring_parser, report
+from .evaluate import Result, load, measuring_parser, parse, report
 from .judge import read_picture, shows
 from .speech import LiveSpeaker, SpeechPool
 from .world import Picture, Sample, sample_chat
@@ -128,7 +128,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first images of every row here")
-    args = parser.parse_args()
+    args = parse(parser)
     model, processor = load(args)
     speaker = SpeechPool(args.speech) if args.speech else LiveSpeaker("test")
     started = time.monotonic()

@@ -30,7 +30,7 @@ from ming.media import SILENCE_PEAK
 from ming.voices import Voice as PromptVoice
 from ming.voices import VoiceEncoder
 
-from .evaluate import Result, answer, load, measuring_parser, report, word_errors
+from .evaluate import Result, answer, load, measuring_parser, parse, report, word_errors
 from .questions import describe_shape
 from .scenes import sample_scene
 from .sentences import sample_sentence
@@ -307,7 +307,7 @@ def main() -> None:
     )
     parser.add_argument("--texts", type=count, metavar="N", help="measure N texts of 1 to 12 sentences instead")
     parser.add_argument("--clauses", type=count, metavar="N", help="measure N sentences of 2 to 5 clauses instead")
-    args = parser.parse_args()
+    args = parse(parser)
     if (args.floor or args.texts or args.clauses) and (args.json or args.errors):
         parser.error("--json and --errors write the rows of the table; leave out --floor, --texts and --clauses")
     model, processor = load(args)

@@ -24,6 +24,7 @@ from torchaudio.functional import lowpass_biquad
 from torchaudio.transforms import Resample
 from tqdm import tqdm
 
+from ming.cli.arguments import count, seed
 from ming.files import replacing
 
 from .espeak import raise_if_missing, synthesise, word_starts
@@ -322,10 +323,10 @@ def main() -> None:
     """Synthesise a pool of utterances into a directory."""
     parser = argparse.ArgumentParser(prog="python -m training.tiny.speech", description=main.__doc__)
     parser.add_argument("--out", required=True, help="directory to fill")
-    parser.add_argument("--count", type=int, default=24000, help="number of utterances")
+    parser.add_argument("--count", type=count, default=24000, help="number of utterances")
     parser.add_argument("--split", choices=("train", "test"), default="train")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--workers", type=count, default=2)
     arguments = parser.parse_args()
     SpeechPool.build(arguments.out, arguments.count, arguments.split, arguments.seed, arguments.workers)
 

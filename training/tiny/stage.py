@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ming.cli.arguments import count, number_above_zero, seed
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,11 +25,11 @@ def stage_parser(name: str, description: str, actions: tuple[str, ...]) -> argpa
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
     parser.add_argument("--speech", type=Path, default=ROOT / ".cache" / "tiny" / "speech_train", help="speech pool")
     parser.add_argument("--thinker", type=Path, default=ROOT, help="checkpoint directory of the trained thinker")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--seed", type=int, default=SEED, help="give another one for other data than an earlier run")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--steps", type=count)
+    parser.add_argument("--batch-size", type=count)
+    parser.add_argument("--learning-rate", type=number_above_zero(1.0))
+    parser.add_argument("--seed", type=seed, default=SEED, help="give another one for other data than an earlier run")
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster where the CPU has it")
     return parser
 

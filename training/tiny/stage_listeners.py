@@ -26,6 +26,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import set_seed
 
+from ming.cli.arguments import count, number_above_zero
 from ming.modeling_encoders import length_mask
 from ming.training.loop import SeededBatches, fit
 from ming.training.objectives import ctc_exact, ctc_greedy, ctc_loss, ctc_targets
@@ -433,10 +434,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two steps of each, to see that it runs")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "tiny", help="checkpoints and logs")
     parser.add_argument("--speech", type=Path, help="speech pool; default: train or test pool in .cache/tiny")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--steps", type=count)
+    parser.add_argument("--batch-size", type=count)
+    parser.add_argument("--learning-rate", type=number_above_zero(1.0))
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)

@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from ming.cli.arguments import seed
 from ming.files import saving
 
 from .questions import FOLLOW_UPS, WORDINGS
@@ -161,7 +162,7 @@ def main() -> None:
     """Train the tokenizer and write it into a directory."""
     parser = argparse.ArgumentParser(prog="python -m training.tiny.tokenizer", description=main.__doc__)
     parser.add_argument("--out", default=".", help="directory to write into")
-    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--seed", type=seed, default=SEED)
     arguments = parser.parse_args()
     write_tokenizer(train_tokenizer(arguments.seed), arguments.out)
 
