@@ -32,7 +32,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
-from .argument_checks import LARGEST_NUMBER, InputError, raise_if_no_number, shown_number
+from .argument_checks import LARGEST_NUMBER, InputError, raise_if_no_number, shown, shown_number
 from .file_ends import describe_end
 
 logger = logging.get_logger(__name__)
@@ -730,6 +730,21 @@ def pixel_limits(
     return (min(default_min, max_pixels), max_pixels) if min_pixels is None else (min_pixels, max_pixels)
 
 
+def raise_if_half_a_size(resized_height: int | None, resized_width: int | None) -> None:
+    """Refuse one side of a wanted size without the other.
+
+    Raises:
+        ValueError: it names the side that is missing.
+    """
+    sides = {"resized_height": resized_height, "resized_width": resized_width}
+    missing = [name for name, side in sides.items() if side is None]
+    if len(missing) == 1:
+        (given,) = sides.keys() - missing
+        raise ValueError(
+            f"{given}={shown(sides[given])} needs {missing[0]}, too; give both, or min_pixels, max_pixels"
+        )
+
+
 def resize_image(
     image: Image.Image,
     min_pixels: float | None = None,
@@ -740,7 +755,11 @@ def resize_image(
     """Bicubic resize of an RGB image to multiples of 28 pixels, within the limits or near the wanted size.
 
     A limit that is not given is `IMAGE_MIN_PIXELS` or `IMAGE_MAX_PIXELS`, or the other one where that excludes it.
+
+    Raises:
+        ValueError: see `smart_resize`, or one side of the wanted size without the other.
     """
+    raise_if_half_a_size(resized_height, resized_width)
     if resized_height is not None and resized_width is not None:
         height, width = smart_resize(resized_height, resized_width)
     else:
