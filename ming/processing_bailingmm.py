@@ -36,6 +36,7 @@ from .media import (
     smart_resize,
 )
 from .messages import (
+    IMAGE_ITEM_KEYS,
     ROLES,
     MediaItem,
     Message,
@@ -78,7 +79,6 @@ MODEL_INPUT_NAMES = (
     "audio_feats_lengths",
     "audio_placeholder_loc_lens",
 )
-IMAGE_ITEM_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 OUTPUT_FIELDS = {"text": "sequences", "audio": "waveforms", "image": "images"}
 
 
