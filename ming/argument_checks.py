@@ -580,28 +580,31 @@ def _values_can_be_read(tensors: Iterable[torch.Tensor]) -> bool:
     return not (traced or captured or any(tensor.is_meta for tensor in tensors))
 
 
-def raise_if_no_token_ids(name: str, value: Any, depth: int = 0) -> None:
+def raise_if_no_token_ids(name: str, value: Any, depth: int = 0, most: int = MAX_TOKEN_ID) -> None:
     """Refuse what is neither a token id, nor ids, nor rows of ids, in lists, arrays or tensors.
+
+    Args:
+        depth: of lists around it. most: the highest id that there may be.
 
     Raises:
         TypeError: something in it is no whole number.
         ValueError: an id that no tokenizer has, such as the -100 of labels.
     """
     if isinstance(value, (torch.Tensor, np.ndarray)):
-        _raise_if_no_array_of_ids(name, value, depth)
+        _raise_if_no_array_of_ids(name, value, depth, most)
         return
     if isinstance(value, (list, tuple)) and depth < 2:
         if all(type(part) is int for part in value):  # the usual list, without a call for each id
             value = [value[0]] if len(value) == 1 else [min(value), max(value)] if value else []
         for part in value:
-            raise_if_no_token_ids(name, part, depth + 1)
+            raise_if_no_token_ids(name, part, depth + 1, most)
         return
     if not isinstance(value, Integral) or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}={shown(value)} must be token ids: a whole number, or a list, array or tensor of them")
-    _raise_if_no_id(name, int(value))
+    _raise_if_no_id(name, int(value), most)
 
 
-def _raise_if_no_array_of_ids(name: str, value: torch.Tensor | np.ndarray, depth: int) -> None:
+def _raise_if_no_array_of_ids(name: str, value: torch.Tensor | np.ndarray, depth: int, most: int) -> None:
     if isinstance(value, torch.Tensor):
         raise_if_not_plain(name, value)
         whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
@@ -610,16 +613,16 @@ def _raise_if_no_array_of_ids(name: str, value: torch.Tensor | np.ndarray, depth
     if not whole or value.ndim + depth > 2:
         raise TypeError(f"{name}={shown(value)} must be token ids, integers [L] or [B, L]")
     if 0 not in value.shape:
-        _raise_if_no_id(name, int(value.min()))
-        _raise_if_no_id(name, int(value.max()))
+        _raise_if_no_id(name, int(value.min()), most)
+        _raise_if_no_id(name, int(value.max()), most)
 
 
-def _raise_if_no_id(name: str, value: int) -> None:
-    if not 0 <= value <= MAX_TOKEN_ID:
-        raise ValueError(
-            f"{name} holds {shown_number(value)}, which is no token id; replace the {IGNORED_LABEL} of labels by the "
-            "padding token first"
-        )
+def _raise_if_no_id(name: str, value: int, most: int) -> None:
+    if 0 <= value <= most:
+        return
+    replace = f"replace the {IGNORED_LABEL} of labels by the padding token first"
+    remedy = replace if value == IGNORED_LABEL else f"they go from 0 to {most}"
+    raise ValueError(f"{name} holds {shown_number(value)}, which is no token id; {remedy}")
 
 
 __all__ = [

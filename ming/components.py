@@ -32,6 +32,7 @@ from .talker_processor import (
     VOICES_FOLDER,
     BailingMMTalkerProcessor,
 )
+from .voices import VOICE_FILES, save_voices
 
 logger = logging.get_logger(__name__)
 
@@ -192,8 +193,12 @@ class Components:
         """
         if self.source is not None:
             self._copy(folder, directory)
-        for voice in self._talker_processor.voices.values() if self._talker_processor is not None else ():
-            voice.save(folder / VOICES_FOLDER)
+        if self._talker_processor is not None:
+            voices = self._talker_processor.voices
+            for copied in (folder / VOICES_FOLDER).glob("*"):
+                if copied.suffix in VOICE_FILES and copied.stem not in voices:  # taken out since they were read
+                    copied.unlink()
+            save_voices(voices, folder / VOICES_FOLDER)
 
     def _copy(self, folder: Path, directory: str | os.PathLike) -> None:
         source = self.require_source("parts")

@@ -22,7 +22,7 @@ from .components import IMAGE_GEN
 from .events import ImageDone, ImageProgress
 from .finite import naming_layers, raise_if_not_finite
 from .generation_arguments import raise_if_no_room_to_draw
-from .randomness import raise_if_unusable, row_generators
+from .randomness import plain_seed, raise_if_unusable, row_generators
 from .token_types import IMAGE_TYPE, TEXT_TYPE
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ class Painter:
 
 def _numbered(seed: Any, rows: int, per_prompt: int) -> Any:
     """One seed as a list of one per image, whose numbers go up within a chat; everything else as it is."""
+    seed = plain_seed(seed)
     if not isinstance(seed, int | Integral):
         return seed
     return [int(seed) + index for _ in range(rows) for index in range(per_prompt)]

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import CompileConfig, GenerationConfig, GenerationMixin, ProcessorMixin
 
-from .argument_checks import NUMBER_SETTINGS, continues, raise_if_no_settings, shown
+from .argument_checks import NUMBER_SETTINGS, continues, raise_if_no_settings, raise_if_no_token_ids, shown
 from .compiled import settings_of
 
 # What the audio mode passes on to `Speaker.speak`.
@@ -39,7 +39,11 @@ OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden
 TOKENIZERS = ("tokenizer", "assistant_tokenizer")
 # What the library does with token ids alone, so not for a prompt of embeddings.
 NEED_IDS = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model")
-FORCED_TOKENS = ("forced_bos_token_id", "forced_eos_token_id")
+# Settings that name tokens of the model. Of those that end a reply, negative ones stand for none.
+TOKENS = (
+    *("forced_bos_token_id", "forced_eos_token_id", "bos_token_id", "eos_token_id", "pad_token_id"),
+    *("suppress_tokens", "begin_suppress_tokens"),
+)
 # Serve speech and images.
 RANDOMNESS = ("seed", "generator")
 
@@ -57,7 +61,7 @@ class GenerationArguments:
         modes: of "text", "audio" and "image"; speech is text read aloud, so "audio" includes "text".
         text: for the library's `generate`.
         speech, image: for `Speaker.speak` and for the image mode.
-        released: asked for in the released way (`image_gen=True`), which returns the bare image.
+        released: asked for in the released way (`image_gen=True`), which returns bare images.
         compiled: whether the steps of text, speech and images are compiled, and how.
     """
 
@@ -327,7 +331,7 @@ def raise_if_unanswerable(model: Any, text: dict[str, Any], media: Sequence[str]
         media: names of the inputs that hold media.
 
     Raises:
-        ValueError: a prepared mask, a padding or forced token that is none, work on token ids that are not given,
+        ValueError: a prepared mask, a token that the model does not have, work on token ids that are not given,
             code of a repository without consent, or media for the engine of continuous batching.
     """
     mask = text.get("attention_mask")
@@ -335,13 +339,9 @@ def raise_if_unanswerable(model: Any, text: dict[str, Any], media: Sequence[str]
         raise ValueError(f"attention_mask={shown(mask)} must be a tensor [B, L], 0 at padding; generate prepares it")
     settings = settings_of(model, text)
     raise_if_no_settings(settings)
-    pad, implementation = settings.get("pad_token_id"), settings.get("cache_implementation")
-    if pad is not None and not int(pad) < vocab_size:
-        raise ValueError(f"pad_token_id={shown(pad)} is no token of the model, which has {vocab_size}")
-    for name in FORCED_TOKENS:
-        forced = settings.get(name)
-        if forced is not None and not all(0 <= int(token) < vocab_size for token in torch.as_tensor(forced).flatten()):
-            raise ValueError(f"{name}={shown(forced)} is no token of the model, which has {vocab_size}")
+    implementation = settings.get("cache_implementation")
+    for name in TOKENS:
+        _raise_if_no_tokens_of_model(name, settings.get(name), vocab_size)
     _raise_if_unservable(text, settings)
     _raise_if_untrusted(text)
     if "offloaded" in str(implementation) and model.device.type == "cpu":
@@ -355,6 +355,28 @@ def raise_if_unanswerable(model: Any, text: dict[str, Any], media: Sequence[str]
             f"cache_implementation='paged' is the library's continuous batching, which takes no media, got "
             f"{', '.join(given)}; leave it out, pass a batch of chats, or use `ming serve`"
         )
+
+
+def _raise_if_no_tokens_of_model(name: str, value: Any, vocab_size: int) -> None:
+    """Refuse ids beyond the vocabulary, and negative ones but for those that end a reply; None is left out."""
+    if value is None:
+        return
+    ids = torch.as_tensor(value).flatten().tolist()
+    least = min([0, *ids]) if name == "eos_token_id" else 0
+    if not all(least <= token < vocab_size for token in ids):
+        raise ValueError(f"{name}={shown(value)} is no token of the model, which has {vocab_size}")
+
+
+def only_tokens(function: Callable[[int, torch.Tensor], Any], vocab_size: int) -> Callable[[int, torch.Tensor], Any]:
+    """A `prefix_allowed_tokens_fn` whose answers are checked: the library writes to them as places of the logits."""
+
+    def checked(row: int, ids: torch.Tensor) -> Any:
+        allowed = function(row, ids)
+        raise_if_no_token_ids("prefix_allowed_tokens_fn", allowed)
+        _raise_if_no_tokens_of_model("prefix_allowed_tokens_fn", allowed, vocab_size)
+        return allowed
+
+    return checked
 
 
 def _raise_if_untrusted(text: Mapping[str, Any]) -> None:
@@ -437,6 +459,7 @@ __all__ = [
     "GenerationArguments",
     "by_name",
     "end_token_ids",
+    "only_tokens",
     "raise_if_custom",
     "raise_if_media_missing",
     "raise_if_no_room_to_draw",

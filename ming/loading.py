@@ -131,7 +131,8 @@ def _device(device: torch.device | str) -> torch.device:
         named = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(wrong) from error
-    if isinstance(device, str) and str(named) != device:  # PyTorch takes cuda:4096 for cuda:0
+    # PyTorch takes cuda:4096 for cuda:0, and any number behind cpu, of which there is one.
+    if (isinstance(device, str) and str(named) != device) or (named.type == "cpu" and named.index):
         raise ValueError(wrong)
     return named
 

@@ -18,6 +18,7 @@ import importlib
 import io
 import math
 import os
+import re
 import stat
 import time
 import urllib.parse
@@ -32,7 +33,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
-from .argument_checks import LARGEST_NUMBER, InputError, raise_if_no_number, shown_number
+from .argument_checks import LARGEST_NUMBER, InputError, raise_if_no_number, shown, shown_number
 from .file_ends import describe_end
 
 logger = logging.get_logger(__name__)
@@ -64,6 +65,8 @@ SILENCE_PEAK = 1e-3  # of full scale; -60 dB
 CANCELLED_SHARE = 0.02  # of the power that a mix is expected to have; below it, its channels cancel each other out
 LOUDEST_PEAK = 16.0  # noise overshoots 1 and lossy formats do a little; integers cast to floats reach thousands
 
+SCHEMES = ("http", "https", "file", "data")  # of the addresses that are read
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # one letter is a drive
 FILE_SOURCES = "path, file://, http(s):// or data: URL, bytes"
 ACCEPTED_FILES = {
     "image": "a jpg, png, webp or gif file",
@@ -242,6 +245,16 @@ def unreadable(kind: str, source: Any, reason: object, remedy: str = "") -> Inpu
     return InputError(message, f"{what}; accepted is {ACCEPTED_FILES[kind]}", str(reason))
 
 
+def scheme_of(source: Any) -> str:
+    """The scheme of an address in lower case: "http" of `HTTP://...`; "" for all else, such as a path."""
+    if not isinstance(source, str):
+        return ""
+    if source[:5].lower() == "data:":
+        return "" if os.path.isfile(source) else "data"  # a file may have such a name
+    match = SCHEME.match(source)
+    return match[1].lower() if match and not os.path.isfile(source) else ""
+
+
 def decode_base64(text: str, what: str) -> bytes:
     """The bytes of base64 text, or of a data URL; `what` names it in errors.
 
@@ -343,16 +356,22 @@ def open_source(source: Any, kind: str) -> BinaryIO:
     if not isinstance(source, (str, os.PathLike)):
         raise unreadable(kind, source, f"{type(source).__name__} is no media source")
     text = os.fspath(source)
-    if text.startswith(("http://", "https://")):
-        return io.BytesIO(_download(text, kind))
-    if text[:5].lower() == "data:" and not os.path.isfile(text):  # a file may have such a name
-        try:
-            return io.BytesIO(split_data_url(text)[1])
-        except ValueError as error:
-            raise unreadable(kind, text, error) from error
-    if text.startswith("file://"):
-        text = urllib.request.url2pathname(urllib.parse.urlparse(text).path)
-    return _open_path(text, source, kind)
+    return _open_address(text, kind) if scheme_of(text) else _open_path(text, source, kind)
+
+
+def _open_address(address: str, kind: str) -> BinaryIO:
+    scheme = scheme_of(address)
+    if scheme not in SCHEMES:
+        remedy = "; download the file, or give an address that begins with http:// or https://"
+        raise unreadable(kind, address, f"addresses that begin with {scheme}:// are not read", remedy)
+    if scheme == "file":
+        return _open_path(urllib.request.url2pathname(urllib.parse.urlparse(address).path), address, kind)
+    if scheme != "data":
+        return io.BytesIO(_download(address, kind))
+    try:
+        return io.BytesIO(split_data_url(address)[1])
+    except ValueError as error:
+        raise unreadable(kind, address, error) from error
 
 
 def _open_path(path: str, source: Any, kind: str) -> BinaryIO:
@@ -382,8 +401,7 @@ def bytes_or_path(source: Any) -> Any:
 
 def fetch(source: Any, kind: str) -> Any:
     """An http(s) URL becomes the file it points to, to be read more than once; any other source stays as it is."""
-    is_url = isinstance(source, str) and source.startswith(("http://", "https://"))
-    return NamedBytes(_download(source, kind), source) if is_url else source
+    return NamedBytes(_download(source, kind), source) if scheme_of(source) in ("http", "https") else source
 
 
 @contextmanager
@@ -745,6 +763,21 @@ def pixel_limits(
     return (min(default_min, max_pixels), max_pixels) if min_pixels is None else (min_pixels, max_pixels)
 
 
+def raise_if_half_a_size(resized_height: int | None, resized_width: int | None) -> None:
+    """Refuse one side of a wanted size without the other.
+
+    Raises:
+        ValueError: it names the side that is missing.
+    """
+    sides = {"resized_height": resized_height, "resized_width": resized_width}
+    missing = [name for name, side in sides.items() if side is None]
+    if len(missing) == 1:
+        (given,) = sides.keys() - missing
+        raise ValueError(
+            f"{given}={shown(sides[given])} needs {missing[0]}, too; give both, or min_pixels, max_pixels"
+        )
+
+
 def resize_image(
     image: Image.Image,
     min_pixels: float | None = None,
@@ -755,7 +788,11 @@ def resize_image(
     """Bicubic resize of an RGB image to multiples of 28 pixels, within the limits or near the wanted size.
 
     A limit that is not given is `IMAGE_MIN_PIXELS` or `IMAGE_MAX_PIXELS`, or the other one where that excludes it.
+
+    Raises:
+        ValueError: see `smart_resize`, or one side of the wanted size without the other.
     """
+    raise_if_half_a_size(resized_height, resized_width)
     if resized_height is not None and resized_width is not None:
         height, width = smart_resize(resized_height, resized_width)
     else:

@@ -8,12 +8,14 @@ each, so that it is no control token in the rendered prompt, and `unmark_literal
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from .media import decode_base64, fetch
+from .video import VideoOptions
 
 LITERAL_MARK = "\ue000"
 
@@ -37,6 +39,31 @@ CONTENT_TYPES = {
 }
 COMMON_KEYS = ("url", "path", "base64")
 RATE_KEYS = ("sample_rate", "sampling_rate")
+IMAGE_ITEM_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+# Where an item of a modality may hold its medium, and further keys that it is read for.
+SOURCE_KEYS = {
+    "image": ("image", "image_url", *COMMON_KEYS),
+    "video": ("video", "video_url", *COMMON_KEYS),
+    "audio": ("audio", "audio_url", "input_audio", *COMMON_KEYS),
+}
+OPTION_KEYS = {"image": IMAGE_ITEM_KEYS, "video": tuple(sorted(VideoOptions.names())), "audio": RATE_KEYS}
+ITEM_KEYS = {"text": ("text",)} | {name: (*keys, *OPTION_KEYS[name]) for name, keys in SOURCE_KEYS.items()}
+# What the value of an item is read for, where it is a dict.
+VALUE_KEYS = ("url", "data", "path", "bytes", "array", *RATE_KEYS)
+# What clients and data sets write beside that, and what says nothing to the model.
+ITEM_REMARKS = {
+    *("type", "id", "index", "name", "label", "format", "detail", "mime_type", "filename", "metadata"),
+    *("annotations", "citations", "cache_control", "prompt_cache_breakpoint"),
+}
+VALUE_REMARKS = {*ITEM_REMARKS, "transcript", "expires_at", "size", "orig_name", "is_stream", "meta"}
+MESSAGE_KEYS = ("role", "content")
+# Words of keys beside `content` that hold a medium, and of those that only tell of one.
+MEDIA_WORDS = {
+    *("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "video", "videos"),
+    *("audio", "audios", "recording", "recordings", "media", "file", "files", "attachment", "attachments"),
+}
+TELLING_WORDS = {"id", "ids", "token", "tokens", "count", "num", "has"}
+NEAR = 0.8  # similarity of a misspelt key
 
 
 @dataclass(frozen=True)
@@ -89,12 +116,63 @@ def unmark_literals(text: str, pattern: re.Pattern) -> str:
     return pattern.sub(lambda match: match[0].replace(LITERAL_MARK, "", 1), text)
 
 
+def _raise_if_keys_unknown(given: Mapping, known: Iterable[str], remarks: set[str], what: str) -> None:
+    """Refuse keys that nothing reads, such as misspelt options; one that holds nothing is like one left out.
+
+    Tables of `datasets` give every row all keys, with None for those that it does not have.
+    """
+    known = tuple(known)
+    for key, value in given.items():
+        if key in known or key in remarks or value is None:
+            continue
+        is_empty = isinstance(value, (str, list, tuple, dict)) and not value
+        if not (is_empty and key in CONTENT_TYPES):
+            raise ValueError(f"{what} has the unknown key {_shorten(key)}; known are {', '.join(known)}")
+
+
+def _raise_if_several_sources(item: Mapping, kind: str, modality: str) -> None:
+    """Refuse an item with two media, of which one would be lost."""
+    held = [key for key in SOURCE_KEYS[modality] if item.get(key) is not None]
+    if len(held) > 1:
+        raise ValueError(
+            f"content item of type {kind!r} holds {modality}s under {' and '.join(held)}; give one, and an item for "
+            "each other one"
+        )
+
+
+def _raise_if_unread(message: Mapping) -> None:
+    """Refuse a message without content, and one that says something under a key that nothing reads.
+
+    Other keys pass: histories hold ids, names, thoughts, calls of tools and much more beside the content.
+    """
+    for key, value in message.items():
+        empty = value is None or (isinstance(value, (str, bytes, list, tuple, dict)) and not len(value))
+        if key in MESSAGE_KEYS or not isinstance(key, str) or empty:
+            continue
+        words = set(key.lower().split("_"))
+        holds_media = words & MEDIA_WORDS and not words & TELLING_WORDS and not isinstance(value, (bool, int, float))
+        if holds_media or key in CONTENT_TYPES or any(key in keys for keys in ITEM_KEYS.values()):
+            raise ValueError(
+                f"a message has the key {key!r} beside its content, where nothing reads it; give it as an item of the "
+                'content, such as {"type": "image", "image": ...} or {"type": "text", "text": ...}'
+            )
+        if close := get_close_matches(key.lower(), MESSAGE_KEYS, 1, NEAR):
+            raise ValueError(f"a message has the key {key!r}; did you mean {close[0]!r}?")
+    if "content" not in message and not any(message.get(key) for key in ("tool_calls", "function_call")):
+        raise ValueError(
+            f"a message of role {_shorten(message.get('role'))} has no content, only the keys "
+            f"{', '.join(map(str, message))}; give a text or a list of items as its content"
+        )
+
+
 def _media_source(item: Mapping, kind: str, modality: str) -> Any:
     """What a media item points to: the value of the first key that holds something, or None."""
     for key in (kind, modality, *COMMON_KEYS):
         value = item.get(key)
         if value is None:
             continue
+        if isinstance(value, Mapping):
+            _raise_if_keys_unknown(value, VALUE_KEYS, VALUE_REMARKS, f"{key} of a content item of type {kind!r}")
         if isinstance(value, Mapping) and "data" in value:  # {"data": base64, "format": ...}
             return decode_base64(value["data"], f"this {kind} item")
         if isinstance(value, Mapping) and "url" in value:  # {"url": ..., "detail": ...}
@@ -115,6 +193,8 @@ def _is_listed(value: Any, modality: str) -> bool:
 
 def _parse_media_item(item: Mapping, kind: str, follows_video: bool) -> MediaItem:
     modality = CONTENT_TYPES[kind]
+    _raise_if_keys_unknown(item, ITEM_KEYS[modality], ITEM_REMARKS, f"content item of type {kind!r}")
+    _raise_if_several_sources(item, kind, modality)
     value = _media_source(item, kind, modality)
     if value is None:
         if modality == "audio" and follows_video:  # stands for the audio track of the video before it
@@ -126,9 +206,11 @@ def _parse_media_item(item: Mapping, kind: str, follows_video: bool) -> MediaIte
     if not value:
         raise ValueError(f"content item of type {kind!r} has an empty list; leave the item out")
     rate = {key: item[key] for key in RATE_KEYS if key in item}
-    sources = [
-        _media_source({**rate, modality: part} if not _is_item(part) else part, kind, modality) for part in value
-    ]
+    parts = [part if _is_item(part) else {**rate, modality: part} for part in value]
+    known = (*SOURCE_KEYS[modality], *RATE_KEYS) if modality == "audio" else SOURCE_KEYS[modality]
+    for part in parts:
+        _raise_if_keys_unknown(part, known, VALUE_REMARKS, f"an entry of the {kind!r} item")
+    sources = [_media_source(part, kind, modality) for part in parts]
     if any(source is None for source in sources):
         raise ValueError(f"the list of the {kind!r} item has an entry without {modality}")
     return MediaItem(modality, tuple(sources), item)
@@ -176,6 +258,7 @@ def _parse_item(item: Any, role: str, previous: Item | None) -> Item:
     if kind == "text":
         if not isinstance(item.get("text"), str):
             raise ValueError(f"content item of type 'text' holds {_shorten(item.get('text'))}, not a string")
+        _raise_if_keys_unknown(item, ITEM_KEYS["text"], ITEM_REMARKS, "content item of type 'text'")
         return _parse_text(item["text"], role)
     is_drawing = ROLES.get(role) == "ASSISTANT" and CONTENT_TYPES[kind] == "image"
     if role != "HUMAN" and not is_drawing:
@@ -216,8 +299,8 @@ def parse_conversation(messages: Any) -> list[Message]:
             or list of items with a `type`).
 
     Raises:
-        ValueError: an unknown role or content type, an item without its medium, bad base64, text that cannot be
-            encoded, or a drawing behind which the user says nothing; the message names it.
+        ValueError: an unknown role or content type, a key that nothing reads, an item without its medium, bad base64,
+            text that cannot be encoded, or a drawing behind which the user says nothing; the message names it.
     """
     parsed: list[Message] = []
     drawings: list[Item] = []
@@ -226,6 +309,7 @@ def parse_conversation(messages: Any) -> list[Message]:
         if not isinstance(message, Mapping) or not isinstance(found, str) or found not in ROLES:
             raise ValueError(f"role {_shorten(found)} is unknown; accepted roles are {', '.join(ROLES)}")
         role = ROLES[message["role"]]
+        _raise_if_unread(message)
         content = _parse_content(message.get("content"), message["role"] if role != "HUMAN" else role)
         if role == "HUMAN":
             content, drawings = [*drawings, *content], []

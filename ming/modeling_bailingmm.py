@@ -64,6 +64,7 @@ from .finite import LogitsCheck, naming_layers
 from .generation_arguments import (
     GenerationArguments,
     by_name,
+    only_tokens,
     raise_if_custom,
     raise_if_media_missing,
     raise_if_outputs_lost,
@@ -736,7 +737,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 seed, generator: of the image mode, see `ImageGen.draw`. Without a size, an image has the proportions
                 of the last image of its chat. One seed draws the first image of every
                 chat, the numbers after it its further ones. `image_gen=True` with `image_gen_seed` and so on, as
-                released, returns the image itself.
+                released, returns the image itself, or a list of several.
             talker_kwargs: further options of `speak`; `top_k`, `temperature` and so on outside are the thinker's.
             compile: whether text and speech are decoded by compiled steps over static caches, see `compiled.py`, and
                 images are drawn by compiled steps; a `CompileConfig` says how. The first call of a size waits for the
@@ -751,7 +752,9 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         speech, drawing = self._resolve(call)
         if call.modes == ("image",):
             drawn = self.drawing.draw(call.text, drawing)
-            return drawn.images[0] if call.released else drawn
+            if call.released:
+                return drawn.images if len(drawn.images) > 1 else drawn.images[0]
+            return drawn
         states = self._prompt_states(call) if speech is not None else None
         told = {"prompt_states": states} if speech is not None else {}
         reply = self._generate_text(compiled=call.compiled, **call.text, **told)
@@ -911,6 +914,8 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         raise_if_unfit(call.text, text_config, step, on_meta=self._on_meta)
         raise_if_rows_hidden(call.text.get("attention_mask"))
         raise_if_unanswerable(self, call.text, MEDIA_INPUTS, text_config.vocab_size)
+        if (allowed := call.text.get("prefix_allowed_tokens_fn")) is not None:
+            call.text["prefix_allowed_tokens_fn"] = only_tokens(allowed, text_config.vocab_size)
         if input_ids is not None:
             raise_if_too_long(input_ids.shape[1], self.config.llm_config.max_position_embeddings)
         read_before = ("mm_token_type_ids", "inputs_embeds", "past_key_values", *MEDIA_INPUTS)

@@ -36,6 +36,7 @@ from .media import (
     smart_resize,
 )
 from .messages import (
+    IMAGE_ITEM_KEYS,
     ROLES,
     MediaItem,
     Message,
@@ -78,7 +79,6 @@ MODEL_INPUT_NAMES = (
     "audio_feats_lengths",
     "audio_placeholder_loc_lens",
 )
-IMAGE_ITEM_KEYS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 OUTPUT_FIELDS = {"text": "sequences", "audio": "waveforms", "image": "images"}
 
 
@@ -108,6 +108,7 @@ REPLY_HEADER = "<role>ASSISTANT</role>"
 TOKENIZER_OPTIONS = ("padding", "max_length", "truncation", "pad_to_multiple_of")  # of its own loading, kept by it
 PADDING = {"longest": True, "do_not_pad": False}
 TRUNCATION = {"longest_first": True, "only_first": True, "do_not_truncate": False}
+PADDED_VOCABULARY = 1024  # vocabularies of models are rounded up to a multiple of this, or of a divisor of it
 MAX_PADDED_POSITIONS = 1 << 24  # rows times positions of a batch
 
 
@@ -259,6 +260,16 @@ class CallOptions:
                 f"unknown video option {', '.join(unknown)}; accepted are {', '.join(sorted(VideoOptions.names()))}"
             )
         return {name: value for name, value in {**own, **nested}.items() if value is not None}
+
+
+def _raise_if_no_size(size: Mapping) -> None:
+    """Refuse limits of an image under names that nothing reads, such as height and width."""
+    known = ("shortest_edge", "longest_edge")
+    if unknown := sorted(str(key) for key, value in size.items() if key not in known and value is not None):
+        raise ValueError(
+            f"size has no {', '.join(unknown)} here; it takes shortest_edge and longest_edge, the least and "
+            "the most pixels of an image, like min_pixels and max_pixels"
+        )
 
 
 def _raise_if_not_one_of(name: str, value: Any, accepted: tuple) -> None:
@@ -669,17 +680,32 @@ class BailingMMProcessor(ProcessorMixin):
         """-> (pixel_values, image_grid_thw, image_sizes), and the number of patch tokens of each image."""
         images = [load_image(source) for source in sources]
         settings = dict(options.images_kwargs)
-        size = {**dict(self.image_processor.size), **(settings.pop("size", None) or {})}
+        asked = settings.pop("size", None) or {}
+        _raise_if_no_size(asked)
+        size = {**dict(self.image_processor.size), **asked}
         limits = options.image_limits()
         low, high = pixel_limits(
             limits.get("min_pixels"), limits.get("max_pixels"), size["shortest_edge"], size["longest_edge"]
         )
         for image in images:
             smart_resize(image.height, image.width, min_pixels=low, max_pixels=high)  # refuses what cannot be encoded
+        resizes = settings.get("do_resize")
+        if not (self.image_processor.do_resize if resizes is None else resizes):
+            self._raise_if_in_pieces(images)
         size = {**size, "shortest_edge": low, "longest_edge": high}
         inputs = dict(self.image_processor(images, size=size, return_tensors="pt", **settings))
         inputs["image_sizes"] = torch.tensor([[image.height, image.width] for image in images])
         return inputs, (inputs["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2).tolist()
+
+    def _raise_if_in_pieces(self, images: list[Image.Image]) -> None:
+        """Refuse images that are no whole number of patches, where nothing resizes them."""
+        side = self.image_processor.patch_size * self.image_processor.merge_size
+        for image in images:
+            if image.height % side or image.width % side:
+                raise ValueError(
+                    f"do_resize=False: an image of {image.height} x {image.width} pixels (height x width) is no whole "
+                    f"number of patches; make both sides multiples of {side}, or leave do_resize out"
+                )
 
     def _encode_videos(self, sources: list, options: CallOptions) -> tuple[dict, list[int]]:
         """-> (pixel_values_videos, video_grid_thw), and the number of patch tokens of each video."""
@@ -854,11 +880,16 @@ class BailingMMProcessor(ProcessorMixin):
         Raises:
             TypeError, ValueError: what is given holds something else than token ids.
         """
-        return self.tokenizer.decode(_token_ids("token_ids", token_ids), *args, **kwargs)
+        return self.tokenizer.decode(_token_ids("token_ids", token_ids, self._last_id), *args, **kwargs)
 
     def batch_decode(self, sequences: Any, *args, **kwargs) -> list[str]:
         """Rows of token ids -> texts; options as the tokenizer's `batch_decode`. Raises as `decode`."""
-        return self.tokenizer.batch_decode(_token_ids("sequences", sequences), *args, **kwargs)
+        return self.tokenizer.batch_decode(_token_ids("sequences", sequences, self._last_id), *args, **kwargs)
+
+    @property
+    def _last_id(self) -> int:
+        """The highest id that a model of this tokenizer may write: its vocabulary may be padded."""
+        return -(-len(self.tokenizer) // PADDED_VOCABULARY) * PADDED_VOCABULARY - 1
 
     def post_process_multimodal_output(
         self, generated_outputs: Any, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
@@ -937,11 +968,11 @@ def _raise_if_unusable(options: Mapping[str, Any]) -> None:
         raise ValueError(f"tools: this model calls none, got {len(options['tools'])}; leave them out")
 
 
-def _token_ids(name: str, value: Any) -> Any:
+def _token_ids(name: str, value: Any, most: int) -> Any:
     """Ids to decode, checked; of an output of the processor its `input_ids`."""
     if isinstance(value, Mapping) and "input_ids" in value:
         value = value["input_ids"]
-    raise_if_no_token_ids(name, value)
+    raise_if_no_token_ids(name, value, most=most)
     return value
 
 

@@ -26,13 +26,14 @@ def row_generators(
         ValueError: as `raise_if_unusable`.
     """
     raise_if_unusable(seed, generator, rows)
+    seed = plain_seed(seed)
     if isinstance(generator, torch.Generator):
         seed = torch.randint(MAX_SEED, (rows,), generator=generator, device=generator.device).tolist()
     elif generator is not None:
         return list(generator)
     if seed is None:
         seed = [secrets.randbelow(MAX_SEED) for _ in range(rows)]
-    seeds = _listed(seed) * rows if isinstance(seed, int | Integral) else _listed(seed)
+    seeds = seed if isinstance(seed, list) else [seed] * rows
     return [torch.Generator().manual_seed(int(value)) for value in seeds]
 
 
@@ -51,7 +52,8 @@ def raise_if_unusable(
     """
     if seed is not None and generator is not None:
         raise ValueError("pass either seed or generator, not both")
-    for value in () if seed is None else _listed(seed):
+    seeds = plain_seed(seed)
+    for value in () if seeds is None else seeds if isinstance(seeds, list) else [seeds]:
         _raise_if_no_seed(value)
     generators = generator if isinstance(generator, (list, tuple)) else (generator,)
     if generator is not None and not all(isinstance(each, torch.Generator) for each in generators):
@@ -60,15 +62,15 @@ def raise_if_unusable(
         return
     if generator is not None and not isinstance(generator, torch.Generator) and len(generator) != rows:
         raise ValueError(f"{len(generator)} generators for {rows} rows; give one per row")
-    if seed is not None and not isinstance(seed, int | Integral) and len(seed) != rows:
-        raise ValueError(f"{len(seed)} seeds for {rows} rows; give one per row, or one for all")
+    if isinstance(seeds, list) and len(seeds) != rows:
+        raise ValueError(f"{len(seeds)} seeds for {rows} rows; give one per row, or one for all")
 
 
-def _listed(seed: Any) -> list:
-    """One seed or several, also as an array or a tensor, as a list."""
+def plain_seed(seed: Any) -> Any:
+    """Seeds as a list and one seed as itself, also where an array or a tensor holds them."""
     if isinstance(seed, (np.ndarray, torch.Tensor)):
         seed = seed.tolist()
-    return list(seed) if isinstance(seed, (list, tuple)) else [seed]
+    return list(seed) if isinstance(seed, tuple) else seed
 
 
 def _raise_if_no_seed(value: Any) -> None:
@@ -91,4 +93,4 @@ class PieceGenerators:
         return torch.Generator().manual_seed(talker), torch.Generator().manual_seed(detokenizer)
 
 
-__all__ = ["MAX_SEED", "PieceGenerators", "raise_if_unusable", "row_generators"]
+__all__ = ["MAX_SEED", "PieceGenerators", "plain_seed", "raise_if_unusable", "row_generators"]

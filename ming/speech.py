@@ -15,7 +15,7 @@ import torch
 from transformers import CompileConfig
 from transformers.utils import ModelOutput, logging
 
-from .argument_checks import raise_if_no_settings, shown
+from .argument_checks import raise_if_no_number, raise_if_no_settings, shown
 from .background import Arrivals
 from .compiled import raise_if_not_compilable, step_config
 from .components import AUDIO_DETOKENIZER
@@ -64,10 +64,13 @@ class SpeechOutput(ModelOutput):
         """Write one row's waveform as an audio file; the ending chooses the format (.wav, .flac, .ogg, .mp3).
 
         Raises:
-            ValueError: the reply was not spoken, or the ending names no audio format.
+            ValueError: the reply was not spoken, there is no such row, or the ending names no audio format.
         """
         if self.waveforms is None or self.sampling_rate is None:
             raise ValueError("this reply has no audio; ask for it with generation_mode='audio'")
+        raise_if_no_number("row", row, whole=True)
+        if not -len(self.waveforms) <= row < len(self.waveforms):
+            raise ValueError(f"row={shown(row)}: there are {len(self.waveforms)} waveforms, from row 0 on")
         save_audio(path, self.waveforms[row], self.sampling_rate)
 
 

@@ -29,6 +29,17 @@ def read_address(token: Token) -> str:
     return re.sub(r" +", " ", " ".join(words)).strip()
 
 
+def _network(token: Token) -> str:
+    """An address of IPv6 or of a network card, character by character."""
+    words = []
+    for part in token[0]:
+        if part.isdecimal():
+            words.append(read_digits(part, token.lang, one="一"))
+        else:
+            words.append(token.choose(*URL_MARKS.get(part, (part, part))))
+    return token.choose("", " ").join(words)
+
+
 _NAMED_PART = re.compile(  # what is numbered by an identifier, not counted: "part no. 4711-0815"
     r"(?i:\b(?:part|invoice|serial|account|order|tracking|reference|ref|case|ticket|policy|member|customer|passport|job|"
     r"item|model|card|phone|tel|fax|batch|lot|id|license|licence|product|catalog(?:ue)?)[ ]?)\Z"
@@ -91,6 +102,24 @@ URLS = (
 _NAMES = ("phone", "tel", "tel.", "call", "fax", "zip", "code", "invoice", "sku", "id", "isbn", "no.", "number")
 _NAMED = "|".join(f"(?<={re.escape(name + end)})" for name in _NAMES for end in (" ", ": "))
 IDENTIFIERS = (
+    Kind(
+        "network",
+        r"""(?<![\w:.])(?=[\da-fA-F:]*\d)(?:(?:[\da-fA-F]{1,4}:){7}[\da-fA-F]{1,4}|(?:[\da-fA-F]{2}:){5}[\da-fA-F]{2}
+        |(?:[\da-fA-F]{1,4}(?::[\da-fA-F]{1,4}){0,6})?::(?:[\da-fA-F]{1,4}(?::[\da-fA-F]{1,4}){0,6}))
+        (?:/\d{1,3})?(?![\w:])""",
+        _network,
+        (
+            (
+                "the address 2001:db8::1 is",
+                "the address two zero zero one colon d b eight colon colon one is",
+            ),
+            ("地址是::1", "地址是冒号冒号一"),
+            (
+                "MAC 00:1a:2b:3c:4d:5e is",
+                "MAC zero zero colon one a colon two b colon three c colon four d colon five e is",
+            ),
+        ),
+    ),
     Kind(
         "identifier",
         rf"""(?=\d)(?:(?:(?i:{_NAMED})(?=(?:[-/ ]?\d){{5}})

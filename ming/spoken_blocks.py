@@ -21,6 +21,7 @@ PAUSE_OF = {  # punctuation -> the pause that it becomes
     **{"；": "。", "…": ".", "｡": "。"},
 }
 _HEADING = re.compile(r"\s*(?:>[ \t]+)*\#{1,6}[ \t]")
+OF_LETTERS = ("url", "decade", "network", "code_number")  # kinds of tokens that count as English words
 _WIDE = re.compile(f"[{HAN}]")
 
 
@@ -138,7 +139,7 @@ class Block:
             IncompleteError: it depends on text to come.
         """
         left = (self.before + self.text[: match.start()])[-WINDOW:]
-        if match.lastgroup in ("url", "decade") or re.search("[A-Za-z]{4,}", OF_NUMBER.sub("", match[0])):
+        if match.lastgroup in OF_LETTERS or re.search("[A-Za-z]{4,}", OF_NUMBER.sub("", match[0])):
             left += " www"  # a token that holds a word, like an address, counts as an English word itself
         right = (self.text[match.end() :] + self.after)[:WINDOW]
         return choose_language(left, right, self.complete or len(right) == WINDOW, match[0])

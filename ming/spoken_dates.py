@@ -173,12 +173,22 @@ def _english_clock(hours: str, minutes: str, seconds: str, half: str) -> str:
         return read_clock(hours, minutes)
     named = seconds and not half and not (int(hours) and int(minutes))  # "1:00:05": one and five what?
     units = ("hour", "minute", "second") if named else ("", "", "")
+    if seconds and not named:
+        words = f"{_plain_integer(hours, 'en')} {_two_digits(minutes)} {_two_digits(seconds)}"
+        return words.removesuffix(" zero zero")
     parts = [
         _plain_integer(part, "en") + (f" {unit}{'s' * (int(part) != 1)}" if unit else "")
         for part, unit in zip((hours, minutes, seconds), units, strict=True)
         if part and int(part)
     ]
     return " ".join(parts or ["zero"])
+
+
+def _two_digits(digits: str) -> str:
+    """Minutes or seconds behind an hour: "09" is "oh nine"."""
+    if digits[0] != "0":
+        return read_integer(digits, "en")
+    return "zero zero" if digits == "00" else f"oh {read_integer(digits[1], 'en')}"
 
 
 def _military(digits: str) -> str:
@@ -323,6 +333,7 @@ TIMES = (
         (
             ("现在是14:05，上午9:00:01出发", "现在是十四点零五分，上午九点零一秒出发"),
             ("The meeting is at 10:30 a.m. on", "The meeting is at ten thirty AM on"),
+            ("at 07:05:09 or 10:30:00 there", "at seven oh five oh nine or ten thirty there"),
             ("it lasts 1:00:05 or 0:05:00 there", "it lasts one hour five seconds or five minutes there"),
         ),
     ),

@@ -6,8 +6,8 @@ from .spoken_kinds import HAN
 from .spoken_measures import PER, UNIT
 
 OF_NUMBER = re.compile(
-    rf"\d\s?(?:{UNIT})(?:/(?:{PER}))?(?![A-Za-z])|\d[A-Za-z]+|(?<![A-Za-z])[xX](?=\s?\d)"
-)  # letters that are not a word
+    rf"\d(?!(?:st|nd|rd|th)s?\b)(?:\s?(?:{UNIT})(?:/(?:{PER}))?(?![A-Za-z])|[A-Za-z]+)|(?<![A-Za-z])[xX](?=\s?\d)"
+)  # letters that are not a word; the endings of "1st" and "7/8ths" are English ones
 _STOP = re.compile(rf"[，。！？；、：…\n{HAN}]|[.!?;,:](?=\s)")
 _HAN = re.compile(f"[{HAN}]")
 _LETTER = re.compile(f"[A-Za-z{HAN}]")

@@ -4,7 +4,7 @@ import re
 from decimal import Decimal
 
 from .spoken_kinds import Kind, Token
-from .spoken_numbers import EXPONENT, NUMBER, read_integer, read_number, read_scientific
+from .spoken_numbers import CONTINENTAL, EXPONENT, NUMBER, read_integer, read_number, read_scientific
 
 CURRENCIES = {  # how it is written -> Chinese, English for one, English for many
     "$": ("美元", "dollar", "dollars"),
@@ -51,12 +51,14 @@ POWERS = {  # how a large amount is written, in small letters -> its power of te
     **dict.fromkeys(("k", "thousand"), 3),
     "w": 4,
     "lakh": 5,
+    "thousand crore": 10,
+    "lakh crore": 12,
     **dict.fromkeys(("cr", "crore"), 7),
     **dict.fromkeys(("m", "mm", "mn", "mln", "mio", "mil", "million"), 6),
     **dict.fromkeys(("b", "bn", "bln", "bil", "billion"), 9),
     **dict.fromkeys(("t", "tn", "trn", "trillion"), 12),
 }
-ZH_POWERS = {3: "千", 4: "万", 5: "十万", 6: "百万", 7: "千万", 9: "十亿", 12: "万亿"}
+ZH_POWERS = {3: "千", 4: "万", 5: "十万", 6: "百万", 7: "千万", 9: "十亿", 10: "百亿", 12: "万亿"}
 EN_POWERS = {3: "thousand", 4: "ten thousand", 5: "lakh", 7: "crore", 6: "million", 9: "billion", 12: "trillion"}
 ZH_AMOUNTS = {
     "万": "ten thousand", "百万": "million", "千万": "ten million", "亿": "hundred million", "十亿": "billion",
@@ -67,7 +69,7 @@ _CODES = "|".join(re.escape(name) for name in sorted((*CURRENCIES, *SAME), key=l
 _CODES += "|usd|eur|gbp|cny|rmb|jpy|chf|aud|hkd"  # codes in small letters that are no words
 _RAND = r"R(?=[\d.,]+[ ]?(?:m|mn|bn|million|billion)\b)"  # R2 alone is a name
 CURRENCY = rf"(?:(?<![A-Za-z])(?:{_CODES}|{_RAND})|[{SYMBOLS}])"
-_LONG = r"(?i:thousand|million|billion|trillion|lakh|crore|mil|bil|cr)"
+_LONG = r"(?i:(?:thousand|lakh)[ ]crore|thousand|million|billion|trillion|lakh|crore|mil|bil|cr)"
 _SHORT = "mln|mio|mn|bln|bn|trn|tn|Mn|Bn|BN|TN"  # those that mean nothing else
 _AMOUNT = rf"(?:[ -]?{_LONG}|[ ]?(?:{_SHORT}|MM|mm|[kKmMbBT])|[ ]?(?:万亿|[百千]万|[十百千]亿|[万亿]))(?![A-Za-z])"
 COUNTED = (  # what is counted in millions, "2m people", where a letter could mean meters
@@ -83,7 +85,7 @@ _ADJECTIVE = re.compile(
 
 # A comma before one or two digits is a decimal comma beside a euro; an exponent belongs to the number.
 _DECIMAL_COMMA = r"(?:\d{1,3}(?:\.\d{3})+|\d+),\d{1,2}"
-_SUM = rf"(?:(?<=€)|(?<=€[ ])|(?<=EUR[ ])){_DECIMAL_COMMA}(?![\d,])|(?:{NUMBER}){EXPONENT}|{NUMBER}"
+_SUM = rf"(?:(?<=€)|(?<=€[ ])|(?<=EUR[ ])){_DECIMAL_COMMA}(?![\d,])|{CONTINENTAL}|(?:{NUMBER}){EXPONENT}|{NUMBER}"
 _EURO_BEHIND = rf"(?<![\d.,]){_DECIMAL_COMMA}(?=[ ]?(?:€|EUR(?![A-Za-z])))"
 # What some write once more behind a sum, "$5 dollars" and "¥5元" -> the ends of the names that it repeats.
 _AGAIN = {
@@ -114,6 +116,8 @@ def read_amount(number: str, amount: str | None, lang: str) -> str:
         words = read_number(number, "en") if "." in number else read_integer(number, "en")
         if not amount:
             return words
+        if amount.lower().endswith(" crore"):  # "lakh crore" is no trillion to who writes it
+            return f"{words} {amount.strip(' -').lower()}"
         return f"{words} {EN_POWERS[power] if power else ZH_AMOUNTS[amount.strip()]}"
     if power is None:
         return read_number(number, "zh", "元") + (amount or "").strip()
@@ -143,7 +147,7 @@ def _sum_words(token: Token, cur: str, total: str, amount: str | None) -> str:
     cur = cur if cur in CURRENCIES or cur in SAME else cur.upper()
     currency = SAME.get(cur, cur)
     zh, one, many = CURRENCIES[currency]
-    if currency == "€" and re.fullmatch(_DECIMAL_COMMA, total):
+    if (currency == "€" and re.fullmatch(_DECIMAL_COMMA, total)) or re.fullmatch(CONTINENTAL, total):
         total = total.replace(".", "").replace(",", ".")
     more, more_amount = token["more"], token["more_amount"]
     if more:
@@ -190,6 +194,9 @@ MONEY = (
             ("It is $1,000, $0.99 or £1.", "It is one thousand dollars, ninety nine cents or one pound."),
             ("He paid £2.01 or about $5M then", "He paid two pounds and one penny or about five million dollars then"),
             ("一共￥199元或$20 dollars", "一共一百九十九元或二十美元"),
+            ("₹1.5 lakh crore is it there", "one point five lakh crore rupees is it there"),
+            ("CHF 1.500,50 is it there", "one thousand five hundred point five zero Swiss francs is it there"),
+            ("₹1.5 lakh crore的钱", "一点五万亿卢比的钱"),
             ("It was 1.200,56 € there", "It was one thousand two hundred euros and fifty six cents there"),
             ("He paid 20€ or GBP 1m-2m then", "He paid twenty euros or one million to two million pounds then"),
         ),

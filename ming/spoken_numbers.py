@@ -22,7 +22,11 @@ COUNT_WORDS = (  # first characters of what a Chinese 2 counts
 )
 OVER = ("比", "over")  # of 120/80
 
-DECIMAL_COMMA = r"(?<![\d.,])\d{1,3},\d{1,2}(?![\d,.])"  # before a unit, where nothing is counted: "1,5 kg"
+# Before a unit, where nothing is counted: "1,5 kg", "1.000,5 kg".
+DECIMAL_COMMA = r"(?<![\d.,])(?:\d{1,3}(?:\.\d{3})+|\d{1,3}),\d{1,2}(?![\d,.])"
+CONTINENTAL = r"\d{1,3}(?:\.\d{3})+,\d{1,2}(?!\d|[,.]\d)"  # stops between groups of three and a decimal comma
+_GROUPED = rf"(?<![\w.,])(?:{CONTINENTAL}|[1-9]\d{{0,2}}(?:\.\d{{3}})+\.000(?!\d|[,.]\d))"
+_ENDING = "(?:ths?|rds?|nds?)"  # of "7/8ths"
 NUMBER = (  # with commas, apostrophes or, where it ends in zeros, with spaces between groups of three digits
     r"(?:(?<![\d.])(?:(?<!,)\d{1,2}(?:,\d\d)+,\d{3}(?!\d|,\d)"  # in lakhs and crores
     r"|\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?:['’]\d{3})+(?!\d)|(?:[ ]\d{3}){0,4}[ ]000(?!\d|[ ,]\d)))|\d+)"
@@ -131,7 +135,24 @@ def read_number(text: str, lang: str, following: str = "", preceding: str = "") 
 
 def with_point(number: str) -> str:
     """A number with a `DECIMAL_COMMA` in the form that is read, "1,5" as "1.5"; others as they are."""
-    return number.replace(",", ".") if re.fullmatch(DECIMAL_COMMA, number) else number
+    return number.replace(".", "").replace(",", ".") if re.fullmatch(DECIMAL_COMMA, number) else number
+
+
+def _grouped(token: Token) -> str:
+    """A number whose groups of three are parted by stops: "1.000.000,50"."""
+    whole, _, decimals = token[0].partition(",")
+    return read_number(whole.replace(".", ",") + (f".{decimals}" if decimals else ""), token.lang, token.right)
+
+
+def _code_number(token: Token) -> str:
+    """A number as programs write it: "1_000" is a thousand, "0x1F" zero, x, one, F."""
+    if "_" in token[0]:
+        return read_number(token[0].replace("_", ","), token.lang, token.right)
+    words = []
+    for part in re.findall(r"\d+|[A-Za-z]", token[0]):
+        read = read_digits if len(part) > 2 else read_integer
+        words.append(read(part, token.lang) if part.isdecimal() else part)
+    return token.choose("", " ").join(words)
 
 
 def _counts(following: str, preceding: str) -> bool:
@@ -209,7 +230,7 @@ def _shares(token: Token) -> str:
 
 
 def _fraction(token: Token) -> str:
-    numerator, denominator = token["fraction"].split(" ")[-1].split("/")
+    numerator, denominator = re.sub(f"{_ENDING}$", "", token["fraction"]).split(" ")[-1].split("/")
     whole = ""
     if token["whole"]:
         whole = read_integer(token["whole"], token.lang) + token.choose("又", " and ")
@@ -293,8 +314,18 @@ def _is_identifier(token: Token) -> bool:
 
 VERSIONS = (
     Kind(
+        "code_number",
+        r"(?<![\w.])(?:0(?:[xX][\da-fA-F]+|[bB][01]+|o[0-7]+)|[1-9]\d{0,2}(?:_\d{3})+(?:\.\d+)?)(?![\w.])",
+        _code_number,
+        (
+            ("0x1F, 1_000", "zero x one F, one thousand"),
+            ("the values 0b10 and 1_000.5 are", "the values zero b ten and one thousand point five are"),
+            ("值是0x1F和1_000", "值是零x一F和一千"),
+        ),
+    ),
+    Kind(
         "dotted",
-        r"(?<![\d.])\d+(?:\.\d+){2,}(?!\d)(?:(?<=\d)/\d{1,2}(?![\w/]))?",
+        rf"(?!{_GROUPED})(?<![\d.])\d+(?:\.\d+){{2,}}(?!\d)(?:(?<=\d)/\d{{1,2}}(?![\w/]))?",
         _version,
         (
             ("Version 2.0.1 of it", "Version two point zero point one of it"),
@@ -338,12 +369,13 @@ RELATIONS = (
     ),
     Kind(
         "fraction",
-        r"(?<![\w./])(?:(?P<whole>\d{1,3})[ ])?\d{1,3}/[1-9]\d{0,2}(?![\w/%])",
+        rf"(?<![\w./])(?:(?P<whole>\d{{1,3}})[ ])?\d{{1,3}}/[1-9]\d{{0,2}}{_ENDING}?(?![\w/%])",
         _fraction,
         (
             ("剩1/3，血压120/80", "剩三分之一，血压一百二十比八十"),
             ("2 1/2 cups and 3/4 of it", "two and one half cups and three quarters of it"),
             ("about 7/25 of it", "about seven over twenty five of it"),
+            ("1/3, 7/8ths, 2/3rds, 1st", "one third, seven eighths, two thirds, first"),
         ),
     ),
     Kind(
@@ -395,6 +427,18 @@ IDIOM = (
     ),
 )
 NUMBERS = (
+    Kind(
+        "grouped",
+        _GROUPED,
+        _grouped,
+        (
+            (
+                "it is 1.000.000,50 or 1.250.000 here",
+                "it is one million point five zero or one million two hundred fifty thousand here",
+            ),
+            ("共1.000.000,50个", "共一百万点五零个"),
+        ),
+    ),
     Kind(
         "number",
         rf"{NUMBER}|\d+|[{SUPERSCRIPTS}]+",

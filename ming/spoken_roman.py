@@ -10,12 +10,16 @@ ROMAN = r"(?=[IVXLCDM])M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,
 _SMALL = rf"(?=[ivx]{{2}}){_BELOW_FORTY.lower()}"  # in small letters; not "i", "v" and "x"
 _END = r"(?![\w'’]|-[A-Za-z]|[.]\w)"
 _NOUNS = (  # what is numbered
-    "Chapter|Part|Volume|Vol\\.|Book|Act|Scene|Article|Title|Phase|Stage|Appendix|Annex|Figure|Table|Episode|Canto|"
+    "Chapter|Part|Volume|Vol\\.|Ch\\.|Chap\\.|Sec\\.|Fig\\.|Art\\.|Ep\\.|Op\\.|Book|Act|Scene|Article|Title|Phase|Stage|Appendix|Annex|Figure|Table|Episode|Canto|"
     "Lesson|Round|Page|War|Vatican|Bowl|WrestleMania|Symphony|Sonata|Opus|Psalm|Section"
 )
 _LETTERED = (  # what has letters, too, "Class V", "Model X": only "I" and numerals of several letters number it
     "Class|Type|Group|Model|Mark|Level|Grade|Category|Division|Tier|Factor|Schedule|Unit"
 )
+_SHORT_NOUNS = {
+    "vol.": "volume", "ch.": "chapter", "chap.": "chapter", "sec.": "section", "fig.": "figure", "art.": "article",
+    "ep.": "episode", "op.": "opus",
+}  # fmt: skip
 NUMBERED_NOUNS = f"{_NOUNS}|{_LETTERED}"
 _RULERS = (  # names of people who are told apart by numerals; also first names, "John Smith III"
     "Abdullah|Adrian|Akbar|Albert|Alexander|Alexios|Alfonso|Amenhotep|Artaxerxes|Augustus|Baldwin|Basil|Benedict|"
@@ -65,7 +69,9 @@ def _cardinal(token: Token) -> str:
 
 def _numbered(token: Token) -> str:
     noun = token["noun"] or token["lettered"] or token["noun_small"]
-    words = f"{noun.replace('Vol.', 'Volume')} {_cardinal(token)}"
+    if (full := _SHORT_NOUNS.get(noun.lower())) is not None:
+        noun = full.capitalize() if noun[0].isupper() else full
+    words = f"{noun} {_cardinal(token)}"
     more, link = token["more1"] or token["more2"], token["link1"] or token["link2"]
     if not more:
         return words
@@ -99,6 +105,7 @@ ROMAN_NUMERALS = (
         (?P<roman_small>{_SMALL}|(?=[IVX]{{2}}){_BELOW_FORTY}){_MORE_SMALL}){_END}""",
         _numbered,
         (
+            ("Ch. IX, fig. iv and vol. II there", "Chapter nine, figure four and volume two there"),
             ("see Chapter IV and part ii there", "see Chapter four and part two there"),
             ("in World War I and World War II there", "in World War one and World War two there"),
             ("Super Bowl LVIII, chapters iv to vi", "Super Bowl fifty eight, chapters four to six"),

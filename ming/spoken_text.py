@@ -8,6 +8,7 @@ symbols and emoji that have no reading here, Markdown marks, link targets, the l
 and line ends become the pauses `，。！？` and `,.!?`; apostrophes and hyphens inside words stay.
 """
 
+import html
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -89,6 +90,8 @@ _TITLE_END = re.compile(rf"\b(?:{WITHOUT_STOP}) \Z")
 _NUMERAL_END = re.compile(rf"\b(?:[IVXLC]+(?:th|st|nd|rd|e)?(?: of)?|{NAMED}) \Z")
 _NUMBERED_NOUN = re.compile(rf"\b(?i:{NUMBERED_NOUNS})s?(?: [ivx]+(?: (?:to|and|or|through))?)? \Z")
 _ENDED = re.compile(rf"[{CLOSERS}]*(?:\s*\Z|\s*\n|\s+{OPENER}\b)")  # what follows the last word of a sentence
+_ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}|\#\d{1,7}|\#[xX][\da-fA-F]{1,6});")  # of HTML: "&amp;", "&#39;"
+_ENTITY_BEGUN = re.compile(r"&\#?\w{0,8}\Z")
 _COMPOSED = {"<circle>": " {} ", "<fraction>": " {}"}  # kinds of Unicode compositions -> how their parts are written
 _REPLACED = {"￥": "¥", "〜": "~", "\r": " "}
 
@@ -471,6 +474,7 @@ class TextReader:
     """Reads text that arrives in parts; only words that no later text can change are returned."""
 
     def __init__(self):
+        self._held = ""  # what may become an entity of HTML
         self._text = ""
         self._start = 0  # of the block that is being collected
         self._scan = 1  # the first position that is not known to be inside that block
@@ -483,6 +487,10 @@ class TextReader:
         Raises:
             ImportError: a number was found and `wetext` is not installed.
         """
+        text = self._held + text
+        begun = None if final else _ENTITY_BEGUN.search(text)
+        self._held = begun[0] if begun else ""
+        text = _ENTITY.sub(lambda match: html.unescape(match[0]), text.removesuffix(self._held))
         self._text += _clean(text)
         spoken = []
         while self._start < len(self._text):

@@ -15,7 +15,7 @@ from .codec_bpe import CodecBPE
 from .files import finish_saving, saving
 from .speech_text import SpeechTextStream
 from .talker_steps import TalkerPrompt
-from .voices import Voice, VoiceEncoder, choose_voice, load_voices
+from .voices import Voice, VoiceEncoder, choose_voice, load_voices, save_voices
 
 TOKENIZER_FOLDER = "talker"
 # Folders of the codec's vocabulary: as this package saves it, and as released.
@@ -33,7 +33,7 @@ class BailingMMTalkerProcessor:
     Args:
         tokenizer: the talker's own text tokenizer.
         codec_bpe: speech codes <-> codec ids.
-        voices: preset speakers by name; the first one speaks by default.
+        voices: preset speakers by name; the first one speaks by default. Each is saved under its key.
         directory: the folder of the networks that clone voices (`talker/*.onnx`); None where there is none.
     """
 
@@ -94,8 +94,7 @@ class BailingMMTalkerProcessor:
         with saving(save_directory) as root:
             self.tokenizer.save_pretrained(root / TOKENIZER_FOLDER)
             self.codec_bpe.save_pretrained(root / CODEC_FOLDERS[0])
-            for voice in self.voices.values():
-                voice.save(root / VOICES_FOLDER)
+            save_voices(self.voices, root / VOICES_FOLDER)
 
     def load_voice_encoder(self) -> VoiceEncoder:
         """The networks that make a voice from a recording; the first call reads them from the repository.

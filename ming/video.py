@@ -37,6 +37,7 @@ from .media import (
     pixel_limits,
     pixels_channels_last,
     played_track,
+    raise_if_half_a_size,
     raise_if_too_many_pixels,
     raise_if_undecodable,
     require,
@@ -115,6 +116,7 @@ class VideoOptions:
             self._raise_if_not_positive(name, getattr(self, name))
         if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
             raise ValueError(f"video option min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}")
+        raise_if_half_a_size(self.resized_height, self.resized_width)
         for name in ("video_start", "video_end"):
             if getattr(self, name) is not None:
                 raise_if_no_number(f"video option {name}", getattr(self, name))

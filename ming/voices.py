@@ -43,6 +43,7 @@ SPEAKER_FILE = "campplus.onnx"
 TOKENIZER_FILE = "speech_tokenizer_v1.onnx"
 LENGTH_TYPES = {"tensor(int32)": torch.int32, "tensor(int64)": torch.int64}  # by ONNX type
 TENSOR_NAMES = ("prompt_codes", "prompt_mel", "speaker_embedding")
+VOICE_FILES = (".safetensors", ".json")  # endings of the two files of a voice
 SAFE_NAME = re.compile(r"[^./\\\x00-\x1f][^/\\\x00-\x1f]*")
 
 
@@ -145,8 +146,22 @@ class Voice:
             speaker_embedding=self.speaker_embedding.to(device=device, dtype=dtype),
         )
 
-    def save(self, directory: str | os.PathLike) -> Path:
-        """Write `<name>.safetensors` and `<name>.json` into a folder, made if need be; returns the first path."""
+    def save(self, directory: str | os.PathLike, name: str | None = None) -> Path:
+        """Write `<name>.safetensors` and `<name>.json` into a folder, made if need be; returns the first path.
+
+        Args:
+            name: to save it under; default: the voice's own name, which is "prompt" for one that was just cloned.
+
+        Raises:
+            ValueError: a name that is no file name, or one under which another voice lies there.
+        """
+        voice = self if name is None else replace(self, name=name)
+        _raise_if_taken(voice, Path(directory))
+        with saving(directory) as folder:
+            voice._write(folder)
+        return Path(directory) / f"{voice.name}.safetensors"
+
+    def _write(self, folder: Path) -> None:
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSOR_NAMES}
         facts = {
             "prompt_text": self.prompt_text,
@@ -156,10 +171,16 @@ class Voice:
             "licence": self.licence,
         }
         text = json.dumps(facts, ensure_ascii=False, indent=2)
-        with saving(directory) as folder:
-            save_file(tensors, folder / f"{self.name}.safetensors")
-            (folder / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
-        return Path(directory) / f"{self.name}.safetensors"
+        save_file(tensors, folder / f"{self.name}.safetensors")
+        (folder / f"{self.name}.json").write_text(text + "\n", encoding="utf-8")
+
+    def sounds_like(self, other: "Voice") -> bool:
+        """Whether two voices have the same prompt, whatever they are called."""
+        same = self.prompt_text == other.prompt_text and self.mel == other.mel
+        return same and all(
+            torch.equal(getattr(self, each).detach().cpu(), getattr(other, each).detach().cpu())
+            for each in TENSOR_NAMES
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Voice":
@@ -204,6 +225,37 @@ def load_voices(directory: str | os.PathLike) -> dict[str, Voice]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} of voices")
     return {path.name.removesuffix(".safetensors"): Voice.load(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _raise_if_taken(voice: Voice, folder: Path) -> None:
+    """Refuse to write a voice over another one, such as a second clone over the first: both are called "prompt".
+
+    Raises:
+        ValueError: naming the voice and how to keep both.
+    """
+    file = folder / f"{voice.name}.safetensors"
+    finish_saving(folder)
+    if file.is_file() and not voice.sounds_like(Voice.load(file)):
+        raise ValueError(
+            f"{folder} has another voice {voice.name!r}; save this one under a name of its own, "
+            "save(folder, name=...), or delete the files of the other one first"
+        )
+
+
+def save_voices(voices: Mapping[str, Voice], directory: str | os.PathLike) -> None:
+    """Write all voices into a folder, each under its key, by which `load_voices` finds it; older ones are replaced.
+
+    Raises:
+        TypeError: a value is no `Voice`.
+        ValueError: a key that is no file name.
+    """
+    for key, voice in voices.items():
+        if not isinstance(voice, Voice):
+            raise TypeError(f"voices[{shown(key)}]={shown(voice)} must be a Voice; voice(prompt_audio=...) makes one")
+    named = [replace(voice, name=key) for key, voice in voices.items()]
+    with saving(directory) as folder:
+        for voice in named:
+            voice._write(folder)
 
 
 def choose_voice(voices: Mapping[str, Voice], name: str) -> Voice:

@@ -215,6 +215,13 @@ SETTINGS = [
     ("encoder_no_repeat_ngram_size", "x", "encoder_no_repeat_ngram_size='x' must be a whole number of at least 0"),
     ("forced_eos_token_id", VOCABULARY, "forced_eos_token_id=320 is no token of the model, which has 320"),
     ("forced_bos_token_id", -1, "forced_bos_token_id=-1 is no token of the model, which has 320"),
+    ("pad_token_id", -5, "pad_token_id=-5 is no token of the model, which has 320"),
+    ("bos_token_id", 10**7, "bos_token_id=10000000 is no token of the model"),
+    ("eos_token_id", 10**7, "eos_token_id=10000000 is no token of the model"),
+    ("eos_token_id", [3, VOCABULARY], r"eos_token_id=\[3, 320\] is no token of the model"),
+    ("eos_token_id", torch.tensor([VOCABULARY]), "eos_token_id=.* is no token of the model"),
+    ("suppress_tokens", [10**7], r"suppress_tokens=\[10000000\] is no token of the model"),
+    ("begin_suppress_tokens", [-3], r"begin_suppress_tokens=\[-3\] is no token of the model"),
     ("assistant_early_exit", 1, "assistant_early_exit=1: this model cannot guess with its first layers"),
     ("custom_generate", "user/repo", "custom_generate='user/repo' runs the code of that repository; pass trust_"),
     ("seed", 3, "seed: only generation_mode='audio' or 'image' takes it"),
@@ -227,6 +234,23 @@ def test_settings(tiny, monkeypatch, call, name, value, message):
     monkeypatch.setattr(tiny, "forward", lambda **inputs: pytest.fail("work began"))
     with pytest.raises(WRONG, match=message):
         getattr(tiny, call)(IDS[:1], **{"max_new_tokens": 2, name: value})
+
+
+@pytest.mark.parametrize(
+    ("allowed", "message"),
+    [
+        ([3, 10**7], r"prefix_allowed_tokens_fn=\[3, 10000000\] is no token of the model, which has 320"),
+        (torch.tensor([VOCABULARY]), "prefix_allowed_tokens_fn=.* is no token of the model, which has 320"),
+        ([-1], "prefix_allowed_tokens_fn holds -1, which is no token id"),
+        (["three"], "prefix_allowed_tokens_fn='three' must be token ids"),
+        (None, "prefix_allowed_tokens_fn=None must be token ids"),
+    ],
+)
+def test_what_a_function_allows_are_tokens(tiny, allowed, message):
+    with pytest.raises(WRONG, match=message):
+        tiny.generate(IDS[:1], max_new_tokens=1, prefix_allowed_tokens_fn=lambda row, ids: allowed)
+    reply = tiny.generate(IDS[:1], max_new_tokens=1, prefix_allowed_tokens_fn=lambda row, ids: torch.tensor([7]))
+    assert reply[0, -1] == 7
 
 
 @pytest.mark.parametrize("scale", [1.0, 3e4])
@@ -573,6 +597,17 @@ def test_several_texts(model):
     assert model.speak(["", ""], seed=np.array([1, 2])).waveforms[1].shape == (0,)
 
 
+@pytest.mark.parametrize("form", [torch.tensor, np.array, np.int64, lambda seed: [seed], lambda seed: (seed,)])
+def test_a_seed_of_any_form_is_that_number(model, form):
+    spoken = model.speak("red", seed=form(3)).waveforms[0]
+    assert torch.equal(spoken, model.speak("red", seed=3).waveforms[0])
+    options = {"generation_mode": "image", "num_inference_steps": 1}
+    drawn = model.generate(IDS[:1], seed=form(3), **options).images[0]
+    assert drawn == model.generate(IDS[:1], seed=3, **options).images[0]
+    with pytest.raises(WRONG, match="seed=.* must be a whole number"):
+        model.speak("red", seed=torch.tensor(1.5))
+
+
 DRAWING = [
     ("height", 10**9, "height=1000000000: images have whole sides of 64 to 2048 pixels"),
     ("num_inference_steps", 10**9, "num_inference_steps must be at most 10,000, got 1000000000"),
@@ -654,7 +689,9 @@ def test_chat(model, processor, monkeypatch):
             torch.tensor([[1, -100]]),
             "holds -100, which is no token id; replace the -100 of labels by the padding token",
         ),
-        ([[1], [-1]], "holds -1, which is no token id"),
+        ([[1], [-1]], "holds -1, which is no token id; they go from 0 to 1023"),
+        ([3, 10**9], "holds 1000000000, which is no token id; they go from 0 to 1023"),
+        (np.array([[3], [1024]]), "holds 1024, which is no token id; they go from 0 to 1023"),
         (10**30, "holds <an integer of 100 bits>, which is no token id"),
         (IDS.to_sparse(), "=.* is sparse"),
         (IDS.to("meta"), "=.* on the meta device; pass a plain tensor"),

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from ming.events import AudioChunk
-from ming.voices import check_words
+from ming.loading import load_model
+from ming.voices import Voice, check_words, load_voices
 
-DEMO = Path(__file__).resolve().parents[1] / "demo"
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "demo"
 WORDS = json.loads((DEMO / "expected.json").read_text(encoding="utf-8"))["request"]
 CLONED = {"prompt_audio": str(DEMO / "request.wav"), "prompt_text": WORDS}
 QUESTION = [{"role": "user", "content": "What comes after three?"}]
@@ -70,3 +72,57 @@ def test_words_that_nobody_says_in_that_time_are_refused(model):
 def test_too_few_words_are_logged(words, seconds, said, caplog):
     check_words(words, seconds)
     assert (said in caplog.text) and bool(said) == bool(caplog.text)
+
+
+@pytest.fixture(scope="module")
+def clones(model):
+    """Two people whose voices were cloned, one after the other."""
+    parts = model.components.talker_processor()
+    words = json.loads((DEMO / "expected.json").read_text(encoding="utf-8"))
+    return tuple(parts.voice(None, str(DEMO / f"{name}.wav"), words[name]) for name in ("request", "question"))
+
+
+@pytest.fixture
+def speaking():
+    """A model of its own, whose voices a test may change."""
+    return load_model(ROOT, device="cpu", parts=["talker"])
+
+
+def test_voices_of_a_saved_model_are_those_of_the_model_under_their_keys(speaking, clones, tmp_path):
+    voices = speaking.components.talker_processor().voices
+    voices["anna"], voices["bob"] = clones
+    del voices["oscar"]
+    speaking.save_pretrained(tmp_path / "model")
+    speaking.components.talker_processor().save_pretrained(tmp_path / "processor")
+    for saved in ("model", "processor"):
+        again = load_voices(tmp_path / saved / "voices")
+        assert list(again) == ["anna", "bob", "iris"], saved
+        assert all(again[name].sounds_like(voice) for name, voice in voices.items()), saved
+    voices["bob"] = clones[0]  # a voice of the model that was changed replaces what was saved before
+    speaking.save_pretrained(tmp_path / "model")
+    assert Voice.load(tmp_path / "model" / "voices" / "bob").sounds_like(clones[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "voice", "error", "message"),
+    [
+        ("../anna", 0, ValueError, "voice name '../anna' must be a file name"),
+        ("anna", None, TypeError, r"voices\['anna'\]=None must be a Voice"),
+        ("anna", "recording.wav", TypeError, r"voices\['anna'\]='recording.wav' must be a Voice"),
+    ],
+)
+def test_what_is_no_voice_is_not_saved(speaking, clones, tmp_path, name, voice, error, message):
+    speaking.components.talker_processor().voices[name] = clones[voice] if voice == 0 else voice
+    with pytest.raises(error, match=message):
+        speaking.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_clone_is_not_saved_over_another_one(clones, tmp_path):
+    anna, bob = clones
+    assert anna.save(tmp_path) == anna.save(tmp_path)  # the same once more
+    with pytest.raises(ValueError, match=r"has another voice 'prompt'; save this one .* save\(folder, name="):
+        bob.save(tmp_path)
+    assert bob.save(tmp_path, name="bob").name == "bob.safetensors"
+    voices = load_voices(tmp_path)
+    assert list(voices) == ["bob", "prompt"] and voices["bob"].sounds_like(bob) and voices["prompt"].sounds_like(anna)

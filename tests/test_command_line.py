@@ -538,6 +538,10 @@ def test_help_names_every_command_and_its_common_options(capsys, command):
         ([], "COMMAND"),
         (["ask"], "there is no question"),
         (["ask", "hi", "--image", "nowhere.png"], "--image nowhere.png: no such file"),
+        (
+            ["ask", "hi", "--image", "S3://bucket/a.png"],
+            "--image S3://bucket/a.png: s3:// is not read",
+        ),
         (["ask", "hi", "--audio", str(ROOT / "README.md")], "cannot read audio"),
         (["ask", "word " * 9000], "longer than the limit of 4096"),
         (["transcribe", RECORDING, "nowhere.wav"], "recording nowhere.wav: no such file"),

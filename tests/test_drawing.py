@@ -362,6 +362,13 @@ def test_the_released_call_returns_the_picture(model, processor):
     assert image == draw(model, processor, CHATS[:1], **ours).images[0] and image.size == (96, 80)
 
 
+@pytest.mark.parametrize(("chats", "per_chat"), [(2, 1), (1, 2)])
+def test_the_released_call_returns_every_picture(model, processor, chats, per_chat):
+    several = {"num_images_per_prompt": per_chat}
+    images = model.generate(**prepare(processor, CHATS[:chats]), image_gen=True, image_gen_seed=3, **several)
+    assert images == draw(model, processor, CHATS[:chats], seed=3, **several).images and len(images) == 2
+
+
 def test_guidance_of_one_is_the_condition_alone(model, processor):
     calls = []
     handle = model.image_gen.transformer.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))

@@ -159,6 +159,8 @@ def test_unknown_choices_are_refused_before_loading(options, message):
 REFUSED = [
     ({"bogus": 1}, "bogus=1: no option of from_pretrained, and no setting of the model; check the spelling"),
     ({"device": "bogus"}, "device='bogus' names no device"),
+    ({"device": "cpu:1"}, "device='cpu:1' names no device; give 'cpu', 'cuda' or 'cuda:1'"),
+    ({"device": torch.device("cpu", 1)}, "names no device"),
     ({"device": "cuda:4096"}, "device='cuda:4096' names no device"),
     ({"device": "cuda:99"}, "device='cuda:99': this machine has .* CUDA GPU"),
     ({"device_map": "cpu"}, "device_map='cpu': load_model puts all weights on one device, which is device="),

@@ -1,5 +1,7 @@
 """Chat template, placeholders, batching, literal tags, and loading routes of the processor."""
 
+import base64
+import io
 import os
 import pickle
 import shutil
@@ -289,6 +291,93 @@ def test_message_errors(small, message, error):
     for call in (small.apply_chat_template, small.process_vision_info):
         with pytest.raises(ValueError, match=error):
             call([message])
+
+
+SQUARE = picture((1, 2, 2))
+SOUND = (np.zeros(16000, dtype=np.float32) + 0.1, 16000)
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (
+            user({"type": "video", "video": [SQUARE] * 2, "max_frame": 2}),
+            "type 'video' has the unknown key 'max_frame'; known are video, .*max_frames",
+        ),
+        (
+            user({"type": "image", "image": SQUARE, "max_pixel": 400}),
+            "'max_pixel'; known are image, .*, max_pixels",
+        ),
+        (user({"type": "image", "image": [SQUARE, {"image": SQUARE, "max_pixel": 400}]}), "an entry of the 'image'"),
+        (
+            user({"type": "image", "image": [SQUARE, {"image": SQUARE, "max_pixels": 400}]}),
+            "entry of .* 'max_pixels'; known",
+        ),
+        (user({"type": "image", "image": SQUARE, "max_frames": 4}), "'max_frames'; known are image"),
+        (user({"type": "image_url", "image_url": {"url": "a.png", "max_pixels": 4}}), "image_url of .* 'max_pixels'"),
+        (user({"type": "audio", "audio": {"array": SOUND[0], "sampling_rat": 8000}}), "'sampling_rat'; known are url"),
+        (user({"type": "text", "text": "hi", "image": SQUARE}), "type 'text' has the unknown key 'image'; known are"),
+        (user({"type": "image", "image": SQUARE, "url": "a.png"}), "holds images under image and url; give one"),
+        (user({"type": "image", "image": SQUARE, "video": "a.mp4"}), "unknown key 'video'"),
+        ({"role": "user", "contents": "hi"}, "a message has the key 'contents'; did you mean 'content'"),
+        ({"role": "user", "content": "hi", "Content": "you"}, "the key 'Content'; did you mean 'content'"),
+        ({"role": "user"}, "a message of role 'user' has no content, only the keys role; give a text or a list"),
+        ({"role": "user", "content": "hi", "images": [SQUARE]}, "the key 'images' beside its content, where nothing"),
+        ({"role": "user", "content": "hi", "image_path": "a.png"}, "the key 'image_path' beside its content"),
+        ({"role": "user", "content": "hi", "text": "you"}, "the key 'text' beside its content"),
+        ({"role": "user", "content": "hi", "max_pixels": 400}, "the key 'max_pixels' beside its content"),
+        ({"role": "assistant", "content": None, "audio": {"id": "a"}}, "the key 'audio' beside its content"),
+    ],
+)
+def test_keys_that_nothing_reads_are_refused(small, message, error):
+    for call in (small.apply_chat_template, small.process_vision_info):
+        with pytest.raises(ValueError, match=error):
+            call([message, user("Well?")])
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"name": "anna", "id": "msg_1", "index": 0, "weight": 1, "finish_reason": "stop", "model": "m"},
+        {"tool_calls": None, "function_call": None, "refusal": None, "annotations": [], "audio": None},
+        {
+            "tool_calls": [],
+            "reasoning_content": "hm",
+            "thinking": "hm",
+            "reasoning": "hm",
+            "logprobs": {"content": []},
+        },
+        {"images": None, "videos": [], "files": "", "num_images": 0, "has_audio": False, "image_ids": [3]},  # columns
+        {"metadata": {"title": "A"}, "options": []},  # of gradio
+    ],
+)
+def test_what_histories_carry_beside_the_content_changes_nothing(small, keys):
+    for role in ("user", "assistant"):
+        assert small.apply_chat_template([{"role": role, "content": "hi", **keys}]) == small.apply_chat_template(
+            [{"role": role, "content": "hi"}]
+        )
+    calls = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    called = {"role": "assistant", "tool_calls": calls}
+    assert small.apply_chat_template([user("hi"), called, user("you")]).endswith("you<role>ASSISTANT</role>")
+
+
+def test_rows_of_datasets_hold_none_under_every_key_that_others_have(small):
+    """`datasets` gives all items of a column the keys of all of them, and writes images as bytes with a path."""
+    data = io.BytesIO()
+    SQUARE.save(data, "PNG")
+    empty = dict.fromkeys(("text", "image", "video", "audio", "image_url", "index", "max_pixels"))
+    items = [
+        {**empty, "type": "image", "image": {"bytes": data.getvalue(), "path": None}},
+        {**empty, "type": "image_url", "image_url": {"url": data_url(data.getvalue()), "detail": "auto"}, "text": ""},
+        {**empty, "type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}},
+    ]
+    images, videos, audios = small.process_vision_info([user(*items)])
+    assert len(images) == 2 and images[0].tobytes() == images[1].tobytes() and (videos, audios) == (None, None)
+    assert small.apply_chat_template([user(*items)]) == "<role>HUMAN</role><image><image>hi<role>ASSISTANT</role>"
+
+
+def data_url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 @pytest.mark.parametrize("words", [(), (text("Here it is."),)])

@@ -312,6 +312,26 @@ def test_urls(processor, server, tmp_path):
     assert [(tuple(wave.shape), rate) for wave, rate in audios] == [((1, 1600), 16000)] * 2
 
 
+@pytest.mark.parametrize("scheme", ["Http", "HTTP", "File"])
+def test_schemes_of_addresses_have_no_case(processor, server, tmp_path, scheme):
+    write_video(tmp_path / "a.mp4", 6, sound_seconds=1.0)
+    Handler.files["/a.mp4"] = (tmp_path / "a.mp4").read_bytes()
+    address = f"{scheme}://{tmp_path}/a.mp4" if scheme == "File" else scheme + server.removeprefix("http") + "/a.mp4"
+    chat = [{"role": "user", "content": [{"type": "video", "video": address}]}]
+    _, videos, audios = processor.process_vision_info(chat, load_audio_from_video=True)
+    assert len(videos) == len(audios) == 1
+
+
+@pytest.mark.parametrize("address", ["ftp://host/a.png", "S3://bucket/a.png", "gs://bucket/a.png"])
+def test_addresses_that_are_not_read_are_told_from_files(address, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=rf"begin with {address[:2].lower()}\w?:// are not read; download .* http://"):
+        load_image(address)
+    monkeypatch.chdir(tmp_path)  # where a file has such a name
+    Path(address).parent.mkdir(parents=True)
+    Path(address).write_bytes(encoded_image("PNG"))
+    assert load_image(address).size == (40, 30)
+
+
 def test_addresses_beyond_ascii(server, monkeypatch):
     Handler.files["/gr%C3%BCn%20%E5%9B%BE.png"] = encoded_image("PNG")
     assert load_image(f"{server}/gr\u00fcn \u56fe.png").size == load_image(encoded_image("PNG")).size

@@ -168,6 +168,35 @@ def test_image_options_reach_images_and_frames(processor):
     assert encode(processor, "<image>", images=image, size=size)["image_grid_thw"].tolist() == [[1, 2, 2]]
 
 
+@pytest.mark.parametrize("options", [{"do_resize": False}, {"images_kwargs": {"do_resize": False}}])
+def test_an_image_that_stays_as_it_is_has_whole_patches(processor, options):
+    whole = encode(processor, "<image>", images=noise(size=(84, 56)), **options)
+    assert whole["image_grid_thw"].tolist() == [[1, 6, 4]]
+    with pytest.raises(ValueError, match="do_resize=False: an image of 84 x 60 pixels .* multiples of 28, or leave"):
+        processor("<image>", images=noise(size=(84, 60)), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": {"height": 56, "width": 56}}, "size has no height, width here; it takes shortest_edge and longest"),
+        ({"images_kwargs": {"size": {"longest": 9}}}, "size has no longest here; it takes shortest_edge"),
+    ],
+)
+def test_sizes_of_other_processors_are_refused(processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        processor("<image>", images=noise(), **options)
+
+
+@pytest.mark.parametrize("item", [{"type": "image", "image": noise()}, {"type": "video", "video": [noise()] * 2}])
+@pytest.mark.parametrize(
+    ("given", "missing"), [("resized_height", "resized_width"), ("resized_width", "resized_height")]
+)
+def test_half_a_size_is_refused(processor, item, given, missing):
+    with pytest.raises(ValueError, match=f"{given}=56 needs {missing}, too; give both"):
+        processor.process_vision_info([{"role": "user", "content": [{**item, given: 56}]}])
+
+
 def test_every_frame_without_sampling(processor):
     frames = [noise(index, (56, 56)) for index in range(10)]
     assert encode(processor, "<video>", videos=[frames], do_sample_frames=False)["video_grid_thw"][0, 0] == 5

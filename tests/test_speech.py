@@ -335,6 +335,9 @@ def test_waveforms_are_written_and_read_back(model, tmp_path):
         samples, rate = soundfile.read(tmp_path / f"reply.{ending}")
         assert rate == 22050 and len(both.waveforms[0]) < len(samples)
         assert len(samples) == pytest.approx(len(both.waveforms[1]), abs=3000)
+    for row in (2, -3, 1.0):
+        with pytest.raises(ValueError, match=rf"row={row}( must be a whole number|: there are 2 waveforms)"):
+            both.save(tmp_path / "none.wav", row=row)
     with pytest.raises(ValueError, match="cannot write .docx"):
         save_audio(tmp_path / "reply.docx", output.waveforms[0], 22050)
 

@@ -89,6 +89,11 @@ ENGLISH = {
     "mail test@example.com now": "mail test at example dot com now",
     "Visit https://www.example.com/a now": "Visit https www dot example dot com slash a now",
     "A & B @ home #1": "A and B at home number one",
+    "world &amp; co, 5 &lt; 7": "world and co, five less than seven",
+    "it&#39;s a &quot;caf&eacute;&quot;&nbsp;now; AT&T; R&D; here": "it's a café now, AT and T, R and D, here",
+    "₹1.5 lakh crore": "one point five lakh crore rupees",
+    "see Ch. IX and sec. iv of WrestleMania XL": "see Chapter nine and section four of WrestleMania forty",
+    "at 07:05:09 there": "at seven oh five oh nine there",
     "Really?? Yes!!! OK...": "Really? Yes! OK.",
     "Wait -- what — really": "Wait, what, really",
     "The quick brown fox\njumps over": "The quick brown fox jumps over",
@@ -477,6 +482,14 @@ def test_stream_says_what_the_whole_text_says(longest):
         whole = cut_speech_text(normalize_speech_text(text))
         assert spoken_only("".join(pieces)) == spoken_only("".join(whole)), text
         assert all(0 < speech_units(piece) <= options.get("max_units", 50) for piece in pieces), pieces
+
+
+@pytest.mark.parametrize("longest", [1, 2, 7])
+def test_stream_puts_entities_together(longest):
+    text = "the world &amp; all of it &lt;br&gt; &#39;AT&T&#39; and a last word &amp"
+    whole = normalize_speech_text(text)
+    assert " ".join(stream(text, random.Random(longest), longest)) == whole
+    assert whole == "the world and all of it, AT and T and a last word and amp"
 
 
 def test_stream_starts_early_and_waits_for_numbers():

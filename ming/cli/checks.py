@@ -16,10 +16,10 @@ from ming.cli.usage import UsageError, user_input
 from ming.configuration_bailingmm import BailingMMConfig
 from ming.files import finish_saving
 from ming.loading import default_device
+from ming.media import SCHEMES, scheme_of
 from ming.source import CheckpointSource
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-NOT_A_FILE = ("http://", "https://", "data:", "file://")
 CONFIG = f"config.json of model_type {BailingMMConfig.model_type!r}"
 
 
@@ -105,7 +105,9 @@ def check_media(name: str, source: str) -> None:
         name: of the argument, for messages.
         source: file or address of an image, a recording or a video.
     """
-    if source.startswith(NOT_A_FILE):
+    if scheme := scheme_of(source):
+        if scheme not in SCHEMES:
+            raise UsageError(f"{name} {source}: {scheme}:// is not read; give a file or an address (https://...)")
         return
     if not os.path.exists(source):
         raise UsageError(f"{name} {source}: no such file; give a file or an address (https://...)")
