@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ming.cli.checks import find_model
 from ming.files import replacing
 from ming.training.loop import last_checkpoint
 
@@ -22,7 +23,9 @@ def run_settings(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         ValueError: the directory belongs to another run, or is the directory of the model.
+        UsageError: there is no model.
     """
+    find_model(args.model)
     output = Path(args.output)
     if output.resolve() == Path(args.model).resolve():
         raise ValueError(f"--output {output} is the model's own directory; give another one")
