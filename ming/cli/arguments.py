@@ -11,7 +11,7 @@ from ming.argument_checks import LARGEST_NUMBER
 from ming.loading import DTYPES, PARTS, LoadOptions
 from ming.randomness import MAX_SEED
 
-LARGEST = 2**31 - 1  # of whole numbers without a limit of their own: more than anything here can be counted
+LARGEST = 10**15  # of whole numbers without a limit of their own: more than bytes in any machine, and no overflow
 LARGEST_REAL = math.nextafter(LARGEST_NUMBER, 0)
 MAX_PORT = 2**16 - 1
 
@@ -23,7 +23,7 @@ def whole_number(minimum: int, maximum: int = LARGEST) -> Callable[[str], int]:
         number = int(text) if re.fullmatch("[0-9]{1,40}", text) else -1
         if not minimum <= number <= maximum:
             most = f"at most {maximum}" if number > maximum else f"at least {minimum}"
-            accepted = most if maximum >= LARGEST else f"{minimum} to {maximum}"
+            accepted = most if maximum == LARGEST else f"{minimum} to {maximum}"
             raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number of {accepted}")
         return number
 

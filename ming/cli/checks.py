@@ -118,9 +118,8 @@ def check_address(host: str, port: int) -> None:
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise UsageError(
-            f"--host {host}: no such host ({getattr(error, 'strerror', error)}); use 127.0.0.1 or an address of this machine"
-        ) from error
+        reason = getattr(error, "strerror", error)
+        raise UsageError(f"--host {host}: no such host ({reason}); use an address of this machine") from error
     for family, kind, protocol, _, address in found:
         try:
             with socket.socket(family, kind, protocol) as listener:

@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", Limits, EngineSettings)
 KEY_VARIABLE = "MING_API_KEY"
-MAX_SETTING = 2**60  # more bytes than any machine has
 LOG_LEVELS = ("debug", "info", "warning", "error")
 EXAMPLES = """\
 examples:
@@ -66,7 +65,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         for field in fields(settings):
             option, minimum = "--" + field.name.replace("_", "-"), field.metadata["minimum"]
             is_whole = isinstance(field.default, int)
-            kind = whole_number(minimum, MAX_SETTING) if is_whole else real_number(minimum)
+            kind = whole_number(minimum) if is_whole else real_number(minimum)
             text = field.metadata["help"] + " (default: %(default)s)"
             group.add_argument(option, type=kind, default=field.default, metavar="N", help=text)
 
