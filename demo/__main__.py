@@ -11,6 +11,8 @@ from pathlib import Path
 
 from transformers import TextStreamer
 
+from ming.cli.checks import check_media, find_model
+from ming.cli.usage import exit_code, user_input
 from ming.files import replacing
 from ming.loading import load_model
 from ming.processing_bailingmm import BailingMMProcessor
@@ -30,8 +32,8 @@ def say(text: str, end: str = "\n") -> None:
     sys.stdout.flush()
 
 
-def prepare(model, processor, content: list[dict], whisper: bool = False):
-    """One user message as inputs of the model."""
+def tokens_of(processor, content: list[dict], whisper: bool = False):
+    """One user message as the processor's output."""
     return processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
@@ -39,7 +41,12 @@ def prepare(model, processor, content: list[dict], whisper: bool = False):
         return_dict=True,
         return_tensors="pt",
         use_whisper_encoder=whisper,
-    ).to(model.device, model.dtype)
+    )
+
+
+def prepare(model, processor, content: list[dict], whisper: bool = False):
+    """One user message as inputs of the model."""
+    return tokens_of(processor, content, whisper).to(model.device, model.dtype)
 
 
 def ask(model, processor, medium: str, path: str, question: str, whisper: bool = False) -> str:
@@ -78,8 +85,8 @@ def draw(model, processor, request: str, output: Path, image: str | None = None)
     return {"file": image, "question": request, "drawn": output.name}
 
 
-def main() -> None:
-    """Command line."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model", default=str(HERE.parent), help="directory or Hub id; default: the bundled Ming-Tiny"
@@ -89,11 +96,37 @@ def main() -> None:
     parser.add_argument("--video", help="a video of yours")
     parser.add_argument("--question", help="question about your files instead of the usual ones")
     parser.add_argument("--output", type=Path, default=HERE, help="folder for answers.json, reply.wav and images")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def raise_if_unusable(args: argparse.Namespace, processor: BailingMMProcessor) -> None:
+    """Read the files of the user once, before the weights.
+
+    Raises:
+        UsageError: one of them cannot be read, or the folder for answers cannot be made.
+    """
+    for medium in QUESTIONS:
+        if path := getattr(args, medium):
+            check_media(f"--{medium}", path, medium)
+            with user_input():
+                tokens_of(processor, [{"type": medium, medium: path}, {"type": "text", "text": args.question or ""}])
+    with user_input("--output: "):
+        args.output.mkdir(parents=True, exist_ok=True)
+
+
+def main() -> None:
+    """Ask, and write the answers down.
+
+    Raises:
+        UsageError: wrong files or options; no weights were read.
+    """
+    args = parse()
     started = time.monotonic()
     say(f"Loading {args.model} ...")
-    processor = BailingMMProcessor.from_pretrained(args.model)
+    find_model(args.model)
+    with user_input(f"--model {args.model}: "):
+        processor = BailingMMProcessor.from_pretrained(args.model)
+    raise_if_unusable(args, processor)
     model = load_model(args.model, device="cpu")  # the answers in expected.json are those of a CPU
     parts = (model, model.audio_detokenizer.load(), model.image_gen.load())
     size = sum(parameter.numel() for part in parts for parameter in part.parameters())
@@ -111,7 +144,6 @@ def main() -> None:
             for whisper in (False, True) if medium == "audio" else (False,):
                 reply = ask(model, processor, medium, path, question, whisper)
                 answers.append({"file": path, "question": question, "whisper": whisper, "answer": reply})
-    args.output.mkdir(parents=True, exist_ok=True)
     say(f"[{len(files) + 1}/{len(files) + 2}] speech")
     image, question = str(HERE / "picture.jpg"), str(HERE / "question.wav")
     answers.append(talk(model, processor, image, question, args.output / "reply.wav"))
@@ -125,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("demo", main))

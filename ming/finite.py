@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
-WIDER = "load the model with dtype=torch.bfloat16 or torch.float32"
+WIDER = "load the model with dtype=torch.bfloat16 or torch.float32 (--dtype bfloat16 or float32)"
 
 
 def raise_if_not_finite(what: str, values: torch.Tensor) -> None:

@@ -279,7 +279,7 @@ def raise_if_longer(voice: Voice, max_seconds: float) -> None:
     if (seconds := len(voice.prompt_codes) / CODES_PER_SECOND) > max_seconds:
         raise ValueError(
             f"the recording of the voice {voice.name!r} lasts {seconds:.1f} s; the talker of this checkpoint "
-            f"takes at most {max_seconds:g} s. Cut it at a pause, and prompt_text with it"
+            f"takes at most {max_seconds:g} s. Cut it at a pause, and its text with it"
         )
 
 

@@ -10,8 +10,10 @@ import logging
 import os
 import pty
 import re
+import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,6 +66,12 @@ def reading(tmp_path_factory) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"talker_config": None}), encoding="utf-8")
     return str(folder)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 @pytest.fixture
@@ -244,6 +252,25 @@ def test_a_conversation_is_the_same_after_a_reset(ming, monkeypatch, tmp_path):
     assert chat(ming, monkeypatch, typed, "--model", str(ROOT)) == ["drawing-1.png", "four"]
 
 
+def test_chat_takes_names_of_files_as_terminals_paste_them_and_any_blank_behind_a_command(ming, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "it's here").mkdir()
+    for name in ("my picture.jpg", "it's here/one.jpg"):
+        shutil.copy(PICTURE, tmp_path / name)
+    escaped, plain, at_home = f"{tmp_path}/my\\ picture.jpg", f"{tmp_path}/it's here/one.jpg", "~/'my picture.jpg'"
+    typed = "".join(f"/image\t{name}\n/drop\n" for name in (escaped, plain, at_home, f"{escaped} '{PICTURE}'"))
+    typed += f"What comes after three?\n/image {escaped}\nDescribe the picture.\n"
+    lines = [json.loads(line) for line in chat(ming, monkeypatch, typed, "--json")]
+    assert lines == [
+        {"question": "What comes after three?", "answer": "four"},
+        {
+            "question": "Describe the picture.",
+            "image": [str(tmp_path / "my picture.jpg")],
+            "answer": EXPECTED["picture"],
+        },
+    ]
+
+
 @pytest.mark.parametrize("ending", ["wav", "ogg", "mp3"])
 def test_an_empty_answer_is_spoken_without_any_sample(ming, speaking, tmp_path, ending):
     out = tmp_path / f"nothing.{ending}"
@@ -255,6 +282,10 @@ def test_an_empty_answer_is_spoken_without_any_sample(ming, speaking, tmp_path, 
     ("typed", "message"),
     [
         ("/image nowhere.png\n", "/image nowhere.png: no such file"),
+        ("/image  \n", "/image names no file"),
+        ("/reset now\n", "/reset now: this command takes no words; write /reset alone"),
+        (f"/image {CLIP}\n", "cannot read image"),
+        (f"/audio {ROOT / 'README.md'}\n", "save it as wav; accepted is"),
         ("/fly\n", "/fly is not understood; use /image"),
         ("/draw \n", "say what to draw"),
     ],
@@ -301,23 +332,51 @@ class Terminal:
         os.write(self.end, text.encode())
 
 
-def test_chat_on_a_terminal():
-    terminal = Terminal([sys.executable, "-m", "ming", "chat", "--quiet"])
+@pytest.fixture(scope="module")
+def forgetful(tmp_path_factory) -> str:
+    """Ming-Tiny with prompts of at most 150 tokens, and without anything that speaks or draws."""
+    folder = tmp_path_factory.mktemp("forgetful")
+    for path in (*ROOT.glob("*.json"), *ROOT.glob("*.jinja"), ROOT / "model.safetensors"):
+        (folder / path.name).symlink_to(path)
+    config = json.loads((ROOT / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 150}), encoding="utf-8")
+    return str(folder)
+
+
+def test_chat_on_a_terminal(forgetful, tmp_path):
+    """What fails or is interrupted takes neither the conversation nor the files that were attached to it."""
+    picture, notes = tmp_path / "my picture.jpg", tmp_path / "notes.txt"
+    shutil.copy(PICTURE, picture)
+    notes.write_text("three", encoding="utf-8")
+    terminal = Terminal([sys.executable, "-m", "ming", "chat", "--quiet", "--model", forgetful])
+
+    def answered(line: str, *shown: str) -> None:
+        terminal.wait_for("> ")
+        terminal.type(line + "\n")
+        for text in shown:
+            terminal.wait_for(text)
+
+    def press_ctrl_c() -> None:
+        terminal.wait_for("> ")
+        os.kill(terminal.process.pid, signal.SIGINT)
+
     try:
-        terminal.wait_for("> ")
-        terminal.type("/image nowhere.png\n")
-        terminal.wait_for("/image nowhere.png: no such file")
-        terminal.wait_for("> ")
-        terminal.type(f"/image {PICTURE}\n")
-        terminal.wait_for("> ")
-        terminal.type("/fly\n")
-        terminal.wait_for("/fly is not understood")
-        terminal.wait_for("> ")
-        terminal.type("Describe the picture.\n")
-        terminal.wait_for("Describe the picture.")
-        terminal.wait_for(EXPECTED["picture"][:40])
-        terminal.wait_for("> ")
-        os.kill(terminal.process.pid, signal.SIGINT)  # Ctrl-C
+        answered("/image nowhere.png", "/image nowhere.png: no such file")
+        answered(f"/image {tmp_path}", "it is a directory; give a file in it")
+        answered(f"/image {CLIP}", "cannot read image")
+        answered(f"/image '{picture}'")  # as a terminal pastes a dragged file
+        answered(f"/audio {notes}", "cannot read audio", "attached: my picture.jpg (/drop takes files away)")
+        answered("/fly", "/fly is not understood")
+        answered("/quit now", "write /quit alone")
+        answered("three " * 160, "longer than the limit of 150; shorten it, or send fewer media", "my picture.jpg")
+        answered("Describe the picture.", "Describe the picture.", EXPECTED["picture"][:40])
+        press_ctrl_c()
+        terminal.wait_for("Ctrl-C once more, Ctrl-D or /quit ends the conversation")
+        answered("What colour is the background?", "background?", "black")
+        press_ctrl_c()
+        terminal.wait_for("Ctrl-C once more")
+        press_ctrl_c()
         assert terminal.process.wait(timeout=SECONDS) == 130
     finally:
         terminal.process.kill()
@@ -523,7 +582,7 @@ COMMON_OPTIONS = re.findall(
 @pytest.mark.parametrize("command", ["chat", "ask", "speak", "draw", "edit", "transcribe"])
 def test_help_names_every_command_and_its_common_options(capsys, command):
     """Those of docs/inference.md."""
-    assert len(COMMON_OPTIONS) == 9
+    assert len(COMMON_OPTIONS) == 8
     for arguments, expected in (([], [command]), ([command], COMMON_OPTIONS)):
         with pytest.raises(SystemExit) as end:
             main([*arguments, "--help"])
@@ -551,8 +610,12 @@ def test_help_names_every_command_and_its_common_options(capsys, command):
         (["ask", "hi", "--model", "nobody/nothing"], "--model nobody/nothing: "),
         (["ask", "hi", "--device", "abacus"], "--device abacus: unknown; use cpu"),
         (["ask", "hi", "--device", "cuda:99"], "--device cuda:99: there is none here"),
+        (["ask", "hi", "--device", "cpu:1"], "--device cpu:1: there is none here"),
+        (["ask", "hi", "--device", "meta"], "--device meta: PyTorch cannot compute on it here"),
         (["ask", "hi", "--dtype", "int3"], "invalid choice: 'int3'"),
         (["ask", "hi", "--max-new-tokens", "0"], "give a whole number of at least 1"),
+        (["ask", "hi", "--max-new-tokens", "1" * 20], "give a whole number of at most 1000000000000000"),
+        (["ask", "hi", "--image", str(ROOT)], "it is a directory"),
         (["ask", "hi", "--seed", "-1"], "give a whole number of 0"),
         (["ask", "hi", "--speak", "x.txt"], "--speak x.txt: .txt is not an audio format; use .wav"),
         (["speak", "hi", "--out", "nowhere/x.wav"], "the directory nowhere does not exist"),
@@ -563,7 +626,22 @@ def test_help_names_every_command_and_its_common_options(capsys, command):
         (["draw", "a circle", "--out", "x.png", "--size", "63x64"], "63x64 is not a size; give WIDTHxHEIGHT"),
         (["draw", "a circle", "--out", "x.png", "--size", "big"], "big is not a size"),
         (["draw", "a circle", "--out", "x.png", "--steps", "0"], "0 is not accepted"),
+        (["draw", "a circle", "--out", "x.png", "--steps", "100000"], "--steps: 100000 is not accepted; give a whole"),
         (["draw", "a circle", "--out", "x.png", "--guidance", "nan"], "nan is not accepted"),
+        (["draw", "a circle", "--out", "x.png", "--guidance", "1e300"], "--guidance: 1e300 is not accepted"),
+        (["draw", "a circle", "--out", "x.png", "--max-new-tokens", "5"], "unrecognized arguments: --max-new-tokens"),
+        (["speak", "hi", "--out", "x.wav", "--max-new-tokens", "5"], "unrecognized arguments: --max-new-tokens"),
+        (["cluster", "--model", ".", "--cpus", "nan"], "--cpus: nan is not accepted; give a number of at least 0"),
+        (["memory", "nowhere"], "repository nowhere: no such directory"),
+        (["memory", "."], "repository .: the directory holds no config.json"),
+        (["memory", "released", "--seconds", "inf"], "--seconds: inf is not accepted; give a number of 0 to 100000"),
+        (["memory", "released", "--seconds", "-1"], "--seconds: -1 is not accepted"),
+        (["memory", "released", "--seconds", "nan"], "--seconds: nan is not accepted"),
+        (["memory", "released", "--image-size", "10x10"], "--image-size: 10x10 is not a size; give WIDTHxHEIGHT"),
+        (["memory", "released", "--images", "-1"], "--images: -1 is not accepted; give a whole number of 0 to"),
+        (["memory", "released", "--batch", "1e22"], "--batch: 1e22 is not accepted"),
+        (["memory", "released", "--batch", "1" * 23], "give a whole number of 1 to 1000000"),
+        (["memory", "released", "--parts", "smell"], "--parts: there is no part 'smell'; give text, vision"),
         (["edit", "nowhere.png", "Make it blue.", "--out", "x.png"], "image nowhere.png: no such file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -572,6 +650,63 @@ def test_wrong_usage_is_one_line_before_any_loading(refused, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert message in refused(*arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["serve", "page", "cluster"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "nowhere"], "--model nowhere: no such directory"),
+        (["--model", "owner/name/more"], "--model owner/name/more: no such directory"),
+        (["--model", str(ROOT / "demo")], "holds no config.json of model_type 'bailingmm'"),
+        (["--device", "meta"], "--device meta: PyTorch cannot compute on it here"),
+        (["--port", "99999"], "--port: 99999 is not accepted; give a whole number of"),
+        (["--port", "-1"], "--port: -1 is not accepted"),
+        (["--host", "nohost.invalid"], "--host nohost.invalid: no such host"),
+        (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: cannot listen there"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_serves_is_refused_before_any_loading(refused, free_port, command, options, message):
+    """A port that is free, so that nothing else is wrong."""
+    message = message.replace("--port 0", f"--port {free_port}")
+    assert message in refused(command, "--model", ROOT, "--port", free_port, *options)
+
+
+@pytest.mark.parametrize("command", ["serve", "page", "cluster"])
+def test_a_port_that_is_in_use_is_refused_before_any_loading(refused, command):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = refused(command, "--model", ROOT, "--port", port)
+    assert f"--port {port}: cannot listen there (Address already in use); give another" in said
+
+
+def test_finetuning_a_model_that_is_nowhere_is_refused(refused, tmp_path):
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    data = tmp_path / "chats.jsonl"
+    data.write_text(json.dumps({"messages": chat}) + "\n", encoding="utf-8")
+    for target in ([], ["--full"]):
+        said = refused("finetune", *target, "--model", "nowhere", "--data", data, "--output", tmp_path / "out")
+        assert "--model nowhere: no such directory" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image", "nowhere.jpg"], "--image nowhere.jpg: no such file"),
+        (["--image", str(ROOT / "README.md")], "cannot read image"),
+        (["--audio", str(ROOT / "README.md")], "cannot read audio"),
+        (["--model", "nowhere"], "--model nowhere: no such directory"),
+        (["--output", str(ROOT / "README.md")], "--output: "),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_the_demo_refuses_before_any_loading(monkeypatch, capsys, options, message):
+    monkeypatch.setattr(sys, "argv", ["demo", *options])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("demo", run_name="__main__")
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("demo: error: ") and said.count("\n") == 1 and message in said
 
 
 def test_an_output_that_is_a_directory_is_refused(refused, tmp_path):

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from ming.cli.usage import UsageError
 from tools.routing import DEFAULTS, chats_of, expert_load, main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,3 +45,21 @@ def test_the_command_draws_every_router(tmp_path, capsys):
     picture = Image.open(tmp_path / "routing.png").convert("RGB")
     assert len(picture.getcolors(maxcolors=1 << 20)) > 100
     assert "most loaded expert" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "repository nowhere: no such directory"),
+        ([str(ROOT), "--output", "/nowhere/routing.png"], "the directory /nowhere does not exist"),
+        ([str(ROOT), "--json", "/nowhere/routing.json"], "the directory /nowhere does not exist"),
+        ([str(ROOT), "--image", str(ROOT / "README.md")], "cannot read image"),
+        ([str(ROOT), "--audio", "nowhere.wav"], "--audio nowhere.wav: no such file"),
+    ],
+    ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_used_is_refused_before_any_loading(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        main(arguments)
+    assert not list(tmp_path.iterdir())

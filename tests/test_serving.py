@@ -711,7 +711,7 @@ def test_served_in_4_bit():
     ("arguments", "message"),
     [
         (["--api-key", ""], "the API key is empty"),
-        (["--batch", "0"], "batch=0 must be at least 1"),
+        (["--batch", "0"], "argument --batch: 0 is not accepted; give a whole number of at least 1"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         ([], "no such directory"),
     ],

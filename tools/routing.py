@@ -16,7 +16,10 @@ import torch
 from torch.nn.functional import one_hot
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+from ming.cli.checks import check_image_output, check_media, check_output, find_model, read_config
+from ming.cli.usage import exit_code, user_input
 from ming.files import replacing
+from ming.loading import DTYPES
 from ming.modeling_bailing_moe import ROUTERS
 from ming.training.chats import prompt_batch
 
@@ -82,7 +85,11 @@ def plot(loads: dict[str, torch.Tensor], path: str | Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the heat map."""
+    """Write the heat map.
+
+    Raises:
+        UsageError: a file or an option that cannot be used; no weights were read.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m tools.routing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,12 +98,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     for kind in DEFAULTS:
         parser.add_argument(f"--{kind}", nargs="+", default=[], help="inputs instead of those of the demo")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES))
     parser.add_argument("--device-map", help='for example "auto"')
     args = parser.parse_args(arguments)
+    read_config(find_model(args.repository, "repository"), "repository")
+    check_image_output("--output", str(args.output))
+    if args.json:
+        check_output("--json", str(args.json))
     media: dict[str, list] = {kind: getattr(args, kind) for kind in DEFAULTS}
-    processor = AutoProcessor.from_pretrained(args.repository)
-    inputs = prompt_batch(processor, chats_of(media if any(media.values()) else DEFAULTS))
+    for kind in ("image", "audio", "video"):
+        for source in media[kind]:
+            check_media(f"--{kind}", source, kind)
+    with user_input():
+        processor = AutoProcessor.from_pretrained(args.repository)
+        inputs = prompt_batch(processor, chats_of(media if any(media.values()) else DEFAULTS))
     model = AutoModelForMultimodalLM.from_pretrained(
         args.repository, dtype=args.dtype, device_map=args.device_map, load_talker=False
     ).eval()
@@ -113,4 +128,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("routing", main))

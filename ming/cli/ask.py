@@ -4,7 +4,7 @@ import argparse
 
 from transformers import TextStreamer
 
-from ming.cli.arguments import add_common_options, add_voice_options, add_whisper_option
+from ming.cli.arguments import add_common_options, add_length_option, add_voice_options, add_whisper_option
 from ming.cli.checks import check_media, check_voice_options
 from ming.cli.session import Session
 from ming.cli.usage import Parser, UsageError
@@ -23,6 +23,7 @@ def build_parser() -> Parser:
     add_whisper_option(parser)
     parser.add_argument("--speak", metavar="FILE", help="answer aloud, too, into this audio file")
     add_voice_options(parser)
+    add_length_option(parser)
     add_common_options(parser)
     return parser
 
@@ -39,7 +40,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Raise a `UsageError` for what can be seen to be wrong before anything is read."""
     for medium in MEDIA:
         for source in getattr(args, medium):
-            check_media(f"--{medium}", source)
+            check_media(f"--{medium}", source, medium)
     if not args.question and not args.audio:
         raise UsageError("there is no question; write one, or give a spoken one with --audio FILE")
     check_voice_options(args, "--speak", args.speak)

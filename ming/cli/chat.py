@@ -1,5 +1,7 @@
 """Hold a conversation: questions come from the terminal or, one a line, from stdin."""
 
+import os
+import shlex
 import sys
 from dataclasses import dataclass, field
 from itertools import count
@@ -10,7 +12,7 @@ from PIL import Image
 from transformers import TextStreamer
 
 from ming.chat import Chat
-from ming.cli.arguments import add_common_options, add_whisper_option
+from ming.cli.arguments import add_common_options, add_length_option, add_whisper_option
 from ming.cli.checks import check_image_output, check_media, read_image_config
 from ming.cli.draw import draw, write_image
 from ming.cli.session import Session
@@ -18,10 +20,12 @@ from ming.cli.usage import Parser, UsageError, user_input
 from ming.prompts import message_content
 
 MEDIA = ("image", "audio", "video")
-COMMANDS = "/image FILE, /audio FILE, /video FILE, /draw WORDS, /reset or /quit"
-HELP = """/image FILE, /audio FILE, /video FILE   attach a file to your next message
+COMMANDS = "/image FILE, /audio FILE, /video FILE, /drop, /draw WORDS, /reset, /help or /quit"
+HELP = """/image FILE, /audio FILE, /video FILE   attach a file to your next message; /drop takes all of them away
 /draw WORDS   draw or change an image, into a new file here: drawing-1.png, drawing-2.png, ...
-/reset   forget the conversation      /quit   end it (or Ctrl-D)"""
+/reset   forget the conversation      /help   show this      /quit   end it (or Ctrl-D, or Ctrl-C twice)
+Ctrl-C interrupts an answer."""
+AGAIN = "Ctrl-C once more, Ctrl-D or /quit ends the conversation."
 
 
 def build_parser() -> Parser:
@@ -29,6 +33,7 @@ def build_parser() -> Parser:
     parser = Parser("chat", __doc__)
     parser.add_argument("--system", metavar="TEXT", help="instructions above the conversation")
     add_whisper_option(parser)
+    add_length_option(parser)
     add_common_options(parser)
     return parser
 
@@ -40,6 +45,17 @@ def read_line(interactive: bool) -> str | None:
     except EOFError:
         return None
     return line.strip() if line or interactive else None
+
+
+def typed_files(text: str) -> list[str]:
+    """The files that a user names: as they are, or as terminals paste dragged ones, in quotes or with backslashes."""
+    if os.path.exists(text):
+        return [text]
+    try:
+        words = [os.path.expanduser(word) for word in shlex.split(text)]
+    except ValueError:  # a quotation mark of the name itself
+        words = []
+    return words if len(words) == 1 or words and all(map(os.path.exists, words)) else [text]
 
 
 @dataclass
@@ -54,6 +70,7 @@ class Conversation:
     Attributes:
         attached: files that go with the next message, by medium.
         drawn: the last image that the model drew, which goes with the next message, too.
+        ended: whether the user ended it.
     """
 
     session: Session
@@ -61,32 +78,58 @@ class Conversation:
     whisper: bool
     attached: dict[str, list[str]] = field(default_factory=dict)
     drawn: Image.Image | None = None
+    ended: bool = False
 
     def answer(self, line: str) -> None:
         """Answer a line of the user, or do what its command says.
 
         Raises:
-            UsageError: an unknown command, or a file that cannot be read; the conversation is as before.
+            UsageError: an unknown command, or a file that cannot be read; conversation and files are as before.
         """
-        if line == "/reset":
-            self.chat.reset()
-            self.attached, self.drawn = {}, None
-        elif line == "/help":
-            sys.stderr.write(HELP + "\n")
-        elif line.partition(" ")[0] == "/draw":
-            self._draw(line.partition(" ")[2].strip())
-        elif line.startswith("/"):
-            self._attach(line)
+        if line.startswith("/"):
+            name, *rest = line.split(maxsplit=1)
+            self._do(name[1:], rest[0] if rest else "")
         elif line or self.attached:
             self._reply(line)
 
-    def _attach(self, line: str) -> None:
-        medium, _, path = line[1:].partition(" ")
-        path = path.strip()
-        if medium not in MEDIA or not path:
-            raise UsageError(f"/{medium} is not understood; use {COMMANDS}")
-        check_media(f"/{medium}", path)
-        self.attached.setdefault(medium, []).append(path)
+    def kept(self) -> str:
+        """What a line that failed has left, for the user."""
+        files = [os.path.basename(path) for paths in self.attached.values() for path in paths]
+        goes = f"; attached: {', '.join(files)} (/drop takes files away)" if files else ""
+        return f"the conversation is as it was before (/reset begins a new one){goes}"
+
+    def _do(self, command: str, words: str) -> None:
+        alone = {"reset": self._reset, "drop": self.attached.clear, "help": self._help, "quit": self._quit}
+        if command in MEDIA:
+            self._attach(command, words)
+        elif command == "draw":
+            self._draw(words)
+        elif command not in alone:
+            raise UsageError(f"/{command} is not understood; use {COMMANDS}")
+        elif words:
+            raise UsageError(f"/{command} {words}: this command takes no words; write /{command} alone")
+        else:
+            alone[command]()
+
+    def _reset(self) -> None:
+        self.chat.reset()
+        self.attached, self.drawn = {}, None
+
+    def _help(self) -> None:
+        sys.stderr.write(HELP + "\n")
+
+    def _quit(self) -> None:
+        self.ended = True
+
+    def _attach(self, medium: str, words: str) -> None:
+        """Files that can be read go with the next message; one that cannot would make it fail."""
+        if not words:
+            raise UsageError(f"/{medium} names no file; say which one to attach: /{medium} FILE")
+        paths = typed_files(words)
+        for path in paths:
+            check_media(f"/{medium}", path, medium)
+            self.session.prepare([{"type": medium, medium: path}], self.whisper)
+        self.attached.setdefault(medium, []).extend(paths)
 
     def _reply(self, line: str) -> None:
         """One turn: the reply is streamed, or with --json written as an object."""
@@ -96,14 +139,13 @@ class Conversation:
             options["streamer"] = TextStreamer(session.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         with user_input():
             reply = self.chat.say(content, use_whisper_encoder=self.whisper, **options)
-        self.drawn = None
+        self.attached, self.drawn = {}, None
         if session.as_json:
             session.write_result(reply, {"question": line, **media, "answer": reply})
 
     def _content(self, line: str) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-        """The content of the next message, and the attached files in it, which are attached no longer."""
-        media, self.attached = self.attached, {}  # also of a message that fails, or every further one would fail
-        drawn = [] if self.drawn is None else [self.drawn]
+        """The content of the next message, and the attached files in it."""
+        drawn, media = [] if self.drawn is None else [self.drawn], self.attached
         return message_content(line, {**media, "image": [*drawn, *media.get("image", [])]}), media
 
     def _draw(self, words: str) -> None:
@@ -122,7 +164,7 @@ class Conversation:
         # The chat reads its messages again with the next turn: nothing of this one is in its cache.
         self.chat.reset()
         self.chat.messages = [*map(_without_drawing, messages), {"role": "assistant", "content": ""}]
-        self.drawn = image
+        self.attached, self.drawn = {}, image
 
 
 def _without_drawing(message: dict[str, Any]) -> dict[str, Any]:
@@ -133,6 +175,33 @@ def _without_drawing(message: dict[str, Any]) -> dict[str, Any]:
         **message,
         "content": [item for item in message["content"] if not isinstance(item.get("image"), Image.Image)],
     }
+
+
+def talk(conversation: Conversation) -> None:
+    """Answer the lines of a terminal, where what fails or is interrupted does not end the conversation.
+
+    Raises:
+        KeyboardInterrupt: twice in a row, while no answer is written.
+    """
+    is_leaving = False
+    while not conversation.ended:
+        try:
+            line = read_line(interactive=True)
+        except KeyboardInterrupt:
+            if is_leaving:
+                raise
+            is_leaving = True
+            sys.stderr.write(f"\n{AGAIN}\n")
+            continue
+        if line is None:
+            return
+        is_leaving = False
+        try:
+            conversation.answer(line)
+        except KeyboardInterrupt:
+            sys.stderr.write(f"\ninterrupted; {conversation.kept()}\n")
+        except UsageError as problem:
+            sys.stderr.write(f"\n{problem}\n{conversation.kept()}\n")
 
 
 def main(arguments: list[str]) -> None:
@@ -146,10 +215,7 @@ def main(arguments: list[str]) -> None:
         import readline  # noqa: F401  (gives `input` a history and line editing)
 
         sys.stdout.write(HELP + "\n")
-    while (line := read_line(interactive)) not in (None, "/quit"):
-        try:
+        talk(conversation)
+    else:
+        while not conversation.ended and (line := read_line(interactive)) is not None:
             conversation.answer(line)
-        except (UsageError, KeyboardInterrupt) as problem:
-            if not interactive:
-                raise
-            sys.stderr.write(f"\n{str(problem) or 'interrupted; the conversation is as it was before'}\n")

@@ -1,9 +1,11 @@
 """What commands find out before they load a model: where the model is, and whether files can be read and written."""
 
 import argparse
+import errno
 import json
 import os
 import re
+import socket
 from pathlib import Path
 
 import soundfile
@@ -35,8 +37,11 @@ def _holds_model(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("model_type") == BailingMMConfig.model_type
 
 
-def find_model(value: str | None) -> str:
+def find_model(value: str | None, option: str = "--model") -> str:
     """The directory or Hub id to load: the given one, or the repository that the command runs in.
+
+    Args:
+        option: that gives it, for messages.
 
     Raises:
         UsageError: there is no model of this kind.
@@ -45,12 +50,12 @@ def find_model(value: str | None) -> str:
         for folder in (Path.cwd(), Path(__file__).resolve().parents[2]):
             if _holds_model(folder):
                 return str(folder)
-        raise UsageError(f"{Path.cwd()} holds no {CONFIG}; give --model DIRECTORY_OR_HUB_ID")
+        raise UsageError(f"{Path.cwd()} holds no {CONFIG}; give {option} DIRECTORY_OR_HUB_ID")
     if os.path.isdir(value):
         if not _holds_model(Path(value)):
-            raise UsageError(f"--model {value}: the directory holds no {CONFIG}; give one that does")
+            raise UsageError(f"{option} {value}: the directory holds no {CONFIG}; give one that does")
     elif not HUB_ID.fullmatch(value):
-        raise UsageError(f"--model {value}: no such directory; give one with a {CONFIG}, or a Hub id owner/name")
+        raise UsageError(f"{option} {value}: no such directory; give one with a {CONFIG}, or a Hub id owner/name")
     return value
 
 
@@ -66,20 +71,30 @@ def find_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"--device {name}: unknown; use cpu, cuda, cuda:1, mps, ...") from error
+    if str(device) != name:  # PyTorch takes cuda:4096 for cuda:0
+        raise UsageError(f"--device {name}: unknown; use cpu, cuda, cuda:1, mps, ...")
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device.type in counts and (device.index or 0) >= counts[device.type]:
         found = ", ".join(f"{kind} ({number})" for kind, number in counts.items() if number)
         raise UsageError(f"--device {name}: there is none here; use one of {found}")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was compiled for a device
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"--device {name}: PyTorch cannot compute on it here ({reason}); use cpu or cuda") from error
     return device
 
 
-def read_config(model: str) -> BailingMMConfig:
+def read_config(model: str, option: str = "--model") -> BailingMMConfig:
     """The configuration of a directory or Hub id.
+
+    Args:
+        option: that gives it, for messages.
 
     Raises:
         UsageError: it cannot be read, or belongs to another kind of model.
     """
-    with user_input(f"--model {model}: "):
+    with user_input(f"{option} {model}: "):
         fields, _ = BailingMMConfig.get_config_dict(model)
         if fields.get("model_type") != BailingMMConfig.model_type:
             raise ValueError(f"model_type is {fields.get('model_type')!r}, not {BailingMMConfig.model_type!r}")
@@ -98,12 +113,34 @@ def read_image_config(model: str) -> ImageGenConfig:
         return ImageGenConfig.from_pretrained(model, subfolder=IMAGE_FOLDER)
 
 
-def check_media(name: str, source: str) -> None:
+def check_address(host: str, port: int) -> None:
+    """Raise a `UsageError` for an address that a server cannot listen at: an unknown host, a port that is in use."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", error)
+        raise UsageError(f"--host {host}: no such host ({reason}); use an address of this machine") from error
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does itself
+                if family == socket.AF_INET6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listener.bind(address)
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT:  # a machine without IPv6, which servers pass over
+                continue
+            what = f"cannot listen there ({error.strerror})"
+            raise UsageError(f"--host {host} --port {port}: {what}; give another port or host") from error
+
+
+def check_media(name: str, source: str, medium: str) -> None:
     """Raise a `UsageError` for a file that is missing or cannot be read; addresses are read later.
 
     Args:
         name: of the argument, for messages.
-        source: file or address of an image, a recording or a video.
+        source: file or address.
+        medium: "image", "audio" or "video"; the frames of a video may be the files of a directory.
     """
     if scheme := scheme_of(source):
         if scheme not in SCHEMES:
@@ -112,7 +149,9 @@ def check_media(name: str, source: str) -> None:
     if not os.path.exists(source):
         raise UsageError(f"{name} {source}: no such file; give a file or an address (https://...)")
     if not os.access(source, os.R_OK):
-        raise UsageError(f"{name} {source}: no permission to read it")
+        raise UsageError(f"{name} {source}: no permission to read it; allow it, or give another file")
+    if medium != "video" and os.path.isdir(source):
+        raise UsageError(f"{name} {source}: it is a directory; give a file in it")
 
 
 def check_audio_output(option: str, path: str) -> None:
@@ -174,7 +213,7 @@ def check_voice_options(args: argparse.Namespace, option: str, output: str | Non
         return
     check_audio_output(option, output)
     if args.prompt_audio is not None:
-        check_media("--prompt-audio", args.prompt_audio)
+        check_media("--prompt-audio", args.prompt_audio, "audio")
     if (args.prompt_audio is None) != (args.prompt_text is None):
         raise UsageError("--prompt-audio FILE and --prompt-text WORDS (its words) belong together; give both")
     if args.voice is not None and args.prompt_audio is not None:

@@ -4,10 +4,9 @@ Without --address, Ray runs in processes of this machine and ends with this comm
 requests that they had not answered go to other ones.
 """
 
-import uvicorn
-
-from ming.cli.arguments import count
-from ming.cli.serve import add_server_options, server_options
+from ming.cli.arguments import count, real_number
+from ming.cli.checks import check_address
+from ming.cli.serve import add_server_options, check_place, listen, server_options
 from ming.cli.usage import Parser, user_input
 from ming.serving.cluster import ClusterOptions, running_cluster
 from ming.serving.options import set_up_logging
@@ -29,8 +28,8 @@ def build_parser() -> Parser:
     add("--max-replicas", type=count, metavar="N", help=text)
     add("--address", help="of a Ray cluster, 'auto' for the one of this machine; default: start Ray here")
     text = "cores of a replica; default: this machine's cores shared out, in a cluster 1"
-    add("--cpus", type=float, metavar="N", help=text)
-    add("--gpus", type=float, metavar="N", help="GPUs of a replica; default: 1 if it computes on GPUs")
+    add("--cpus", type=real_number(0), metavar="N", help=text)
+    add("--gpus", type=real_number(0), metavar="N", help="GPUs of a replica; default: 1 if it computes on GPUs")
     return parser
 
 
@@ -41,5 +40,9 @@ def main(arguments: list[str]) -> None:
     options = server_options(args)
     with user_input():
         cluster = ClusterOptions(args.replicas, args.max_replicas, args.address, args.cpus, args.gpus)
+    if args.address is None:
+        check_place(options)
+    else:  # model and device are those of other machines
+        check_address(options.host, options.port)
     with running_cluster(cluster, options) as app:
-        uvicorn.run(app, lifespan="off", **options.uvicorn_options())
+        listen(app, options, lifespan="off")

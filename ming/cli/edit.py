@@ -20,7 +20,7 @@ def build_parser() -> Parser:
 def main(arguments: list[str]) -> None:
     """Run `ming edit`."""
     args = build_parser().parse_args(arguments)
-    check_media("image", args.image)
+    check_media("image", args.image, "image")
     if not args.instruction.strip():
         raise UsageError("the instruction is empty; say what to change")
     check_image_output("--out", args.out)

@@ -9,10 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from ming.cli.logs import logging_as_before
-from ming.cli.usage import Parser, UsageError
-from ming.files import SavingError
-
-FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+from ming.cli.usage import Parser, UsageError, exit_code
 
 
 @dataclass(frozen=True)
@@ -90,16 +87,5 @@ def run(arguments: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return the exit code; errors that the user cannot put right are raised."""
-    try:
-        with logging_as_before():
-            run(sys.argv[1:] if arguments is None else arguments)
-    except (UsageError, FloatingPointError) as error:  # the latter names a layer and a remedy, see `ming/finite.py`
-        sys.stderr.write(f"ming: error: {error}\n")
-        return USAGE_ERROR
-    except SavingError as error:
-        sys.stderr.write(f"ming: error: {error}\n")
-        return FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write("\n")
-        return INTERRUPTED
-    return 0
+    with logging_as_before():
+        return exit_code("ming", lambda: run(sys.argv[1:] if arguments is None else arguments))

@@ -8,13 +8,13 @@ like SDPA's memory-efficient kernels and flash attention. Not counted: the CUDA 
 of the allocator, and the workspaces of kernels.
 """
 
+import argparse
 import copy
 import json
 import sys
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +30,8 @@ from audio_detokenizer.configuration_audio_detokenizer import AudioDetokenizerCo
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from image_gen.configuration_image_gen import ImageGenConfig
 from image_gen.modeling_image_gen import ImageGen
-from ming.cli.arguments import count
+from ming.cli.arguments import image_size, real_number, whole_number
+from ming.cli.checks import find_model, read_config
 from ming.cli.usage import Parser, user_input
 from ming.components import AUDIO_DETOKENIZER, IMAGE_GEN
 from ming.configuration_bailingmm import BailingMMConfig, BailingMMTalkerConfig
@@ -59,6 +60,8 @@ QUANTIZATION = {
 }
 BLOCK, NESTED_BLOCK = 64, 256  # 4 bit: weights per scale, and scales per scale of the nested quantisation
 PATCH, FRAMES_PER_SECOND, SANM_WIDTH = 14, 1000 / 60, 560
+# Of a workload: beyond them sizes overflow, or the estimate takes minutes.
+MOST, MOST_IMAGES, MAX_SIDE, MOST_SECONDS = 1_000_000, 1_000, 16_384, 100_000
 TALKER_CONTEXT = 2048  # tokens of a long piece of text with its voice prompt
 GIB = 2**30  # a GPU of 16 GB has 16 of these
 
@@ -191,15 +194,13 @@ def configs(repository: str) -> dict[str, Any]:
     """Configurations of a repository: "main", and "audio_detokenizer" and "image_gen" if it has them.
 
     Raises:
-        OSError: there is no such repository or it has no config.json.
-        ValueError: the name cannot be that of a repository.
+        UsageError: there is no such repository, or it is none of this kind of model.
     """
     if repository == RELEASED:
         main = BailingMMConfig(talker_config=BailingMMTalkerConfig())
         return {"main": main, AUDIO_DETOKENIZER: AudioDetokenizerConfig(), IMAGE_GEN: ImageGenConfig()}
-    if not Path(repository).is_dir() and repository.count("/") != 1:
-        raise ValueError(f"{repository!r} is neither a directory nor a Hub id (owner/name) nor {RELEASED!r}")
-    found: dict[str, Any] = {"main": BailingMMConfig.from_pretrained(repository)}
+    repository = find_model(repository, "repository")
+    found: dict[str, Any] = {"main": read_config(repository, "repository")}
     source = CheckpointSource(repository)
     for folder, config_class in ((AUDIO_DETOKENIZER, AudioDetokenizerConfig), (IMAGE_GEN, ImageGenConfig)):
         if source.has_component(folder):
@@ -338,6 +339,14 @@ def table(components: list[PartMemory]) -> str:
     return "\n".join(lines)
 
 
+def part_names(text: str) -> list[str]:
+    """The kind of an option that takes parts of the model, for argparse."""
+    parts = text.split(",")
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise argparse.ArgumentTypeError(f"there is no part {', '.join(map(repr, unknown))}; give {', '.join(PARTS)}")
+    return parts
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print the estimate.
 
@@ -348,19 +357,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("repository", help=f'directory, Hub id, or "{RELEASED}" for the sizes of the release')
     parser.add_argument("--quantization", choices=QUANTIZATION)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated; text is always included")
-    parser.add_argument("--context", type=count, default=4096, help="tokens of prompt and reply")
-    parser.add_argument("--batch", type=count, default=1, help="chats at once")
-    parser.add_argument("--images", type=int, default=1, help="images in a prompt")
-    parser.add_argument("--image-size", default="896x896", help="WIDTHxHEIGHT in pixels")
-    parser.add_argument("--seconds", type=float, default=30.0, help="seconds of audio in a prompt")
+    text = "comma-separated; text is always included"
+    parser.add_argument("--parts", type=part_names, default=list(PARTS), help=text)
+    parser.add_argument("--context", type=whole_number(1, MOST), default=4096, help="tokens of prompt and reply")
+    parser.add_argument("--batch", type=whole_number(1, MOST), default=1, help="chats at once")
+    parser.add_argument("--images", type=whole_number(0, MOST_IMAGES), default=1, help="images in a prompt")
+    size = image_size(2 * PATCH, MAX_SIDE)
+    parser.add_argument("--image-size", type=size, default=(896, 896), help="WIDTHxHEIGHT in pixels")
+    seconds = real_number(0, MOST_SECONDS)
+    parser.add_argument("--seconds", type=seconds, default=30.0, help="seconds of audio in a prompt")
     parser.add_argument("--json", action="store_true", help="print bytes as JSON instead of a table")
     args = parser.parse_args(arguments)
     with user_input():
-        width, height = (int(side) for side in args.image_size.split("x"))
-        work = Workload(args.context, args.batch, args.images, (width, height), args.seconds)
-        dtype = getattr(torch, args.dtype)
-        components = estimate(args.repository, args.parts.split(","), dtype, args.quantization, work)
+        work = Workload(args.context, args.batch, args.images, args.image_size, args.seconds)
+        components = estimate(args.repository, args.parts, getattr(torch, args.dtype), args.quantization, work)
     if args.json:
         record = {"parts": [asdict(item) for item in components], "total": total(components)}
         sys.stdout.write(json.dumps(record) + "\n")

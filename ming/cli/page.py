@@ -5,7 +5,8 @@ import logging
 import os
 import sys
 
-from ming.cli.arguments import add_device_options, add_without_option, count, load_options
+from ming.cli.arguments import add_device_options, add_length_option, add_without_option, load_options, port
+from ming.cli.checks import check_address
 from ming.cli.session import Session
 from ming.cli.usage import Parser
 from ming.loading import PARTS
@@ -28,11 +29,11 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--model", help="directory or Hub id of a checkpoint; default: the repository the command runs in")
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine only)")
-    add("--port", type=int, default=7860, help="port to listen at (default: %(default)s)")
+    add("--port", type=port, default=7860, help="port to listen at (default: %(default)s)")
     add("--share", action="store_true", help="a public address as well, through Gradio's servers")
     add_device_options(parser)
     add_without_option(parser)
-    add("--max-new-tokens", type=count, default=512, metavar="N", help="longest text of an answer (%(default)s)")
+    add_length_option(parser)
     return parser
 
 
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> None:
         sys.stdout.reconfigure(line_buffering=True)  # Gradio prints the address, which a log file would get at the end
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    check_address(args.host, args.port)
+    check_address(LOOPBACK[0], args.port)  # Gradio looks there for a free port, whatever the host
     source = args.model
     if source and os.path.isdir(source):
         source = os.path.abspath(source)  # the page changes the working directory

@@ -5,11 +5,20 @@ import logging
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from ming.cli.arguments import add_device_options, add_without_option, load_options
+from ming.cli.arguments import (
+    add_device_options,
+    add_without_option,
+    load_options,
+    port_or_any,
+    real_number,
+    whole_number,
+)
+from ming.cli.checks import check_address, find_device, find_model, read_config
 from ming.cli.usage import Parser, UsageError, user_input
 from ming.serving.options import ServerOptions, build_app, set_up_logging
 from ming.serving.settings import LOOPBACK, EngineSettings, Limits, Site
@@ -43,7 +52,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     add("--model", required=True, help="directory or Hub id of a checkpoint, '.' for Ming-Tiny")
     add("--name", help="what clients ask for as model; default: the last part of --model")
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s, this machine only)")
-    add("--port", type=int, default=8000, help="port to listen at (default: %(default)s)")
+    add("--port", type=port_or_any, default=8000, help="port to listen at, 0: any free one (default: %(default)s)")
     add_device_options(parser)
     add_without_option(parser)
     add("--api-key", help=f"ask clients for this key; better in the variable {KEY_VARIABLE}, which others cannot list")
@@ -54,7 +63,9 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     for title, settings in (("limits of a request", Limits), ("engine", EngineSettings)):
         group = parser.add_argument_group(title)
         for field in fields(settings):
-            option, kind = "--" + field.name.replace("_", "-"), type(field.default)
+            option, minimum = "--" + field.name.replace("_", "-"), field.metadata["minimum"]
+            is_whole = isinstance(field.default, int)
+            kind = whole_number(minimum) if is_whole else real_number(minimum)
             text = field.metadata["help"] + " (default: %(default)s)"
             group.add_argument(option, type=kind, default=field.default, metavar="N", help=text)
 
@@ -70,8 +81,6 @@ def server_options(args: argparse.Namespace) -> ServerOptions:
     api_key = os.environ.get(KEY_VARIABLE) if args.api_key is None else args.api_key
     if api_key == "":
         raise UsageError(f"the API key is empty; give one, or neither --api-key nor {KEY_VARIABLE}")
-    if api_key is None and args.host not in LOOPBACK:
-        logger.warning("everybody who reaches %s may use this server; set %s", args.host, KEY_VARIABLE)
     name = args.name or Path(args.model).resolve().name
     return ServerOptions(
         model=args.model,
@@ -91,11 +100,29 @@ def _settings(kind: type[Settings], args: argparse.Namespace) -> Settings:
     return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
 
 
+def check_place(options: ServerOptions) -> None:
+    """Raise a `UsageError` for an address, a device or a model that this machine does not have."""
+    check_address(options.host, options.port)
+    find_device(options.loading.device)
+    read_config(find_model(options.model))
+
+
+def listen(app: ASGIApp, options: ServerOptions, **uvicorn_options: Any) -> None:
+    """Answer requests until interrupted."""
+    if options.site.api_key is None and options.host not in LOOPBACK:
+        logger.warning("everybody who reaches %s may use this server; set %s", options.host, KEY_VARIABLE)
+    try:
+        uvicorn.run(app, **options.uvicorn_options(), **uvicorn_options)
+    except SystemExit as end:  # another process took the port meanwhile, say; uvicorn has written it
+        raise SystemExit(1) from end
+
+
 def main(arguments: list[str]) -> None:
     """Run `ming serve` until it is interrupted."""
     args = build_parser().parse_args(arguments)
     set_up_logging(args.log_level)
     options = server_options(args)
+    check_place(options)
     with user_input(f"--model {options.model}: "):
         app = build_app(options)
-    uvicorn.run(app, **options.uvicorn_options())
+    listen(app, options)

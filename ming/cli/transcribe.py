@@ -1,6 +1,6 @@
 """Write down the words of audio files."""
 
-from ming.cli.arguments import add_common_options, add_whisper_option
+from ming.cli.arguments import add_common_options, add_length_option, add_whisper_option
 from ming.cli.checks import check_media
 from ming.cli.session import Session
 from ming.cli.usage import Parser
@@ -12,6 +12,7 @@ def build_parser() -> Parser:
     parser = Parser("transcribe", __doc__)
     parser.add_argument("recordings", nargs="+", metavar="RECORDING", help="file or address")
     add_whisper_option(parser)
+    add_length_option(parser)
     add_common_options(parser)
     return parser
 
@@ -20,7 +21,7 @@ def main(arguments: list[str]) -> None:
     """Run `ming transcribe`. All files are read before the weights."""
     args = build_parser().parse_args(arguments)
     for path in args.recordings:
-        check_media("recording", path)
+        check_media("recording", path, "audio")
     session = Session.of_arguments(args)
     prepared = [
         session.prepare(message_content(TRANSCRIPTION_PROMPT, {"audio": [path]}), args.whisper)
