@@ -25,7 +25,7 @@ from .gpu_models import Models, Work, numbers, stored
 from .layers import used_weights
 
 REPEATS = 3
-NO_END = 1 << 20  # no model writes this id, so that answers have the length that is asked for
+NO_END = -1  # no model writes this id, so that answers have the length that is asked for
 MERGE, PATCH, PATCH_NUMBERS = 2, 14, 1176  # of the vision tower: patches a side of a token, pixels a side, numbers
 SANM_FRAMES, WHISPER_FRAMES = 1000 / 60, 100  # a second
 

@@ -142,7 +142,7 @@ def together(submit: Callable[[Job], None], make: Callable[[Heard], Job], count:
 def measure(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Cost]:
     """Ask an engine."""
     model = BailingMMNativeForConditionalGeneration.from_pretrained(ROOT, dtype=dtype).to(device).eval()
-    model.generation_config.eos_token_id = 1 << 20
+    model.generation_config.eos_token_id = -1  # no id
     model.audio_detokenizer.load()
     tokenizer = BailingMMProcessor.from_pretrained(ROOT).tokenizer
 
