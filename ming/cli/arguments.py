@@ -9,6 +9,22 @@ from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
 from ming.loading import DTYPES, PARTS, LoadOptions
 from ming.randomness import MAX_SEED
 
+LARGEST = 10**15  # of whole numbers without a limit of their own: more than bytes in any machine, and no overflow
+
+
+def whole_number(minimum: int, maximum: int = LARGEST) -> Callable[[str], int]:
+    """The kind of an option that takes a whole number of `minimum` to `maximum`, for argparse."""
+
+    def read(text: str) -> int:
+        number = int(text) if re.fullmatch("[0-9]{1,40}", text) else -1
+        if not minimum <= number <= maximum:
+            most = f"at most {maximum}" if number > maximum else f"at least {minimum}"
+            accepted = most if maximum == LARGEST else f"{minimum} to {maximum}"
+            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number of {accepted}")
+        return number
+
+    return read
+
 
 def image_size(text: str) -> tuple[int, int]:
     """WIDTHxHEIGHT -> (width, height) in pixels."""
@@ -44,18 +60,6 @@ def guidance(text: str) -> float:
     if not 1 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not accepted; give a number of at least 1 (1: no guidance)")
     return value
-
-
-def whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
-    """The kind of an option that takes a whole number of `minimum` to `maximum`, for argparse."""
-
-    def read(text: str) -> int:
-        number = int(text) if re.fullmatch("[0-9]{1,40}", text) else -1
-        if not minimum <= number <= maximum:
-            raise argparse.ArgumentTypeError(f"{text} is not accepted; give a whole number of {minimum} to {maximum}")
-        return number
-
-    return read
 
 
 def add_device_options(group: argparse._ActionsContainer) -> None:
