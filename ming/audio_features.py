@@ -52,6 +52,8 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         whisper_num_mel_bins: width of the Whisper features.
         max_seconds: longest recording for the SANM encoder.
         max_whisper_positions: positions (20 ms each) of the Whisper encoder; 15,000 are 300 s.
+        trained_seconds: longest recording that the encoders were trained on; longer ones are taken with a warning.
+            None for encoders that take recordings of any length.
         mono: `"mean"` mixes channels down, `"first"` takes the first channel as the released code does.
 
     Raises:
@@ -74,6 +76,7 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         max_seconds: float = 1800.0,
         max_whisper_positions: int = 15000,
         mono: str = "mean",
+        trained_seconds: float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -89,6 +92,7 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
         self.max_seconds = max_seconds
         self.max_whisper_positions = max_whisper_positions
         self.mono = mono
+        self.trained_seconds = trained_seconds
         sizes = {len(vector) for vector in (cmvn_shift, cmvn_scale) if vector is not None}
         if (cmvn_shift is None) != (cmvn_scale is None) or sizes - {self.feature_size}:
             raise ValueError(
@@ -209,9 +213,16 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
             ValueError: shorter than one frame, or longer than the encoder takes.
         """
         self._check_length(waveform, use_whisper_encoder)
+        seconds = len(waveform) / self.sampling_rate
+        if self.trained_seconds is not None and seconds > self.trained_seconds:
+            logger.warning(
+                f"a recording of {seconds:.2f} s is longer than those that this checkpoint was trained on "
+                f"({self.trained_seconds:g} s): what is said in it may be answered in part, or invented. Send the "
+                "sentences one by one"
+            )
         if (swing := loudest(waveform)) < SILENCE_PEAK:
             logger.warning(
-                f"a recording of {len(waveform) / self.sampling_rate:.2f} s holds no sound: its loudest sample is "
+                f"a recording of {seconds:.2f} s holds no sound: its loudest sample is "
                 f"{swing:.2g} of full scale, below {SILENCE_PEAK:g}; what is answered about it means nothing. Check "
                 "the microphone or amplify it"
             )

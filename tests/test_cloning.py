@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from ming.events import AudioChunk
@@ -72,6 +74,17 @@ def test_words_that_nobody_says_in_that_time_are_refused(model):
 def test_too_few_words_are_logged(words, seconds, said, caplog):
     check_words(words, seconds)
     assert (said in caplog.text) and bool(said) == bool(caplog.text)
+
+
+def test_two_sentences_in_one_recording_are_warned_of(processor, caplog):
+    parts = [soundfile.read(DEMO / f"{name}.wav", dtype="float32")[0] for name in ("recording", "question")]
+    both = np.concatenate([parts[0], np.zeros(8000, np.float32), parts[1]])
+    for waveform, warned in ((parts[0], False), (both, True)):
+        caplog.clear()
+        item = {"type": "audio", "audio": (waveform, 16000)}
+        options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        processor.apply_chat_template([{"role": "user", "content": [item]}], **options)
+        assert ("of 7.76 s is longer than those that this checkpoint was trained on (7.5 s)" in caplog.text) == warned
 
 
 @pytest.fixture(scope="module")

@@ -184,3 +184,13 @@ def test_fetching_for_pipelines(extractor):
 def test_output_types(extractor):
     assert isinstance(extractor(torch.zeros(1, 500), return_tensors="np")["audio_feats"], np.ndarray)
     assert extractor(torch.zeros(1, 500)).audio_feats_lengths.dtype == torch.int64
+
+
+@pytest.mark.parametrize("use_whisper", [False, True])
+def test_recordings_beyond_those_of_the_training_are_warned_of(use_whisper, caplog):
+    noise = 0.1 * torch.randn(16000 * 3, generator=torch.Generator().manual_seed(0)), 16000
+    for trained, warned in ((None, False), (3.0, False), (2.5, True)):
+        caplog.clear()
+        BailingMMFeatureExtractor(trained_seconds=trained)([noise], use_whisper_encoder=use_whisper)
+        said = "a recording of 3.00 s is longer than those that this checkpoint was trained on (2.5 s)"
+        assert (said in caplog.text) == warned == bool(caplog.text)

@@ -53,6 +53,17 @@ def test_parts_beside_the_weights_are_read_when_they_are_needed():
     assert model.image_gen.load() is own and model.image_gen.weight is own.weight
 
 
+def test_parts_that_were_read_keep_their_precision():
+    model = load_model(ROOT, device="cpu", parts=["talker", "image_gen"])
+    model.image_gen.load()
+    model.to(torch.bfloat16)
+    assert (model.talker.dtype, model.image_gen.dtype) == (torch.bfloat16, torch.float32)
+    assert model.audio_detokenizer.dtype == torch.bfloat16  # read after it
+    ids = torch.arange(30, 38)[None]
+    assert model.generate(ids, generation_mode="image", seed=0, num_inference_steps=1).images
+    assert len(model.speak("red", seed=0).waveforms[0])
+
+
 def test_parts_that_a_user_put_in_are_saved(tmp_path, caplog):
     """A new image head and a new voice; a module that cannot be saved is told."""
     model = load_model(ROOT, device="cpu", parts=["talker", "image_gen"])
