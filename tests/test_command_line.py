@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 import tomllib
 import warnings
@@ -302,6 +303,7 @@ class Terminal:
 
     def __init__(self, command: list[str], cwd: Path = ROOT):
         self.end, inner = pty.openpty()
+        termios.tcsetwinsize(inner, (40, 120))  # a bar fits into its line
         environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             command,

@@ -122,10 +122,10 @@ def check_address(host: str, port: int) -> None:
         raise UsageError(f"--host {host}: no such host ({reason}); use an address of this machine") from error
     errors = [_listening_error(*place) for place in found]
     absent = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # of IPv6, say, which servers pass over where there is IPv4
-    for error in errors:
-        if error is not None and (error.errno not in absent or None not in errors):
-            what = f"cannot listen there ({error.strerror})"
-            raise UsageError(f"--host {host} --port {port}: {what}; give another port or host") from error
+    for failed in errors:
+        if failed is not None and (failed.errno not in absent or None not in errors):
+            what = f"cannot listen there ({failed.strerror})"
+            raise UsageError(f"--host {host} --port {port}: {what}; give another port or host") from failed
 
 
 def _listening_error(family: int, kind: int, protocol: int, name: str, address: tuple) -> OSError | None:
