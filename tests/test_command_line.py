@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 import tomllib
 import warnings
@@ -36,6 +37,7 @@ from transformers.utils import logging as library_logging
 from ming.cli import ask, checks
 from ming.cli.main import COMMANDS, main
 from ming.cli.session import Session
+from ming.voices import MAX_SECONDS
 from training.tiny.judge import shows
 from training.tiny.scenes import Scene, Shape
 
@@ -299,12 +301,13 @@ def test_a_piped_chat_ends_at_bad_input(capsys, monkeypatch, typed, message):
 class Terminal:
     """A command on a terminal of its own."""
 
-    def __init__(self, command: list[str]):
+    def __init__(self, command: list[str], cwd: Path = ROOT):
         self.end, inner = pty.openpty()
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"}
+        termios.tcsetwinsize(inner, (40, 120))  # a bar fits into its line
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=cwd,
             stdin=inner,
             stdout=inner,
             stderr=inner,
@@ -378,6 +381,30 @@ def test_chat_on_a_terminal(forgetful, tmp_path):
         terminal.wait_for("Ctrl-C once more")
         press_ctrl_c()
         assert terminal.process.wait(timeout=SECONDS) == 130
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.end)
+
+
+def test_a_drawing_that_is_interrupted_leaves_conversation_and_file(tmp_path):
+    terminal = Terminal([sys.executable, "-m", "ming", "chat", "--model", str(ROOT)], cwd=tmp_path)
+    try:
+        terminal.wait_for("> ")
+        terminal.type(f"/image {PICTURE}\n")
+        terminal.wait_for("> ")
+        terminal.type("/draw Make the circle blue.\n")
+        terminal.wait_for("drawing: ")
+        os.kill(terminal.process.pid, signal.SIGINT)
+        terminal.wait_for("interrupted; the conversation is as it was before")
+        terminal.wait_for("attached: picture.jpg")
+        terminal.wait_for("> ")
+        terminal.type("Describe the picture.\n")
+        terminal.wait_for("picture.")
+        terminal.wait_for(EXPECTED["picture"][:40])
+        terminal.wait_for("> ")
+        terminal.type("/quit\n")
+        assert terminal.process.wait(timeout=SECONDS) == 0 and not list(tmp_path.iterdir())
     finally:
         terminal.process.kill()
         terminal.process.wait()
@@ -588,6 +615,15 @@ def test_help_names_every_command_and_its_common_options(capsys, command):
             main([*arguments, "--help"])
         shown = capsys.readouterr().out
         assert end.value.code == 0 and all(word in shown for word in expected)
+
+
+@pytest.mark.parametrize("command", ["speak", "ask"])
+def test_help_names_the_longest_recording_of_a_voice(capsys, command):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    seconds = json.loads((ROOT / "config.json").read_text("utf-8"))["talker_config"]["max_prompt_seconds"]
+    assert f"{seconds:g} s of Ming-Tiny" in shown and f"{MAX_SECONDS:g} s of the release" in shown
 
 
 @pytest.mark.parametrize(

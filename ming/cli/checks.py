@@ -120,18 +120,25 @@ def check_address(host: str, port: int) -> None:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", error)
         raise UsageError(f"--host {host}: no such host ({reason}); use an address of this machine") from error
-    for family, kind, protocol, _, address in found:
-        try:
-            with socket.socket(family, kind, protocol) as listener:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does itself
-                if family == socket.AF_INET6:
-                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listener.bind(address)
-        except OSError as error:
-            if error.errno == errno.EAFNOSUPPORT:  # a machine without IPv6, which servers pass over
-                continue
-            what = f"cannot listen there ({error.strerror})"
-            raise UsageError(f"--host {host} --port {port}: {what}; give another port or host") from error
+    errors = [_listening_error(*place) for place in found]
+    absent = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # of IPv6, say, which servers pass over where there is IPv4
+    for failed in errors:
+        if failed is not None and (failed.errno not in absent or None not in errors):
+            what = f"cannot listen there ({failed.strerror})"
+            raise UsageError(f"--host {host} --port {port}: {what}; give another port or host") from failed
+
+
+def _listening_error(family: int, kind: int, protocol: int, name: str, address: tuple) -> OSError | None:
+    """Why a server could not take an address, one of `socket.getaddrinfo`; None where it can."""
+    try:
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+    except OSError as error:
+        return error
+    return None
 
 
 def check_media(name: str, source: str, medium: str) -> None:
