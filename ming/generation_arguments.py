@@ -44,6 +44,7 @@ TOKENS = (
     *("forced_bos_token_id", "forced_eos_token_id", "bos_token_id", "eos_token_id", "pad_token_id"),
     *("suppress_tokens", "begin_suppress_tokens"),
 )
+UNREAD_TOKENS = ("bos_token_id", "eos_token_id")  # no reply of the model holds an id beyond its vocabulary
 # Serve speech and images.
 RANDOMNESS = ("seed", "generator")
 
@@ -341,7 +342,9 @@ def raise_if_unanswerable(model: Any, text: dict[str, Any], media: Sequence[str]
     raise_if_no_settings(settings)
     implementation = settings.get("cache_implementation")
     for name in TOKENS:
-        _raise_if_no_tokens_of_model(name, settings.get(name), vocab_size)
+        # Configurations of small models name tokens of the vocabulary that they were cut from, which nothing reads.
+        value = text.get(name) if name in UNREAD_TOKENS else settings.get(name)
+        _raise_if_no_tokens_of_model(name, value, vocab_size)
     _raise_if_unservable(text, settings)
     _raise_if_untrusted(text)
     if "offloaded" in str(implementation) and model.device.type == "cpu":
