@@ -57,6 +57,8 @@ ALLOWED = {
     ("ming/talker_processor.py", "huggingface_hub"): "checkpoints on the Hub",
     ("ming/components.py", "importlib"): "the component's own package, by one of two names",
     ("ming/cli/main.py", "importlib"): "the module of a command, from a table",
+    ("ming/cli/checks.py", "socket"): "whether a server can listen at an address",
+    ("ming/serving/running_audio.py", "concurrent.futures"): "results that threads wait for",
     ("image_gen/modeling_image_gen.py", "concurrent.futures"): "an exception's class",
     ("benchmarks/__main__.py", "importlib"): "the module of a benchmark, from a table",
     ("benchmarks/load.py", "subprocess"): "measures a process of its own",
