@@ -9,11 +9,11 @@ from image_gen.configuration_image_gen import MAX_SIDE, MIN_SIDE
 from image_gen.modeling_image_gen import MOST
 from ming.argument_checks import LARGEST_NUMBER
 from ming.loading import DTYPES, PARTS, LoadOptions
+from ming.media import MAX_PORT
 from ming.randomness import MAX_SEED
 
 LARGEST = 10**15  # of whole numbers without a limit of their own: more than bytes in any machine, and no overflow
 LARGEST_REAL = math.nextafter(LARGEST_NUMBER, 0)
-MAX_PORT = 2**16 - 1
 
 
 def whole_number(minimum: int, maximum: int = LARGEST) -> Callable[[str], int]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from audio_detokenizer.compiled_parts import Render, padded, padded_length
+from audio_detokenizer.compiled_parts import Render, Velocity, padded, padded_length
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from ming.compiled import step_config
 from ming.serving.errors import shutting_down
@@ -60,13 +60,11 @@ class RunningAudio:
 
     def __init__(self, detokenizer: AudioDetokenizer, compile_decoding):
         self.detokenizer = detokenizer
-        parts, own = (
-            detokenizer.parts(step_config(detokenizer.device, compile_decoding) or False),
-            detokenizer.flow.decoder,
-        )
-        self._estimator = own.estimator if parts is None else parts.estimator
-        self.vocoder: Render = detokenizer.hift.render if parts is None else parts.vocoder
-        self._merges = parts is None and own.estimator.mask_padding
+        own = detokenizer.flow.decoder.estimator
+        compiled = detokenizer.parts(step_config(detokenizer.device, compile_decoding) or False)
+        self._estimator: Velocity = own if compiled is None else compiled.estimator
+        self.vocoder: Render = detokenizer.hift.render if compiled is None else compiled.vocoder
+        self._merges = compiled is None and own.mask_padding
         self._changed = threading.Condition()
         self._asked: list[_Asked] = []
         self._expected, self._seconds = 0, 0.0  # who got a velocity in the last pass or waited, and its time
