@@ -135,7 +135,7 @@ class BailingMMFeatureExtractor(FeatureExtractionMixin):
                 "encoders take; cut it into shorter pieces, or correct its rate"
             )
         if rate < self.sampling_rate:
-            logger.warning_once(
+            logger.warning(
                 f"a recording at {rate} Hz holds nothing above {rate / 2:g} Hz (telephone quality); speech in it may "
                 f"be misheard, record at {self.sampling_rate} Hz or more"
             )

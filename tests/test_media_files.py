@@ -371,7 +371,7 @@ def test_an_array_without_a_rate_warns_once(caplog, warnings_once, processor):
     assert not caplog.records
 
 
-def test_telephone_quality_is_logged(caplog, warnings_once, processor):
+def test_telephone_quality_is_logged(caplog, processor):
     processor("<audio>", audio=(tone(8000), 8000))
     assert "a recording at 8000 Hz holds nothing above 4000 Hz" in caplog.text
     caplog.clear()

@@ -16,32 +16,24 @@ HEADER = "X-Ming-Warnings"
 MOST_REMARKS = 8  # clients refuse heads of 64 KiB
 MOST_CHARACTERS = 500
 
-# Threads that work for a request share its list, since `asyncio.to_thread` copies the context that refers to it.
-_of_request: ContextVar[list[str] | None] = ContextVar("warnings of a request", default=None)
+# The warnings of a request and who collects them. Threads that work for the request share its list, since
+# `asyncio.to_thread` copies the context that refers to it.
+_of_request: ContextVar[tuple["_Collector", list[str]] | None] = ContextVar("warnings of a request", default=None)
 
 
 class _Collector(logging.Handler):
-    """Adds warnings to the request in whose context they are logged, if there is one."""
+    """Adds warnings to the request in whose context they are logged, if it is one of this collector's app."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        remarks = _of_request.get()
-        if remarks is not None and len(remarks) < MOST_REMARKS:
+        collector, remarks = _of_request.get() or (None, [])
+        if collector is self and len(remarks) < MOST_REMARKS:
             remarks.append(record.getMessage()[:MOST_CHARACTERS])
 
 
-@contextmanager
-def collecting() -> Iterator[None]:
-    """Collect the warnings of this package while the context is open."""
-    collector, own = _Collector(logging.WARNING), logging.getLogger("ming")
-    own.addHandler(collector)
-    try:
-        yield
-    finally:
-        own.removeHandler(collector)
-
-
 class RemarksMiddleware:
-    """ASGI middleware that gives the answer of a request the warnings about it.
+    """ASGI middleware that collects the warnings of this package and gives each answer those about its request.
+
+    It collects from the start of the app to its shutdown, also beside other apps of the process.
 
     Args:
         app: answers the request; it reads media before its answer begins.
@@ -49,8 +41,13 @@ class RemarksMiddleware:
 
     def __init__(self, app: ASGIApp):
         self.app = app
+        self.collector = _Collector(logging.WARNING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            with self._collecting():
+                await self.app(scope, receive, send)
+            return
         remarks: list[str] = []
 
         async def remarked(message: Message) -> None:
@@ -59,8 +56,17 @@ class RemarksMiddleware:
                 message = {**message, "headers": [*message.get("headers", []), header]}
             await send(message)
 
-        token = _of_request.set(remarks)
+        token = _of_request.set((self.collector, remarks))
         try:
             await self.app(scope, receive, remarked)
         finally:
             _of_request.reset(token)
+
+    @contextmanager
+    def _collecting(self) -> Iterator[None]:
+        own = logging.getLogger("ming")
+        own.addHandler(self.collector)
+        try:
+            yield
+        finally:
+            own.removeHandler(self.collector)

@@ -37,7 +37,7 @@ from ming.serving.metrics import Metrics
 from ming.serving.middleware import AdmissionMiddleware
 from ming.serving.openapi import form, responses
 from ming.serving.prepare import Preparer, load_components
-from ming.serving.remarks import RemarksMiddleware, collecting
+from ming.serving.remarks import RemarksMiddleware
 from ming.serving.requests import ChatRequest, EditRequest, ImageRequest, SpeechRequest, TranscriptionRequest
 from ming.serving.responses import END_OF_STREAM, ChatResponse, encode_base64, server_sent_event, usage
 from ming.serving.settings import EngineSettings, Limits, Site
@@ -479,8 +479,7 @@ def create_app(
     async def lifespan(app: FastAPI):
         engine.start()
         try:
-            with collecting():
-                yield
+            yield
         finally:
             await asyncio.to_thread(engine.close)
 
