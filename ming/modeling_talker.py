@@ -42,6 +42,7 @@ from .talker_steps import (
     TalkerPrompt,
     TalkerRow,
     TalkerStep,
+    drawn_together,
     likeliest,
     with_copies,
 )
@@ -259,13 +260,16 @@ class BailingMMTalker(PreTrainedModel):
         self._raise_if_unusable(prompts, generators)
         if draw is None:
             draw = likeliest if generators is None else SeededDraw(generators)
-        sampler = Sampler(self.config, rules, top_k, temperature, draw)
+        eos, text_vocab_size = self.config.special_token_ids["<audio_eos>"], self.config.text_vocab_size
+        sampler = Sampler(rules, top_k, temperature, eos, text_vocab_size)
         if rules.released and len(prompts) > 1:
             raise ValueError(f"released stop rules say one piece at a time, got {len(prompts)}")
-        rows, config = [self._row(prompt, rules) for prompt in prompts], step_config(self.device, compiled)
+        rows = [self._row(prompt, rules, start_position) for prompt in prompts]
+        config = step_config(self.device, compiled)
         runs_ahead = self.device.type != "cpu" if self.runs_ahead is None else self.runs_ahead
         lag = int(runs_ahead and not rules.released)  # these end pieces while their prompts are read
-        call = TalkerCall(rows, self._prefill_inputs(rows, start_position), self._texts(rows), sampler, lag)
+        last = torch.tensor([start_position + len(row.audio_ids) - 1 for row in rows], device=self.device)
+        call = TalkerCall(rows, last, self._texts(rows), sampler, draw, lag)
         if self.together is not None and cache_implementation is None and not rules.released:
             return self.together(call)
         return self._decode(call, cache_implementation, config)
@@ -295,7 +299,7 @@ class BailingMMTalker(PreTrainedModel):
         rows, released = call.rows, call.sampler.rules.released
         step = self if config is None else self.decoding.call(self, config)
         size = len(rows) if config is None else padded_rows(len(rows))
-        inputs = with_copies(call.inputs, size)
+        inputs = with_copies(self.prompt_inputs(rows), size)
         keep, width = max(len(row.prompt.prompt_ids) for row in rows) + 1, inputs["audio_ids"].shape[1]
         attention_mask, last_pass = inputs["attention_mask"], inputs
 
@@ -308,10 +312,14 @@ class BailingMMTalker(PreTrainedModel):
             logits = self(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[: len(rows)]
             if released:
                 with naming_layers({"talker": self}, read_again):
-                    call.sampler.draw_while_reading(logits, rows, call.position)
+                    call.draw_while_reading(logits)
+                if call.ended:
+                    yield TalkerStep(torch.tensor([NO_ID]), [rows[0].reason])
+                    return
             for seen in count(width):
                 with naming_layers({"talker": self}, read_again):
-                    said = call.draw(logits[:, -1])
+                    (drawn,) = drawn_together([call], logits[:, -1])
+                    said = call.take(drawn)
                 if said is not None:
                     yield said
                 if call.ended:
@@ -404,7 +412,7 @@ class BailingMMTalker(PreTrainedModel):
 
     def prepare_inputs(self, prompts: list[TalkerPrompt]) -> dict[str, torch.Tensor]:
         """Prefixes and prompt ids of several prompts as left-padded inputs of `forward`, on the model's device."""
-        return self._prefill_inputs([self._row(prompt, StopRules()) for prompt in prompts], 0)
+        return self.prompt_inputs([self._row(prompt, StopRules()) for prompt in prompts])
 
     def prefix_ids(self, num_thinker_states: int) -> list[int]:
         """The prefix of both streams [n + 8]; the text stream has its first text id in the last place."""
@@ -412,7 +420,7 @@ class BailingMMTalker(PreTrainedModel):
         names = ("<prompt>", "</prompt>", "<thinker_prefix>", *("<audio_pad>",) * num_thinker_states)
         return [ids[name] for name in (*names, "</thinker_prefix>", "<vp>", "<audio_pad>", "</vp>", "<audio_bos>")]
 
-    def _row(self, prompt: TalkerPrompt, rules: StopRules) -> TalkerRow:
+    def _row(self, prompt: TalkerPrompt, rules: StopRules, start_position: int = 0) -> TalkerRow:
         prefix = self.prefix_ids(0 if prompt.thinker_states is None else len(prompt.thinker_states))
         offset = self.config.text_vocab_size
         text_ids = [*prompt.text_ids.tolist(), self.config.special_token_ids["<text_eos>"]]
@@ -422,14 +430,15 @@ class BailingMMTalker(PreTrainedModel):
             [*prefix[:-1], *text_ids],
             len(prefix),
             rules.limit(prompt),
+            start_position,
         )
 
     def _text_id(self, row: TalkerRow, place: int) -> int:
         pad = self.config.special_token_ids["<text_pad>"]
         return row.text_ids[place] if place < len(row.text_ids) else pad
 
-    def _prefill_inputs(self, rows: list[TalkerRow], start_position: int) -> dict[str, torch.Tensor]:
-        """Prefixes and prompts of all rows as left-padded inputs of `forward`."""
+    def prompt_inputs(self, rows: list[TalkerRow]) -> dict[str, torch.Tensor]:
+        """Prefixes and prompts of all rows as left-padded inputs of `forward`, on the model's device."""
         device, pad = self.device, self.config.special_token_ids["<audio_pad>"]
         width = max(len(row.audio_ids) for row in rows)
         lacking = [width - len(row.audio_ids) for row in rows]
@@ -439,7 +448,7 @@ class BailingMMTalker(PreTrainedModel):
             audio_ids.append([pad] * missing + row.audio_ids)
             text_ids.append([pad] * missing + [self._text_id(row, place) for place in range(length)])
             own = [row.first_position] * row.prefix_length + list(range(row.prefix_length, length))
-            positions.append([start_position + place for place in [row.first_position] * missing + own])
+            positions.append([row.start_position + place for place in [row.first_position] * missing + own])
         mask = [[0] * missing + [1] * len(row.audio_ids) for row, missing in zip(rows, lacking, strict=True)]
         inputs = {"audio_ids": audio_ids, "text_ids": text_ids, "position_ids": positions, "attention_mask": mask}
         inputs = {name: torch.tensor(value, device=device) for name, value in inputs.items()}

@@ -1,17 +1,16 @@
 """What the talker says, step by step: pieces of text, when they end, and how their ids are drawn.
 
-Shape letters: B rows, A rows that go on, V whole vocabulary, D thinker width, S speaker embedding size.
+Shape letters: B rows, V whole vocabulary, D thinker width, S speaker embedding size.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import TopKLogitsWarper
 
-from .configuration_bailingmm import BailingMMTalkerConfig
 from .finite import raise_if_not_finite
 from .randomness import MAX_SEED
 
@@ -21,8 +20,7 @@ RELEASED_MAX_STEPS = 1000
 # More ids than these for a piece of text mean that it does not stop: an id stands for 20 ms or more, and a text token
 # takes 80 to 400 ms.
 LIMIT_BASE, LIMIT_PER_TEXT_TOKEN = 60, 40
-# Probabilities [A, V] of the rows (indices) that go on -> ids [A], on their device.
-Draw = Callable[[torch.Tensor, list[int]], torch.Tensor]
+Draw = Callable[[torch.Tensor], torch.Tensor]  # probabilities [B, V] -> ids [B], on their device
 
 
 @dataclass(frozen=True)
@@ -112,13 +110,18 @@ class TalkerStep:
 
 @dataclass
 class TalkerRow:
-    """A piece being said: its streams as audio and text ids, and how far it is."""
+    """A piece being said: its streams as audio and text ids, and how far it is.
+
+    Args:
+        start_position: added to all positions.
+    """
 
     prompt: TalkerPrompt
     audio_ids: list[int]
     text_ids: list[int]
     prefix_length: int
     limit: int
+    start_position: int = 0
     num_new: int = 0
     finish_reason: str | None = None
 
@@ -165,45 +168,46 @@ class SeededDraw:
         self.uniforms: torch.Tensor | None = None
         self.step = 0
 
-    def __call__(self, probabilities: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        """The id of every row, at the end of which lies its number: see `Draw`."""
+    def __call__(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """See `Draw`."""
+        return inverted(probabilities, self.next_uniforms(probabilities.device))
+
+    def next_uniforms(self, device: torch.device) -> torch.Tensor:
+        """float64 [B], of the next step."""
         place = self.step % self.block_steps
         if place == 0 or self.uniforms is None:
             block = [torch.rand(self.block_steps, generator=own, dtype=torch.float64) for own in self.generators]
-            self.uniforms = torch.stack(block).to(probabilities.device)
+            self.uniforms = torch.stack(block).to(device)
         self.step += 1
-        uniforms = self.uniforms[:, place]
-        return inverted(probabilities, uniforms if len(rows) == len(uniforms) else uniforms[rows])
+        return self.uniforms[:, place]
 
 
 def inverted(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The ids [A] at which the sums of probabilities [A, V] pass the share uniforms [A] in [0, 1) of the whole."""
+    """The ids [B] at which the sums of probabilities [B, V] pass the share uniforms [B] in [0, 1) of the whole."""
     summed = probabilities.double().cumsum(dim=-1)
     whole = summed[:, -1]
     passed = summed > torch.minimum(uniforms * whole, whole.nextafter(torch.zeros_like(whole)))[:, None]
     return passed.int().argmax(dim=-1)
 
 
-def likeliest(probabilities: torch.Tensor, rows: list[int]) -> torch.Tensor:
+def likeliest(probabilities: torch.Tensor) -> torch.Tensor:
     """The best id of every row: see `Draw`."""
     return probabilities.argmax(dim=-1)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a step drew.
+    """What a step drew for the rows of a call; what rows drew that had ended means nothing.
 
     Args:
-        ids: audio ids [B], on the device; padding in rows that had ended.
+        ids: audio ids [B], on the device.
         on_host: the same, or -1 where the probabilities were not finite; to be read after `arrived`.
-        going: the rows that had not ended as far as the host knew.
-        probabilities: [A, V] of these.
+        probabilities: [B, V].
     """
 
     ids: torch.Tensor
     on_host: torch.Tensor
     arrived: torch.cuda.Event | None
-    going: list[int]
     probabilities: torch.Tensor
 
 
@@ -217,74 +221,21 @@ def _sent_to_host(ids: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | N
     return on_host, arrived
 
 
+@dataclass(frozen=True)
 class Sampler:
-    """Draws the next id of every row that goes on, and notes which rows end."""
+    """How probable ids are. Calls with equal ones are drawn for together."""
 
-    def __init__(self, config: BailingMMTalkerConfig, rules: StopRules, top_k: int, temperature: float, draw: Draw):
-        self.rules, self.top_k, self.temperature, self.draw = rules, top_k, temperature, draw
-        self.eos, self.pad = (config.special_token_ids[name] for name in ("<audio_eos>", "<audio_pad>"))
-        self.text_vocab_size = config.text_vocab_size
-        self.num_drawn = 0  # in every row that goes on
+    rules: StopRules
+    top_k: int
+    temperature: float
+    eos: int
+    text_vocab_size: int
 
-    def probabilities(self, logits: torch.Tensor, rows: list[TalkerRow], position: torch.Tensor) -> torch.Tensor:
-        """[B, V] from the logits [B, V] of the tokens at position [B]."""
-        if self.rules.released:
-            num_prompt = torch.tensor([len(row.prompt.prompt_ids) for row in rows], device=position.device)
-            eos_allowed = position >= num_prompt + RELEASED_EOS_MARGIN
-        else:
-            eos_allowed = torch.full_like(position, self.num_drawn >= self.rules.min_new_ids, dtype=torch.bool)
+    def probabilities(self, logits: torch.Tensor, eos_allowed: torch.Tensor) -> torch.Tensor:
+        """[B, V] from logits [B, V] and whether the end token may be drawn [B]."""
         first_allowed = 0 if self.rules.released else self.text_vocab_size
         filtered = filter_logits(logits.float() / self.temperature, self.top_k, self.eos, eos_allowed, first_allowed)
         return filtered.softmax(dim=-1)
-
-    def __call__(self, logits: torch.Tensor, rows: list[TalkerRow], position: torch.Tensor) -> Drawn:
-        """Draw from the logits [B, V] of the tokens at position [B], without waiting for the device."""
-        going = [index for index, row in enumerate(rows) if row.finish_reason is None]
-        probabilities = self.probabilities(logits, rows, position)
-        ids = torch.full((len(rows),), self.pad, device=logits.device)
-        if len(going) < len(rows):
-            probabilities = probabilities[going]
-        if going:
-            drawn = self.draw(probabilities, going).to(logits.device)
-            ids = drawn if len(going) == len(rows) else ids.index_copy(0, torch.tensor(going).to(ids.device), drawn)
-            self.num_drawn += 1
-        else:
-            drawn = ids[:0]
-        is_usable = probabilities.sum(dim=-1).isfinite()
-        on_host, arrived = _sent_to_host(torch.where(is_usable, drawn, NO_ID))
-        return Drawn(ids, on_host, arrived, going, probabilities)
-
-    def note(self, drawn: Drawn, rows: list[TalkerRow]) -> TalkerStep:
-        """What a step said, and which rows it ended; rows that ended while it was drawn say nothing.
-
-        Raises:
-            FloatingPointError: NaN among the probabilities.
-        """
-        if drawn.arrived is not None:
-            drawn.arrived.synchronize()
-        ids = [NO_ID] * len(rows)
-        for index, audio_id in zip(drawn.going, drawn.on_host.tolist(), strict=True):
-            if audio_id == NO_ID:
-                raise_if_not_finite("the probabilities of the talker are", drawn.probabilities)
-            if rows[index].finish_reason is not None:
-                continue
-            if audio_id == self.eos:
-                rows[index].finish_reason = "stop"
-            else:
-                rows[index].num_new += 1
-                ids[index] = audio_id - self.text_vocab_size
-        for row in rows:
-            if row.finish_reason is None and row.num_new >= row.limit:
-                row.finish_reason = "length"
-        return TalkerStep(torch.tensor(ids), [row.reason for row in rows])
-
-    def draw_while_reading(self, logits: torch.Tensor, rows: list[TalkerRow], position: torch.Tensor) -> None:
-        """The released loop draws at every prompt step and throws the id away, unless it is the end token."""
-        for before in range(logits.shape[1] - 1, 0, -1):
-            probabilities = self.probabilities(logits[:, -1 - before], rows, position - before)
-            if self.draw(probabilities, [0]).item() == self.eos:
-                rows[0].finish_reason = "stop"
-                return
 
 
 class TalkerCall:
@@ -292,27 +243,31 @@ class TalkerCall:
 
     Args:
         rows: the pieces.
-        inputs: of the pass that reads their prompts, left-padded; see `forward` of the talker.
+        position: int64 [B], of the last token of their prompts.
         texts: int64 [n, B], the text ids of the steps after the prompt; the last ones stand for all that follow.
-        sampler: draws the ids of all rows.
+        sampler: says how probable the ids of all rows are.
+        draw: draws them.
         lag: after how many more draws the host reads what was drawn; until then no step waits for the device.
 
     Attributes:
-        position: int64 [B], of the last token that was read.
+        position: of the last token that was read.
+        num_drawn: ids of each row.
     """
 
     def __init__(
         self,
         rows: list[TalkerRow],
-        inputs: dict[str, torch.Tensor],
+        position: torch.Tensor,
         texts: torch.Tensor,
         sampler: Sampler,
+        draw: Draw,
         lag: int = 0,
     ):
-        self.rows, self.inputs, self.texts, self.sampler, self.lag = rows, inputs, texts, sampler, lag
-        self.position = inputs["position_ids"][:, -1]
+        self.rows, self.position, self.texts = rows, position, texts
+        self.sampler, self.draw, self.lag = sampler, draw, lag
+        self.num_drawn = 0
         self._drawn: deque[Drawn] = deque()
-        self._ids = self.position  # of the last draw, on the device
+        self._ids = position  # of the last draw, on the device
         self._step = 0
 
     @property
@@ -320,8 +275,29 @@ class TalkerCall:
         """Whether the host knows that all rows have ended."""
         return all(row.finish_reason is not None for row in self.rows)
 
-    def draw(self, logits: torch.Tensor) -> TalkerStep | None:
-        """Draw the next ids from logits [B, V].
+    def eos_allowed(self, position: torch.Tensor) -> torch.Tensor:
+        """Whether the end token may be drawn from the logits of the tokens at positions [B]: bool [B]."""
+        rules = self.sampler.rules
+        if not rules.released:
+            return torch.full_like(position, self.num_drawn >= rules.min_new_ids, dtype=torch.bool)
+        num_prompt = torch.tensor([len(row.prompt.prompt_ids) for row in self.rows], device=position.device)
+        return position >= num_prompt + RELEASED_EOS_MARGIN
+
+    def draw_while_reading(self, logits: torch.Tensor) -> None:
+        """The released loop draws at every prompt step and throws the id away, unless it is the end token.
+
+        Args:
+            logits: [1, L, V], of the end of the prompt.
+        """
+        for before in range(logits.shape[1] - 1, 0, -1):
+            allowed = self.eos_allowed(self.position - before)
+            probabilities = self.sampler.probabilities(logits[:, -1 - before], allowed)
+            if self.draw(probabilities).item() == self.sampler.eos:
+                self.rows[0].finish_reason = "stop"
+                return
+
+    def take(self, drawn: Drawn) -> TalkerStep | None:
+        """Go on with the ids of a draw.
 
         Returns:
             The step that the host reads now, which is the one before with a lag of 1; None at first.
@@ -329,9 +305,29 @@ class TalkerCall:
         Raises:
             FloatingPointError: NaN among the probabilities.
         """
-        self._drawn.append(self.sampler(logits, self.rows, self.position))
-        self._ids = self._drawn[-1].ids
-        return self.sampler.note(self._drawn.popleft(), self.rows) if len(self._drawn) > self.lag else None
+        self._drawn.append(drawn)
+        self._ids = drawn.ids
+        self.num_drawn += 1
+        return self._read(self._drawn.popleft()) if len(self._drawn) > self.lag else None
+
+    def _read(self, drawn: Drawn) -> TalkerStep:
+        """What a step said, and which rows it ended; rows that had ended by then say nothing."""
+        if drawn.arrived is not None:
+            drawn.arrived.synchronize()
+        ids = [NO_ID] * len(self.rows)
+        for index, (row, audio_id) in enumerate(zip(self.rows, drawn.on_host.tolist(), strict=True)):
+            if row.finish_reason is not None:
+                continue
+            if audio_id == NO_ID:
+                raise_if_not_finite("the probabilities of the talker are", drawn.probabilities[index])
+            if audio_id == self.sampler.eos:
+                row.finish_reason = "stop"
+                continue
+            row.num_new += 1
+            ids[index] = audio_id - self.sampler.text_vocab_size
+            if row.num_new >= row.limit:
+                row.finish_reason = "length"
+        return TalkerStep(torch.tensor(ids), [row.reason for row in self.rows])
 
     def next_inputs(self) -> dict[str, torch.Tensor]:
         """`audio_ids`, `text_ids` and `position_ids` [B, 1] of the pass that follows the last draw."""
@@ -339,6 +335,30 @@ class TalkerCall:
         texts = self.texts[min(self._step, len(self.texts) - 1)]
         self._step += 1
         return {"audio_ids": self._ids[:, None], "text_ids": texts[:, None], "position_ids": self.position[:, None]}
+
+
+def drawn_together(calls: Sequence[TalkerCall], logits: torch.Tensor) -> list[Drawn]:
+    """Draw the next ids of calls whose samplers are equal, without waiting for the device.
+
+    Args:
+        logits: [B, V], of the last tokens of all their rows.
+
+    Returns:
+        For each call what it is to `take`.
+    """
+    allowed = torch.cat([call.eos_allowed(call.position) for call in calls])
+    probabilities = calls[0].sampler.probabilities(logits, allowed)
+    counts = [len(call.rows) for call in calls]
+    seeded = [call.draw for call in calls if isinstance(call.draw, SeededDraw)]
+    if len(seeded) == len(calls):
+        ids = inverted(probabilities, torch.cat([draw.next_uniforms(logits.device) for draw in seeded]))
+    else:
+        parts = zip(calls, probabilities.split(counts), strict=True)
+        ids = torch.cat([call.draw(part) for call, part in parts]).to(logits.device)
+    is_usable = probabilities.sum(dim=-1).isfinite()
+    on_host, arrived = _sent_to_host(torch.where(is_usable, ids, NO_ID))
+    of_calls = zip(*(whole.split(counts) for whole in (ids, on_host, probabilities)), strict=True)
+    return [Drawn(own, there, arrived, sure) for own, there, sure in of_calls]
 
 
 def with_copies(inputs: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
@@ -360,6 +380,7 @@ __all__ = [
     "TalkerPrompt",
     "TalkerRow",
     "TalkerStep",
+    "drawn_together",
     "filter_logits",
     "likeliest",
     "with_copies",

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from serving_helpers import until
 from test_talker import PROMPTS, generators, ids_of, talker  # noqa: F401
 
 from ming.compiled import StepCompileConfig
@@ -84,6 +85,54 @@ def test_pieces_are_drawn_again_in_company(talker):  # noqa: F811
     with together(talker), ThreadPoolExecutor(len(CALLS)) as pool:
         work = [pool.submit(said, talker, call, rules=rules) for call in range(len(CALLS))]
         assert [each.result(DEADLINE) for each in work] == alone
+
+
+@pytest.mark.parametrize("at_most", [99, 1], ids=["at once", "where that fails each alone"])
+def test_prompts_of_calls_that_came_together_are_read_at_once(talker, at_most, caplog):  # noqa: F811
+    """The first call holds the talker until the others are there."""
+    rules = StopRules(max_new_ids=9)
+    alone = [said(talker, call, rules=rules, attempts=1) for call in range(len(CALLS))]
+    begun, held, read = threading.Event(), threading.Event(), []
+
+    def hold(module, args, kwargs) -> None:
+        rows, width = kwargs["audio_ids"].shape
+        begun.set()
+        assert held.wait(DEADLINE)
+        if width > 1 and rows > at_most and rows > max(map(len, CALLS)):
+            raise RuntimeError("no memory for so many prompts")
+        read.extend([rows] if width > 1 else [])
+
+    handle = talker.register_forward_pre_hook(hold, with_kwargs=True)
+    speech = RunningSpeech(talker, None)
+    speech.start()
+    try:
+        with ThreadPoolExecutor(len(CALLS)) as pool:
+            work = [pool.submit(said, talker, 0, rules=rules, attempts=1)]
+            assert begun.wait(DEADLINE)
+            work += [pool.submit(said, talker, call, rules=rules, attempts=1) for call in range(1, len(CALLS))]
+            until(lambda: speech.num_waiting == len(CALLS) - 1)
+            held.set()
+            assert [each.result(DEADLINE) for each in work] == alone
+    finally:
+        handle.remove()
+        speech.close()
+    others = [len(call) for call in CALLS[1:]]
+    assert read[:1] == [1] and sorted(read[1:]) == ([sum(others)] if at_most > 1 else sorted(others))
+    assert ("cannot be read at once" in caplog.text) == (at_most == 1)
+
+
+def test_calls_that_draw_differently_say_what_they_say_alone(talker):  # noqa: F811
+    rules = StopRules(max_new_ids=12)
+    options = [{}, {"temperature": 0.4}, {"temperature": 0.4}, {"top_k": 3}, {"rules": StopRules(max_new_ids=5)}]
+    options = [{"rules": rules, "attempts": 1, **each} for each in options]
+
+    def likeliest() -> list[list[int]]:
+        return ids_of(talker.generate(PROMPTS[:2], rules=rules))
+
+    alone = [*(said(talker, call, **each) for call, each in enumerate(options)), likeliest()]
+    with together(talker), ThreadPoolExecutor(len(alone)) as pool:
+        work = [pool.submit(said, talker, call, **each) for call, each in enumerate(options)]
+        assert [each.result(DEADLINE) for each in [*work, pool.submit(likeliest)]] == alone
 
 
 def test_one_pass_serves_all_calls(talker):  # noqa: F811

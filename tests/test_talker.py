@@ -98,7 +98,7 @@ def test_ids_are_drawn_as_often_as_their_probabilities_say():
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]])
     draw, counts = SeededDraw(generators(1, 2)), torch.zeros(2, 6)
     for _ in range(2000):
-        counts[range(2), draw(probabilities, [0, 1])] += 1
+        counts[range(2), draw(probabilities)] += 1
     torch.testing.assert_close(counts / 2000, probabilities, rtol=0, atol=0.04)
     assert torch.equal(counts > 0, probabilities > 0)
     ends = torch.tensor([0.0, 1 - 2**-53])
@@ -108,9 +108,8 @@ def test_ids_are_drawn_as_often_as_their_probabilities_say():
 def test_a_draw_takes_one_number_of_a_generator_and_none_of_its_neighbours():
     probabilities, (own, other) = torch.rand(2, 30).softmax(dim=-1), generators(3, 4)
     both, alone = SeededDraw([own, other]), SeededDraw(generators(3))
-    for step in range(150):
-        rows = [0, 1] if step < 70 else [0]
-        assert both(probabilities[rows], rows)[0] == alone(probabilities[:1], [0])
+    for _ in range(150):
+        assert both(probabilities)[0] == alone(probabilities[:1])
     (again,) = generators(3)
     SeededDraw([again])
     assert torch.equal(again.get_state(), own.get_state())
@@ -184,9 +183,9 @@ def scripted(*ids: int):
     """A draw that says the given audio ids in turn, over and over."""
     said = []
 
-    def draw(probabilities, rows):
+    def draw(probabilities):
         said.append(ids[len(said) % len(ids)])
-        return torch.tensor([said[-1]] * len(rows))
+        return torch.tensor([said[-1]] * len(probabilities))
 
     return draw
 
@@ -195,7 +194,7 @@ def scripted(*ids: int):
 def test_the_end_is_barred_at_the_start_of_every_piece(talker, min_new_ids):
     eos = talker.config.special_token_ids["<audio_eos>"]
 
-    def eager_to_end(probabilities, rows):
+    def eager_to_end(probabilities):
         return torch.where(probabilities[:, eos] > 0, eos, probabilities.argmax(dim=-1))
 
     with torch.no_grad():
@@ -245,7 +244,7 @@ def test_empty_and_runaway_pieces_are_drawn_again(talker):
 def test_a_piece_is_drawn_three_times_in_all(talker):
     eos, drawn = talker.config.special_token_ids["<audio_eos>"], []
 
-    def draw(probabilities, rows):
+    def draw(probabilities):
         drawn.append(eos)
         return torch.tensor([eos])
 
@@ -284,8 +283,8 @@ def test_pieces_that_lack_words_are_drawn_again(talker):
 def test_an_ended_row_yields_no_ids(talker):
     eos = talker.config.special_token_ids["<audio_eos>"]
 
-    def first_row_ends(probabilities, rows):
-        return torch.tensor([eos if index == 0 else TEXT_VOCAB + 1 for index in rows])
+    def first_row_ends(probabilities):
+        return torch.tensor([eos, TEXT_VOCAB + 1])
 
     rules = StopRules(min_new_ids=0, max_new_ids=3)
     steps = [step.codec_ids.tolist() for step in talker.stream(PROMPTS[:2], rules=rules, draw=first_row_ends)]

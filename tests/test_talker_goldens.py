@@ -114,7 +114,7 @@ class Rule:
         self.rule, self.eos = case["rule"], eos
         self.uniforms = iter(case["uniforms"] or [])
 
-    def __call__(self, probabilities: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    def __call__(self, probabilities: torch.Tensor) -> torch.Tensor:
         if self.rule == "invcdf":
             summed = probabilities[0].double().cumsum(dim=0)
             return (summed > next(self.uniforms) * summed[-1]).nonzero()[0]

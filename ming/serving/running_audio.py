@@ -41,6 +41,7 @@ class _Asked:
 
     frames: Frames
     velocity: Future[torch.Tensor] = field(default_factory=Future)
+    thread: int = field(default_factory=threading.get_ident)
 
 
 class RunningAudio:
@@ -67,7 +68,8 @@ class RunningAudio:
         self._merges = compiled is None and own.mask_padding
         self._changed = threading.Condition()
         self._asked: list[_Asked] = []
-        self._expected, self._seconds = 0, 0.0  # who got a velocity in the last pass or waited, and its time
+        self._answered: set[int] = set()  # threads that got a velocity in the last pass
+        self._seconds = 0.0  # of the last pass
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="audio", daemon=True)
 
@@ -123,13 +125,16 @@ class RunningAudio:
             if self._closing:
                 return []
             if self._merges:
-                self._changed.wait_for(lambda: len(self._asked) >= self._expected, GATHER_SHARE * self._seconds)
+                self._changed.wait_for(self._all_ask_again, GATHER_SHARE * self._seconds)
             first = self._asked[0]
             fitting = [each for each in self._asked if self._merges and _length(each) == _length(first)]
             together = fitting[: max(1, MOST_ROWS // len(first.frames.x))] or [first]
             self._asked = [each for each in self._asked if each not in together]
-            self._expected = len(together) + len(self._asked)
+            self._answered = {each.thread for each in together}
         return together
+
+    def _all_ask_again(self) -> bool:
+        return self._answered <= {each.thread for each in self._asked}
 
     def _pass(self, together: list[_Asked]) -> None:
         started = time.perf_counter()

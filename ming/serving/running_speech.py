@@ -1,15 +1,18 @@
 """Pieces of speech that are said side by side for several callers, in one pass of the talker per step.
 
 Each spoken reply has a thread of its own, which asks the talker for codec ids (`BailingMMTalker.stream`) and makes
-audio of them. Here one more thread computes the steps of all of them: a call reads its prompts alone, then its rows
-run with the others, and it gets its own steps. Calls come and go between two passes (`running_cache.py`).
+audio of them. Here one more thread computes the steps of all of them. The prompts of calls that came together are read
+in one pass; then their rows run with the others, and each call gets its own steps. Calls come and go between two
+passes (`running_cache.py`).
 
 Letters: B rows, L tokens.
 """
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from queue import SimpleQueue
 
 import torch
@@ -19,8 +22,10 @@ from ming.compiled import max_length, step_config
 from ming.finite import naming_layers
 from ming.modeling_talker import BailingMMTalker
 from ming.serving.errors import shutting_down
-from ming.serving.running_cache import Layers, RunningCache
-from ming.talker_steps import TalkerCall, TalkerStep, with_copies
+from ming.serving.running_cache import RunningCache
+from ming.talker_steps import Drawn, TalkerCall, TalkerStep, drawn_together, with_copies
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -78,6 +83,12 @@ class RunningSpeech:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def num_waiting(self) -> int:
+        """Calls whose prompts are still to be read."""
+        with self._changed:
+            return len(self._entering)
+
     def close(self) -> None:
         """Let the talker decode by itself again; calls that wait get an error."""
         self.talker.together = None
@@ -113,8 +124,7 @@ class RunningSpeech:
         """Between two passes every call that came is read."""
         try:
             while not self._closing:
-                for caller in self._arrived():
-                    self._enter(caller)
+                self._enter([caller for caller in self._arrived() if not caller.left])
                 self._pass()
         finally:  # nobody may wait for a thread that has ended
             with self._changed:
@@ -133,27 +143,29 @@ class RunningSpeech:
         """Those whose rows run, in the order of these."""
         return list(dict.fromkeys(row.caller for row in self._running.rows))
 
-    def _enter(self, caller: _Caller) -> None:
-        """Read the prompts of a call, whose rows run from then on."""
-        call = caller.call
-        try:
-            if caller.left:
-                return
-            cache = DynamicCache()
-            logits = self.talker(**call.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-            self._draw(caller, logits[:, -1])
-            if caller.ended:
-                return
-            lengths = call.inputs["attention_mask"].sum(dim=1).tolist()
-            rows = [_CachedPiece(caller, length) for length in lengths]
-            layers: Layers = [(layer.keys, layer.values) for layer in cache.layers]
-        except Exception as error:
-            _fail(caller, error)
+    def _enter(self, callers: list[_Caller]) -> None:
+        """Read the prompts of calls, whose rows run from then on; where not all can be read at once, each alone."""
+        if not callers:
             return
+        rows = [row for caller in callers for row in caller.call.rows]
+        cache = DynamicCache()
         try:
-            self._running.add(rows, layers)
+            inputs = self.talker.prompt_inputs(rows)
+            logits = self.talker(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        except Exception as error:
+            if len(callers) == 1:
+                _fail(callers[0], error)
+                return
+            logger.warning("the prompts of %d calls cannot be read at once; each alone", len(callers), exc_info=error)
+            for caller in callers:
+                self._enter([caller])
+            return
+        self._draw(callers, logits)
+        pieces = [_CachedPiece(caller, len(row.audio_ids)) for caller in callers for row in caller.call.rows]
+        try:
+            self._running.add(pieces, [(layer.keys, layer.values) for layer in cache.layers])
         except Exception as error:  # two caches need more memory than one
-            self._fail_all(error, [caller])
+            self._fail_all(error, callers)
 
     def _pass(self) -> None:
         """The next ids of every row; calls that have ended leave, and so do those that nobody waits for."""
@@ -165,14 +177,7 @@ class RunningSpeech:
         except Exception as error:
             self._fail_all(error)
             return
-        start = 0
-        for caller in self._callers():
-            end = start + len(caller.call.rows)
-            try:
-                self._draw(caller, logits[start:end])
-            except Exception as error:
-                _fail(caller, error)
-            start = end
+        self._draw(self._callers(), logits)
 
     def _forward(self) -> torch.Tensor:
         """The logits [B, V] behind the last ids of every row."""
@@ -193,14 +198,29 @@ class RunningSpeech:
             callback()
         return logits[: len(running.rows), -1]
 
-    def _draw(self, caller: _Caller, logits: torch.Tensor) -> None:
-        """Draw for a call, and hand it the step that is known now."""
+    def _draw(self, callers: list[_Caller], logits: torch.Tensor) -> None:
+        """Draw for calls from the logits [B, V] of their rows; neighbours that draw alike in one go."""
+        start = 0
+        for _, alike in groupby(callers, key=lambda caller: caller.call.sampler):
+            drawn_for = list(alike)
+            end = start + sum(len(caller.call.rows) for caller in drawn_for)
+            drawn = drawn_together([caller.call for caller in drawn_for], logits[start:end])
+            for caller, own in zip(drawn_for, drawn, strict=True):
+                self._take(caller, own)
+            start = end
+
+    def _take(self, caller: _Caller, drawn: Drawn) -> None:
+        """Hand a call the step that is known now, or its error."""
 
         def read_again() -> None:
-            self.talker(**caller.call.inputs)
+            self.talker(**self.talker.prompt_inputs(caller.call.rows))
 
-        with naming_layers({"talker": self.talker}, read_again):
-            step = caller.call.draw(logits)
+        try:
+            with naming_layers({"talker": self.talker}, read_again):
+                step = caller.call.take(drawn)
+        except Exception as error:
+            _fail(caller, error)
+            return
         if step is not None:
             caller.steps.put(step)
 
