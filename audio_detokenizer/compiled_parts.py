@@ -174,8 +174,7 @@ def raise_if_not_compilable(compiled: bool | CompileConfig, estimator: Any, voco
         raise TypeError(f"compile={str(compiled)[:80]!r} must be True, False or a CompileConfig of transformers")
     if compiled and not estimator.mask_padding:
         raise ValueError("compile: frames are padded, which mask_padding=False changes; leave one of them out")
-    modules = [*estimator.modules(), *vocoder.modules()]
-    if compiled and any(hasattr(module, "_hf_hook") for module in modules):
+    if compiled and any(hasattr(part, "_hf_hook") for module in (estimator, vocoder) for part in module.modules()):
         raise ValueError(
             "compile: parts of the audio detokenizer are moved to the device when they are called; load all of it "
             "there, or leave compile out"

@@ -248,9 +248,13 @@ class Components:
         return get_class_from_dynamic_module(reference, self.code.name, **self.code.options())
 
     def _on_device(self, module: nn.Module) -> nn.Module:
-        """Offloaded weights stay where they are."""
-        is_offloaded = any(weight.device.type == "meta" for weight in module.parameters())
-        return module if is_offloaded else module.to(self.model.device)
+        """Offloaded weights stay where they are.
+
+        A module that is in place is not touched: another thread may compute with it.
+        """
+        devices = {weight.device for weight in (*module.parameters(), *module.buffers())}
+        stays = any(device.type == "meta" for device in devices) or devices == {self.model.device}
+        return module if stays else module.to(self.model.device)
 
     def _image_gen_on_device(self, module: nn.Module) -> nn.Module:
         """Quantised or offloaded weights stay where they are."""

@@ -14,7 +14,7 @@ from speech_helpers import SMALLEST_VOCODER, build_speaking_repository, tiny_det
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from ming.modeling_bailingmm import BailingMMNativeForConditionalGeneration
 from ming.serving.errors import ApiError
-from ming.serving.running_audio import RunningAudio
+from ming.serving.running_audio import RunningAudio, passes_at_once
 from ming.serving.server import create_app
 from ming.serving.settings import Site
 
@@ -28,9 +28,9 @@ def detokenizer():
 
 
 @contextmanager
-def together(detokenizer):
+def together(detokenizer, passes=1):
     """A detokenizer whose velocities are computed side by side; gives the numbers of rows of its passes."""
-    audio, rows = RunningAudio(detokenizer, False), []
+    audio, rows = RunningAudio(detokenizer, False, passes), []
     estimator = detokenizer.flow.decoder.estimator
     handle = estimator.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     audio.start()
@@ -51,10 +51,11 @@ def spoken(detokenizer, call: int) -> torch.Tensor:
     return torch.cat([waveform, stream.push(codes), stream.finish()])
 
 
-def test_replies_that_are_made_side_by_side_sound_as_alone(detokenizer):
+@pytest.mark.parametrize("passes", [1, 2])
+def test_replies_that_are_made_side_by_side_sound_as_alone(detokenizer, passes):
     calls = range(len(LENGTHS))
     alone = [spoken(detokenizer, call) for call in calls]
-    with together(detokenizer) as rows, ThreadPoolExecutor(len(LENGTHS)) as pool:
+    with together(detokenizer, passes) as rows, ThreadPoolExecutor(len(LENGTHS)) as pool:
         heard = list(pool.map(lambda call: spoken(detokenizer, call), calls))
     for waveform, wanted in zip(heard, alone, strict=True):
         torch.testing.assert_close(waveform, wanted, atol=2e-3, rtol=0)
@@ -113,6 +114,37 @@ def test_frames_of_about_one_length_are_rows_of_one_pass(detokenizer):
     for place, (velocity, length) in enumerate(zip(velocities, LENGTHS, strict=True)):
         with torch.no_grad():
             torch.testing.assert_close(velocity, estimator(*frames_of(detokenizer, length, place)), atol=1e-5, rtol=0)
+
+
+def test_two_passes_are_computed_at_once(detokenizer):
+    """Two velocities that are asked for at the same time: each pass waits for the other one."""
+    both = threading.Barrier(2, timeout=DEADLINE)
+    frames = [frames_of(detokenizer, 70, seed) for seed in range(2)]
+
+    def wait(module, args) -> None:
+        both.wait()
+
+    with torch.no_grad():
+        alone = [detokenizer.flow.decoder.estimator(*each) for each in frames]
+    with together(detokenizer, passes=2) as rows, ThreadPoolExecutor(2) as pool:
+        handle = detokenizer.flow.decoder.estimator.register_forward_pre_hook(wait)
+        try:
+            velocities = list(pool.map(lambda each: detokenizer.together.estimator(*each), frames))
+        finally:
+            handle.remove()
+    assert rows == [2, 2] and all(map(torch.equal, velocities, alone))
+
+
+@pytest.mark.parametrize(("cores", "threads", "passes"), [(2, 2, 1), (2, 1, 2), (16, 1, 4), (16, 4, 4), (1, 2, 1)])
+def test_passes_leave_a_core_to_each_thread(monkeypatch, cores, threads, passes):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    own = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert passes_at_once(torch.device("cpu")) == passes
+        assert passes_at_once(torch.device("cuda")) == 1
+    finally:
+        torch.set_num_threads(own)
 
 
 def test_frames_that_padding_would_change_are_computed_alone(detokenizer):

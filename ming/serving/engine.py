@@ -2,7 +2,8 @@
 
 Jobs run in lanes, so that none of them waits for another kind: text, with one thread that decodes all chats side by
 side (`running_batch.py`); speech, with a thread for each of so many spoken replies, one that says the pieces of all of
-them side by side (`running_speech.py`), and one for the flow of all (`running_audio.py`); images, with one thread.
+them side by side (`running_speech.py`), and one or a few for the flow of all (`running_audio.py`); images, with one
+thread.
 """
 
 import logging
@@ -15,7 +16,7 @@ from typing import Any
 from ming.serving.engine_jobs import Failed, Finished, Job, StreamJob, TextJob
 from ming.serving.errors import ApiError, shutting_down
 from ming.serving.metrics import Metrics
-from ming.serving.running_audio import RunningAudio
+from ming.serving.running_audio import RunningAudio, passes_at_once
 from ming.serving.running_batch import RunningBatch
 from ming.serving.running_speech import RunningSpeech
 from ming.serving.settings import EngineSettings
@@ -32,7 +33,7 @@ class Engine:
     Args:
         model, tokenizer: the model, and its thinker's tokenizer.
         settings, metrics: see there.
-        merges_audio: whether the flow of several spoken replies is computed in one pass, see `RunningAudio`.
+        merges_audio: whether the flow of several spoken replies is computed in common passes, see `RunningAudio`.
 
     Raises:
         ValueError: a model that threads cannot share, see `raise_if_offloaded`, or see `RunningBatch`.
@@ -57,7 +58,9 @@ class Engine:
         if getattr(self.model, "talker", None) is not None:
             self._running_parts.append(RunningSpeech(self.model.talker, self.model.compile_decoding))
         if self.merges_audio and self.model.audio_detokenizer.is_loaded:
-            self._running_parts.append(RunningAudio(self.model.audio_detokenizer.load(), self.model.compile_decoding))
+            detokenizer = self.model.audio_detokenizer.load()
+            passes = passes_at_once(detokenizer.device)
+            self._running_parts.append(RunningAudio(detokenizer, self.model.compile_decoding, passes))
         for part in self._running_parts:
             part.start()
         for thread in self._threads:

@@ -1,12 +1,14 @@
-"""Velocities that several spoken replies ask for, computed in one pass.
+"""Velocities that several spoken replies ask for, computed in few passes.
 
 Each reply makes its audio in a thread of its own (`DetokenizerStream`, `AudioDetokenizer.decode`). Most of the time is
-in the flow's velocity network: hundreds of small operations, for which threads would wait for each other longer than
-they compute. So they ask one thread, and what is asked for at the same time are rows of one pass.
+in the flow's velocity network: hundreds of small operations, for which many threads would wait for each other longer
+than they compute. So they ask one thread, and what is asked for at the same time are rows of one pass; or a few
+threads, if cores are left for them, which share the rows.
 
 Letters: B rows, M mel channels, T frames.
 """
 
+import os
 import threading
 import time
 from concurrent.futures import Future
@@ -21,6 +23,7 @@ from ming.compiled import step_config
 from ming.serving.errors import shutting_down
 
 MOST_ROWS = 64  # of a pass; each stream has two, with guidance and without
+MOST_PASSES = 4  # at once: the small operations between the large ones wait for each other
 GATHER_SHARE = 0.15  # of a pass's time: the next one waits at most so long for those who got a velocity to ask again
 
 
@@ -44,6 +47,14 @@ class _Asked:
     thread: int = field(default_factory=threading.get_ident)
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """Whom a thread answered last, and how long it took."""
+
+    threads: set[int] = field(default_factory=set)
+    seconds: float = 0.0
+
+
 class RunningAudio:
     """Stands in for the parts of an audio detokenizer between `start` and `close`.
 
@@ -54,12 +65,13 @@ class RunningAudio:
     Args:
         detokenizer: its weights are the ones that are computed with.
         compile_decoding: whether its parts are compiled; see `step_config`.
+        passes: computed at the same time at most; one if parts are compiled.
 
     Attributes:
         vocoder: computes in the thread that calls it.
     """
 
-    def __init__(self, detokenizer: AudioDetokenizer, compile_decoding):
+    def __init__(self, detokenizer: AudioDetokenizer, compile_decoding, passes: int = 1):
         self.detokenizer = detokenizer
         own = detokenizer.flow.decoder.estimator
         compiled = detokenizer.parts(step_config(detokenizer.device, compile_decoding) or False)
@@ -68,20 +80,21 @@ class RunningAudio:
         self._merges = compiled is None and own.mask_padding
         self._changed = threading.Condition()
         self._asked: list[_Asked] = []
-        self._answered: set[int] = set()  # threads that got a velocity in the last pass
-        self._seconds = 0.0  # of the last pass
+        self._idle = 0  # threads that wait for something to compute
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="audio", daemon=True)
+        count = passes if compiled is None else 1
+        self._threads = [threading.Thread(target=self._run, name="audio", daemon=True) for _ in range(count)]
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the threads."""
         self.detokenizer.together = self
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether all threads run."""
+        return all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
         """Let the detokenizer compute by itself again; who waits gets an error."""
@@ -89,7 +102,8 @@ class RunningAudio:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def estimator(self, *frames: torch.Tensor | None) -> torch.Tensor:
         """As `VelocityEstimator.forward`.
@@ -108,45 +122,55 @@ class RunningAudio:
 
     @torch.no_grad()
     def _run(self) -> None:
+        last = _Pass()
         try:
-            while together := self._next():
-                self._pass(together)
-        finally:  # nobody may wait for a thread that has ended
+            while together := self._next(last):
+                last = _Pass({each.thread for each in together}, self._answer(together))
+        finally:  # nobody may wait for threads that have ended
             with self._changed:
                 self._closing = True
                 asked, self._asked = self._asked, []
+                self._changed.notify_all()
             for each in asked:
                 each.velocity.set_exception(shutting_down())
 
-    def _next(self) -> list[_Asked]:
-        """What is computed next: what was asked for first, and all that fits to it; nothing when it closes."""
+    def _next(self, last: _Pass) -> list[_Asked]:
+        """What this thread computes next, after its last pass; nothing when it closes.
+
+        It is what was asked for first and what fits to it, shared with the threads that wait for work.
+        """
         with self._changed:
+            self._idle += 1
             self._changed.wait_for(lambda: self._asked or self._closing)
+            if self._merges:
+                self._changed.wait_for(lambda: self._closing or self._ask_again(last), GATHER_SHARE * last.seconds)
+                self._changed.wait_for(lambda: self._asked or self._closing)  # another thread may have taken all
+            sharing, self._idle = self._idle, self._idle - 1
             if self._closing:
                 return []
-            if self._merges:
-                self._changed.wait_for(self._all_ask_again, GATHER_SHARE * self._seconds)
             first = self._asked[0]
             fitting = [each for each in self._asked if self._merges and _length(each) == _length(first)]
-            together = fitting[: max(1, MOST_ROWS // len(first.frames.x))] or [first]
+            share = min(-(-len(fitting) // sharing), MOST_ROWS // len(first.frames.x))
+            together = fitting[: max(1, share)] or [first]
             self._asked = [each for each in self._asked if each not in together]
-            self._answered = {each.thread for each in together}
         return together
 
-    def _all_ask_again(self) -> bool:
-        return self._answered <= {each.thread for each in self._asked}
+    def _ask_again(self, last: _Pass) -> bool:
+        return last.threads <= {each.thread for each in self._asked}
 
-    def _pass(self, together: list[_Asked]) -> None:
+    def _answer(self, together: list[_Asked]) -> float:
+        """Compute, and answer those who wait: the seconds that it took."""
         started = time.perf_counter()
         try:
             velocities = self._velocities([each.frames for each in together])
         except Exception as error:
             for each in together:
                 each.velocity.set_exception(error)
-            return
-        self._seconds = time.perf_counter() - started
+            return 0.0
+        seconds = time.perf_counter() - started
         for each, velocity in zip(together, velocities, strict=True):
             each.velocity.set_result(velocity)
+        return seconds
 
     def _velocities(self, rows: list[Frames]) -> list[torch.Tensor]:
         """The velocities [B, M, T] of each of them."""
@@ -170,9 +194,16 @@ class RunningAudio:
         return [part[:, :, :length] for part, length in zip(parts, lengths, strict=True)]
 
 
+def passes_at_once(device: torch.device) -> int:
+    """How many passes to compute at the same time: on a CPU as many as leave a core to each of their threads."""
+    if device.type != "cpu":
+        return 1
+    return max(1, min(MOST_PASSES, (os.cpu_count() or 1) // torch.get_num_threads()))
+
+
 def _length(asked: _Asked) -> int:
     """What its frames would be padded to."""
     return padded_length(asked.frames.x.shape[2])
 
 
-__all__ = ["RunningAudio"]
+__all__ = ["RunningAudio", "passes_at_once"]
