@@ -168,6 +168,23 @@ def test_a_call_whose_values_are_not_finite_fails_alone(talker):  # noqa: F811
         assert begun + [step.codec_ids.item() for step in steps] == alone
 
 
+def test_a_draw_that_fails_ends_the_calls_it_was_for(talker):  # noqa: F811
+    rules = StopRules(min_new_ids=20, max_new_ids=20)
+    alone = said(talker, 0, rules=rules, attempts=1)
+
+    def fail(probabilities) -> None:
+        raise RuntimeError("no memory to draw")
+
+    with together(talker), ThreadPoolExecutor(1) as pool:
+        steps = talker.stream(CALLS[1], generators(1, 2), rules)
+        next(steps)
+        other = pool.submit(said, talker, 0, rules=rules, attempts=1, temperature=0.7)
+        with pytest.raises(RuntimeError, match="no memory to draw"):
+            list(talker.stream(CALLS[0], rules=rules, draw=fail, top_k=3))
+        assert len(other.result(DEADLINE)[0]) == len(list(steps)) + 1 == 20
+        assert said(talker, 0, rules=rules, attempts=1) == alone
+
+
 def test_a_pass_that_fails_tells_its_callers_and_later_ones_are_served(talker):  # noqa: F811
     alone = said(talker, 0, attempts=1)
 

@@ -204,9 +204,14 @@ class RunningSpeech:
         for _, alike in groupby(callers, key=lambda caller: caller.call.sampler):
             drawn_for = list(alike)
             end = start + sum(len(caller.call.rows) for caller in drawn_for)
-            drawn = drawn_together([caller.call for caller in drawn_for], logits[start:end])
-            for caller, own in zip(drawn_for, drawn, strict=True):
-                self._take(caller, own)
+            try:
+                drawn = drawn_together([caller.call for caller in drawn_for], logits[start:end])
+            except Exception as error:
+                for caller in drawn_for:
+                    _fail(caller, error)
+            else:
+                for caller, own in zip(drawn_for, drawn, strict=True):
+                    self._take(caller, own)
             start = end
 
     def _take(self, caller: _Caller, drawn: Drawn) -> None:
