@@ -30,7 +30,8 @@ test-programs: $(READY)
 # The oldest releases of transformers and PyAV that requirements.txt admits, beside the installed ones. Serving engines
 # pin the first, evaluation frameworks the second. That transformers refuses huggingface_hub 2.
 OLDEST := transformers==5.16.1 'huggingface_hub<2' av==15.1.0
-OLDEST_TESTS := tests/test_compat.py tests/test_model.py tests/test_thinker_goldens.py tests/test_processor_chat.py \
+OLDEST_TESTS := tests/test_compat.py tests/test_model.py tests/test_thinker_goldens.py tests/test_thinker_generate.py \
+	tests/test_processor_chat.py \
 	tests/test_feature_extraction.py tests/test_processor_media.py tests/test_media_files.py tests/test_media_tracks.py \
 	tests/test_speech.py tests/test_drawing.py tests/test_ming_tiny_outputs.py
 

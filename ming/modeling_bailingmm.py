@@ -1017,7 +1017,10 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         is_first_iteration=False,
         **kwargs,
     ):
-        if inputs_embeds is not None and is_first_iteration and next_sequence_length is None:
+        is_whole = next_sequence_length is None and inputs_embeds is not None
+        if is_whole and past_key_values is not None and past_key_values.get_seq_length() < inputs_embeds.shape[1]:
+            is_first_iteration = True  # transformers 5.16 does not say so of chunks of the prompt
+        if is_whole and is_first_iteration:
             # `input_ids` are a chunk of the prompt, or all of it and guesses after it (assisted decoding).
             start = past_key_values.get_seq_length()
             stop = start + input_ids.shape[1]
@@ -1027,6 +1030,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
                 if mm_token_type_ids is not None:
                     mm_token_type_ids = F.pad(mm_token_type_ids, (0, num_guesses))
             inputs_embeds = inputs_embeds[:, start:stop]
+            mm_token_type_ids = None if mm_token_type_ids is None else mm_token_type_ids[:, start:stop]
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
