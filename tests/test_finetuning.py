@@ -398,12 +398,20 @@ def test_a_run_goes_on_with_chats_that_were_mended(data, tmp_path):
     main(again)  # the run is one of the new chats now
 
 
-def test_only_paths_are_changed(tmp_path):
+def in_capitals(address: str) -> str:
+    """An address with its scheme in capitals."""
+    scheme, colon, rest = address.partition(":")
+    return scheme.upper() + colon + rest
+
+
+@pytest.mark.parametrize("shown", [str, in_capitals])
+def test_only_paths_are_changed(tmp_path, shown):
+    """Schemes are the same in capitals."""
     (tmp_path / "a.png").write_bytes(b"")
-    there, data_url = str((tmp_path / "a.png").resolve()), "data:image/png;base64,AAAA"
+    there, data_url = str((tmp_path / "a.png").resolve()), shown("data:image/png;base64,AAAA")
     items = [
-        {"type": "image", "image": ["a.png", "https://example.org/b.png"]},
-        {"type": "image_url", "image_url": {"url": (tmp_path / "a.png").as_uri(), "detail": "low"}},
+        {"type": "image", "image": ["a.png", shown("https://example.org/b.png")]},
+        {"type": "image_url", "image_url": {"url": shown((tmp_path / "a.png").as_uri()), "detail": "low"}},
         {"type": "image", "url": data_url},
         {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
         {"type": "text", "text": "a.png \u2028 b"},

@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader
 
 from ming.argument_checks import in_words_of_request
 from ming.generation_arguments import raise_if_too_long
+from ming.media import scheme_of
 from ming.messages import CONTENT_TYPES, ROLES, MediaItem, Message, TextItem, parse_conversation
 from ming.training.chats import chat_batch
 
 SHOWN_PROBLEMS = 20
 PATH_KEYS = {*CONTENT_TYPES, "url", "path"} - {"text"}
-REMOTE = ("http://", "https://", "data:")
 
 
 @dataclass(frozen=True)
@@ -248,9 +248,10 @@ def _resolved(value: Any, folder: Path, modality: str | None) -> Any:
         return [_resolved(part, folder, modality) for part in value]
     if isinstance(value, Mapping):
         return _item_with_paths(value, folder, modality)
-    if not isinstance(value, str) or value.startswith(REMOTE):
+    scheme = scheme_of(value)
+    if not isinstance(value, str) or scheme in ("http", "https", "data"):
         return value
-    path = folder / (url2pathname(urlparse(value).path) if value.startswith("file://") else value)
+    path = folder / (url2pathname(urlparse(value).path) if scheme == "file" else value)
     if not os.path.exists(path):  # also False for a string that cannot be a path
         raise ValueError(
             f"{value[:120]!r}: no such file (in {folder.resolve()}); paths are relative to the JSONL file"
