@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import modeling_utils
+from transformers import Cache, modeling_utils
 from transformers.models.auto import modeling_auto
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
@@ -163,6 +163,43 @@ def is_split_over_processes(model: nn.Module) -> bool:
     """Whether the weights of a model lie in several processes, all of which take part in saving it."""
     config = getattr(model.config, "distributed_config", None)
     return config is not None or getattr(model, "_tp_size", None) is not None
+
+
+def prompt_span(
+    input_ids: torch.Tensor,
+    next_sequence_length: int | None,
+    cache: Cache | None,
+    inputs_embeds: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+) -> tuple[int, int] | None:
+    """Which tokens of a chat a pass reads that is prepared for `generate`: from the first up to the second place.
+
+    The library says so with `next_sequence_length`, but not of chunks of a prompt (`prefill_chunk_size`) and of
+    assisted decoding. There `input_ids` may hold the chunk, or all tokens beside a cache that has some of them, and
+    transformers 5.16 does not tell a chunk of a prompt from a later token. What holds is that the mask spans all
+    tokens up to the last one of the pass.
+
+    Returns:
+        None where the library says so itself, or where there is no prompt to cut.
+
+    Raises:
+        ValueError: the cache has all these tokens: transformers 5.16 cuts the prompt as if it were empty.
+    """
+    mask_length = attention_mask.shape[1] if attention_mask is not None and attention_mask.ndim == 2 else None
+    if next_sequence_length is not None or cache is None:
+        return None
+    if inputs_embeds is None and mask_length != input_ids.shape[1]:
+        return None
+    start = cache.get_seq_length()
+    whole = input_ids.shape[1] if inputs_embeds is None else inputs_embeds.shape[1]
+    stop = input_ids.shape[1] + (start if input_ids.shape[1] < whole else 0) if mask_length is None else mask_length
+    if stop <= start:
+        raise ValueError(
+            f"prefill_chunk_size: a chunk ends at token {stop}, and past_key_values hold {start} tokens; this release "
+            "of transformers cannot read a chat in chunks from there on: leave prefill_chunk_size out, or take a "
+            "newer release"
+        )
+    return start, stop
 
 
 def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,8 @@ COUNTS = ("num_beams", "num_return_sequences")
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 TOKENIZERS = ("tokenizer", "assistant_tokenizer")
 # What the library does with token ids alone, so not for a prompt of embeddings.
-NEED_IDS = ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model")
+GUESSING = ("prompt_lookup_num_tokens", "assistant_model")
+NEED_IDS = ("prefill_chunk_size", *GUESSING)
 # Settings that name tokens of the model. Of those that end a reply, negative ones stand for none.
 TOKENS = (
     *("forced_bos_token_id", "forced_eos_token_id", "bos_token_id", "eos_token_id", "pad_token_id"),
@@ -393,13 +394,20 @@ def _raise_if_untrusted(text: Mapping[str, Any]) -> None:
 
 
 def _raise_if_unservable(text: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse guesses by the first layers, and what works on token ids for a prompt of embeddings alone."""
+    """Refuse guesses by the first layers, and guesses or chunks without what they need of the prompt."""
     early_exit = settings.get("assistant_early_exit")
     if early_exit is not None:
         raise ValueError(
             f"assistant_early_exit={shown(early_exit)}: this model cannot guess with its first layers; pass an "
             "assistant_model, or prompt_lookup_num_tokens"
         )
+    bare = all(text.get(name) is None for name in ("mm_token_type_ids", "inputs_embeds"))
+    for name in (*GUESSING, "use_cache") if bare and continues(text.get("past_key_values")) else ():
+        if settings.get(name) not in (None, True):
+            raise ValueError(
+                f"{name}={shown(settings[name])}: the library would read all of input_ids again behind "
+                "past_key_values; pass all that the processor makes of the conversation, or leave one of them out"
+            )
     if text.get("input_ids") is not None or text.get("inputs_embeds") is None:
         return
     for name in NEED_IDS:

@@ -51,6 +51,7 @@ from .compat import (
     is_remote_code,
     is_split_over_processes,
     keeps_auto_map,
+    prompt_span,
     sequential_loading,
     takes_experts_implementation,
 )
@@ -1017,20 +1018,24 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         is_first_iteration=False,
         **kwargs,
     ):
-        is_whole = next_sequence_length is None and inputs_embeds is not None
-        if is_whole and past_key_values is not None and past_key_values.get_seq_length() < inputs_embeds.shape[1]:
-            is_first_iteration = True  # transformers 5.16 does not say so of chunks of the prompt
-        if is_whole and is_first_iteration:
-            # `input_ids` are a chunk of the prompt, or all of it and guesses after it (assisted decoding).
-            start = past_key_values.get_seq_length()
-            stop = start + input_ids.shape[1]
-            if (num_guesses := stop - inputs_embeds.shape[1]) > 0:
-                guesses = self.get_input_embeddings()(input_ids[:, -num_guesses:])
-                inputs_embeds = torch.cat([inputs_embeds, guesses], dim=1)
-                if mm_token_type_ids is not None:
-                    mm_token_type_ids = F.pad(mm_token_type_ids, (0, num_guesses))
-            inputs_embeds = inputs_embeds[:, start:stop]
-            mm_token_type_ids = None if mm_token_type_ids is None else mm_token_type_ids[:, start:stop]
+        if mm_token_type_ids is not None and next_sequence_length is not None:
+            mm_token_type_ids = mm_token_type_ids[:, -next_sequence_length:]  # transformers 5.16 does not
+        span = prompt_span(
+            input_ids, next_sequence_length, past_key_values, inputs_embeds, kwargs.get("attention_mask")
+        )
+        if span is not None:
+            start, stop = span
+            # The prompt, a chunk of it, or all of it and guesses after it (assisted decoding).
+            input_ids = input_ids[:, start - stop :]
+            if inputs_embeds is not None and start < inputs_embeds.shape[1]:
+                is_first_iteration = True
+                if (num_guesses := stop - inputs_embeds.shape[1]) > 0:
+                    guesses = self.get_input_embeddings()(input_ids[:, -num_guesses:])
+                    inputs_embeds = torch.cat([inputs_embeds, guesses], dim=1)
+                    if mm_token_type_ids is not None:
+                        mm_token_type_ids = F.pad(mm_token_type_ids, (0, num_guesses))
+                inputs_embeds = inputs_embeds[:, start:stop]
+                mm_token_type_ids = None if mm_token_type_ids is None else mm_token_type_ids[:, start:stop]
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,

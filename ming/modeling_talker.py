@@ -261,7 +261,7 @@ class BailingMMTalker(PreTrainedModel):
         if draw is None:
             draw = likeliest if generators is None else SeededDraw(generators)
         eos, text_vocab_size = self.config.special_token_ids["<audio_eos>"], self.config.text_vocab_size
-        sampler = Sampler(rules, top_k, temperature, eos, text_vocab_size)
+        sampler = Sampler(rules.released, top_k, temperature, eos, text_vocab_size)
         if rules.released and len(prompts) > 1:
             raise ValueError(f"released stop rules say one piece at a time, got {len(prompts)}")
         rows = [self._row(prompt, rules, start_position) for prompt in prompts]
@@ -269,7 +269,7 @@ class BailingMMTalker(PreTrainedModel):
         runs_ahead = self.device.type != "cpu" if self.runs_ahead is None else self.runs_ahead
         lag = int(runs_ahead and not rules.released)  # these end pieces while their prompts are read
         last = torch.tensor([start_position + len(row.audio_ids) - 1 for row in rows], device=self.device)
-        call = TalkerCall(rows, last, self._texts(rows), sampler, draw, lag)
+        call = TalkerCall(rows, last, self._texts(rows), rules, sampler, draw, lag)
         if self.together is not None and cache_implementation is None and not rules.released:
             return self.together(call)
         return self._decode(call, cache_implementation, config)
@@ -296,7 +296,7 @@ class BailingMMTalker(PreTrainedModel):
     def _decode(
         self, call: TalkerCall, cache_implementation: str | None, config: CompileConfig | None
     ) -> Iterator[TalkerStep]:
-        rows, released = call.rows, call.sampler.rules.released
+        rows, released = call.rows, call.rules.released
         step = self if config is None else self.decoding.call(self, config)
         size = len(rows) if config is None else padded_rows(len(rows))
         inputs = with_copies(self.prompt_inputs(rows), size)

@@ -20,7 +20,8 @@ RELEASED_MAX_STEPS = 1000
 # More ids than these for a piece of text mean that it does not stop: an id stands for 20 ms or more, and a text token
 # takes 80 to 400 ms.
 LIMIT_BASE, LIMIT_PER_TEXT_TOKEN = 60, 40
-Draw = Callable[[torch.Tensor], torch.Tensor]  # probabilities [B, V] -> ids [B], on their device
+# Probabilities [B, V] -> ids [B]; those of rows that have ended mean nothing, and their ids are not heard.
+Draw = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -223,9 +224,9 @@ def _sent_to_host(ids: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | N
 
 @dataclass(frozen=True)
 class Sampler:
-    """How probable ids are. Calls with equal ones are drawn for together."""
+    """How probable ids are; `released` as in `StopRules`. Calls with equal ones are drawn for together."""
 
-    rules: StopRules
+    released: bool
     top_k: int
     temperature: float
     eos: int
@@ -233,7 +234,7 @@ class Sampler:
 
     def probabilities(self, logits: torch.Tensor, eos_allowed: torch.Tensor) -> torch.Tensor:
         """[B, V] from logits [B, V] and whether the end token may be drawn [B]."""
-        first_allowed = 0 if self.rules.released else self.text_vocab_size
+        first_allowed = 0 if self.released else self.text_vocab_size
         filtered = filter_logits(logits.float() / self.temperature, self.top_k, self.eos, eos_allowed, first_allowed)
         return filtered.softmax(dim=-1)
 
@@ -245,6 +246,7 @@ class TalkerCall:
         rows: the pieces.
         position: int64 [B], of the last token of their prompts.
         texts: int64 [n, B], the text ids of the steps after the prompt; the last ones stand for all that follow.
+        rules: when the pieces end.
         sampler: says how probable the ids of all rows are.
         draw: draws them.
         lag: after how many more draws the host reads what was drawn; until then no step waits for the device.
@@ -259,11 +261,12 @@ class TalkerCall:
         rows: list[TalkerRow],
         position: torch.Tensor,
         texts: torch.Tensor,
+        rules: StopRules,
         sampler: Sampler,
         draw: Draw,
         lag: int = 0,
     ):
-        self.rows, self.position, self.texts = rows, position, texts
+        self.rows, self.position, self.texts, self.rules = rows, position, texts, rules
         self.sampler, self.draw, self.lag = sampler, draw, lag
         self.num_drawn = 0
         self._drawn: deque[Drawn] = deque()
@@ -277,9 +280,8 @@ class TalkerCall:
 
     def eos_allowed(self, position: torch.Tensor) -> torch.Tensor:
         """Whether the end token may be drawn from the logits of the tokens at positions [B]: bool [B]."""
-        rules = self.sampler.rules
-        if not rules.released:
-            return torch.full_like(position, self.num_drawn >= rules.min_new_ids, dtype=torch.bool)
+        if not self.rules.released:
+            return torch.full_like(position, self.num_drawn >= self.rules.min_new_ids, dtype=torch.bool)
         num_prompt = torch.tensor([len(row.prompt.prompt_ids) for row in self.rows], device=position.device)
         return position >= num_prompt + RELEASED_EOS_MARGIN
 
@@ -354,7 +356,7 @@ def drawn_together(calls: Sequence[TalkerCall], logits: torch.Tensor) -> list[Dr
         ids = inverted(probabilities, torch.cat([draw.next_uniforms(logits.device) for draw in seeded]))
     else:
         parts = zip(calls, probabilities.split(counts), strict=True)
-        ids = torch.cat([call.draw(part) for call, part in parts]).to(logits.device)
+        ids = torch.cat([call.draw(part).to(logits.device) for call, part in parts])
     is_usable = probabilities.sum(dim=-1).isfinite()
     on_host, arrived = _sent_to_host(torch.where(is_usable, ids, NO_ID))
     of_calls = zip(*(whole.split(counts) for whole in (ids, on_host, probabilities)), strict=True)

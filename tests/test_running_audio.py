@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -127,6 +128,9 @@ def test_two_passes_are_computed_at_once(detokenizer):
     with torch.no_grad():
         alone = [detokenizer.flow.decoder.estimator(*each) for each in frames]
     with together(detokenizer, passes=2) as rows, ThreadPoolExecutor(2) as pool:
+        audio = detokenizer.together
+        with audio._changed:
+            audio._changed.wait_for(lambda: audio._idle == 2, DEADLINE)
         handle = detokenizer.flow.decoder.estimator.register_forward_pre_hook(wait)
         try:
             velocities = list(pool.map(lambda each: detokenizer.together.estimator(*each), frames))
@@ -137,7 +141,7 @@ def test_two_passes_are_computed_at_once(detokenizer):
 
 @pytest.mark.parametrize(("cores", "threads", "passes"), [(2, 2, 1), (2, 1, 2), (16, 1, 4), (16, 4, 4), (1, 2, 1)])
 def test_passes_leave_a_core_to_each_thread(monkeypatch, cores, threads, passes):
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)), raising=False)
     own = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -145,6 +149,28 @@ def test_passes_leave_a_core_to_each_thread(monkeypatch, cores, threads, passes)
         assert passes_at_once(torch.device("cuda")) == 1
     finally:
         torch.set_num_threads(own)
+
+
+def test_who_was_answered_last_is_waited_for(detokenizer):
+    """Two callers that begin one after the other would go on in turns, each in passes of its own."""
+    begun, rounds = threading.Event(), 8
+
+    def slow(module, args) -> None:
+        begun.set()
+        time.sleep(0.1)  # the share of it that is waited is long enough to ask again
+
+    def ask(seed: int) -> None:
+        for _ in range(rounds):
+            detokenizer.together.estimator(*frames_of(detokenizer, 70, seed))
+
+    with together(detokenizer) as rows, ThreadPoolExecutor(2) as pool:
+        handle = detokenizer.flow.decoder.estimator.register_forward_pre_hook(slow)
+        first = pool.submit(ask, 0)
+        assert begun.wait(DEADLINE)
+        ask(1)
+        first.result(DEADLINE)
+        handle.remove()
+    assert sum(rows) == 4 * rounds and 4 in rows
 
 
 def test_frames_that_padding_would_change_are_computed_alone(detokenizer):

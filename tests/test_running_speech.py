@@ -168,21 +168,47 @@ def test_a_call_whose_values_are_not_finite_fails_alone(talker):  # noqa: F811
         assert begun + [step.codec_ids.item() for step in steps] == alone
 
 
-def test_a_draw_that_fails_ends_the_calls_it_was_for(talker):  # noqa: F811
+def test_a_draw_that_fails_ends_its_call_alone(talker):  # noqa: F811
+    """The second of three draws that the first caller's neighbours share all else with."""
     rules = StopRules(min_new_ids=20, max_new_ids=20)
-    alone = said(talker, 0, rules=rules, attempts=1)
+    alone = said(talker, 1, rules=rules, attempts=1)
+    drawn: list[int] = []
 
-    def fail(probabilities) -> None:
-        raise RuntimeError("no memory to draw")
+    def fail(probabilities) -> torch.Tensor:
+        drawn.append(len(probabilities))
+        if len(drawn) == 3:
+            raise RuntimeError("no memory to draw")
+        return probabilities.argmax(dim=-1)
 
-    with together(talker), ThreadPoolExecutor(1) as pool:
-        steps = talker.stream(CALLS[1], generators(1, 2), rules)
-        next(steps)
-        other = pool.submit(said, talker, 0, rules=rules, attempts=1, temperature=0.7)
+    with together(talker), ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(said, talker, 1, rules=rules, attempts=1) for _ in range(2)]
         with pytest.raises(RuntimeError, match="no memory to draw"):
-            list(talker.stream(CALLS[0], rules=rules, draw=fail, top_k=3))
-        assert len(other.result(DEADLINE)[0]) == len(list(steps)) + 1 == 20
-        assert said(talker, 0, rules=rules, attempts=1) == alone
+            list(talker.stream(CALLS[0], rules=rules, draw=fail))
+        assert [each.result(DEADLINE) for each in others] == [alone, alone]
+
+
+def test_calls_that_end_with_their_first_ids_leave_the_others_their_cache(talker, monkeypatch):  # noqa: F811
+    """One id, or a prompt whose values are not finite: nothing is copied for them."""
+    broken = replace(PROMPTS[3], thinker_states=torch.full_like(PROMPTS[3].thinker_states, torch.nan))
+    rules = StopRules(min_new_ids=30, max_new_ids=30)
+    alone = said(talker, 0, rules=rules, attempts=1)
+    with together(talker) as rows, ThreadPoolExecutor(1) as pool:
+        steps = talker.stream(CALLS[0], generators(*seeds_of(0)), rules)
+        begun = [next(steps).codec_ids.item()]
+        short = pool.submit(said, talker, 1, rules=StopRules(max_new_ids=1), attempts=1)
+        with pytest.raises(FloatingPointError):
+            talker.generate([broken], generators(0), attempts=1)
+        assert [len(ids) for ids in short.result(DEADLINE)] == [1, 1]
+        assert [begun + [step.codec_ids.item() for step in steps]] == alone
+    steps_alone = 29
+    assert rows.count(1) >= steps_alone and len(rows) <= steps_alone + 4  # and prompts, one of them read again
+
+
+def test_rules_that_cannot_be_compared_stop_nobody(talker):  # noqa: F811
+    rules = StopRules(shortest=torch.tensor([0.5, 0.5]), max_new_ids=9)
+    with together(talker), ThreadPoolExecutor(3) as pool:
+        work = [pool.submit(lambda: list(talker.stream(CALLS[0], generators(1), rules))) for _ in range(3)]
+        assert [len(each.result(DEADLINE)) for each in work] == [9, 9, 9]
 
 
 def test_a_pass_that_fails_tells_its_callers_and_later_ones_are_served(talker):  # noqa: F811

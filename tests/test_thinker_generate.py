@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from thinker_helpers import PAD, Chat, batch, mixed_chats, tiny_model, valid_tokens
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 NEW = 8
+IS_OLD = version.parse(transformers.__version__) < version.parse("5.23")
 
 
 @pytest.fixture(scope="module", params=["sanm", "whisper"])
@@ -272,21 +275,31 @@ def test_new_tokens_are_text_even_when_they_look_like_patches(tiny, one):
     torch.testing.assert_close(torch.stack(out.logits, dim=1), expected, atol=5e-5, rtol=0)
 
 
-def test_continued_conversation_on_a_kept_cache(tiny, one):
-    """A second turn on the first turn's cache gives what a fresh pass over the whole conversation gives."""
+@pytest.mark.parametrize(
+    "options", [{}, {"prompt_lookup_num_tokens": 3}, {"prefill_chunk_size": 3}, {"use_cache": False}]
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_continued_conversation_on_a_kept_cache(tiny, one, whole, options):
+    """A second turn on the first turn's cache gives what a fresh pass over the whole conversation gives.
+
+    The media of the first turn may come again.
+    """
     first = tiny.generate(**one, max_new_tokens=4, return_dict_in_generate=True, eos_token_id=-1)
     turn = Chat(33).text(3)
     ids = torch.cat([first.sequences, torch.tensor([turn.ids])], dim=1)
     types = torch.nn.functional.pad(one["mm_token_type_ids"], (0, ids.shape[1] - one["input_ids"].shape[1]))
     fresh = one | {"input_ids": ids, "mm_token_type_ids": types, "attention_mask": torch.ones_like(ids)}
     expected = tiny.generate(**fresh, max_new_tokens=4, eos_token_id=-1)
-    kept = tiny.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        past_key_values=first.past_key_values,
-        max_new_tokens=4,
-        eos_token_id=-1,
-    )
+    again = fresh if whole else {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if not whole and options.keys() & {"prompt_lookup_num_tokens", "use_cache"}:
+        with pytest.raises(ValueError, match="(lookup_num_tokens=3|use_cache=False): .* pass all that the processor"):
+            tiny.generate(**again, past_key_values=first.past_key_values, max_new_tokens=4, **options)
+        return
+    if "prefill_chunk_size" in options and IS_OLD:  # it cuts what the cache has, too
+        with pytest.raises(ValueError, match="a chunk ends at token 3, and past_key_values hold .*, or take a newer"):
+            tiny.generate(**again, past_key_values=first.past_key_values, max_new_tokens=4, **options)
+        return
+    kept = tiny.generate(**again, past_key_values=first.past_key_values, max_new_tokens=4, eos_token_id=-1, **options)
     assert torch.equal(kept, expected)
 
 

@@ -49,10 +49,11 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Pass:
-    """Whom a thread answered last, and how long it took."""
+    """Whom a thread answered last, how long it took, and when (as `time.perf_counter`)."""
 
     threads: set[int] = field(default_factory=set)
     seconds: float = 0.0
+    ended: float = 0.0
 
 
 class RunningAudio:
@@ -125,7 +126,8 @@ class RunningAudio:
         last = _Pass()
         try:
             while together := self._next(last):
-                last = _Pass({each.thread for each in together}, self._answer(together))
+                seconds = self._answer(together)
+                last = _Pass({each.thread for each in together}, seconds, time.perf_counter())
         finally:  # nobody may wait for threads that have ended
             with self._changed:
                 self._closing = True
@@ -143,7 +145,8 @@ class RunningAudio:
             self._idle += 1
             self._changed.wait_for(lambda: self._asked or self._closing)
             if self._merges:
-                self._changed.wait_for(lambda: self._closing or self._ask_again(last), GATHER_SHARE * last.seconds)
+                left = last.ended + GATHER_SHARE * last.seconds - time.perf_counter()
+                self._changed.wait_for(lambda: self._closing or self._ask_again(last), max(0.0, left))
                 self._changed.wait_for(lambda: self._asked or self._closing)  # another thread may have taken all
             sharing, self._idle = self._idle, self._idle - 1
             if self._closing:
@@ -198,7 +201,8 @@ def passes_at_once(device: torch.device) -> int:
     """How many passes to compute at the same time: on a CPU as many as leave a core to each of their threads."""
     if device.type != "cpu":
         return 1
-    return max(1, min(MOST_PASSES, (os.cpu_count() or 1) // torch.get_num_threads()))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_PASSES, cores // torch.get_num_threads()))
 
 
 def _length(asked: _Asked) -> int:

@@ -83,8 +83,7 @@ class RunningCache(Generic[RowT]):
             return
         rows = [self.rows[place] for place in places]
         cut = self.width - max((row.length for row in rows), default=0)
-        kept = list(places)
-        self._place(rows, [(keys[kept, :, cut:], values[kept, :, cut:]) for keys, values in self._layers()])
+        self._place(rows, part_of(self._layers(), places, cut))
 
     def make_room(self) -> None:
         """See that a static cache has room for the next token of every row."""
@@ -118,6 +117,12 @@ class RunningCache(Generic[RowT]):
             self.cache.update(keys, values, index)
 
 
+def part_of(layers: Layers, places: Sequence[int], cut: int) -> Layers:
+    """The rows at these places, without their first `cut` tokens."""
+    kept = list(places)
+    return [(keys[kept, :, cut:], values[kept, :, cut:]) for keys, values in layers]
+
+
 def _beside(first: Layers, second: Layers) -> Layers:
     """The rows of both, padded on the left to one length."""
     length = max(first[0][0].shape[2], second[0][0].shape[2])
@@ -131,4 +136,4 @@ def _beside(first: Layers, second: Layers) -> Layers:
     return joined
 
 
-__all__ = ["Layers", "RunningCache"]
+__all__ = ["Layers", "RunningCache", "part_of"]

@@ -16,14 +16,14 @@ from itertools import groupby
 from queue import SimpleQueue
 
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, StaticCache
 
 from ming.compiled import max_length, step_config
 from ming.finite import naming_layers
 from ming.modeling_talker import BailingMMTalker
 from ming.serving.errors import shutting_down
-from ming.serving.running_cache import RunningCache
-from ming.talker_steps import Drawn, TalkerCall, TalkerStep, drawn_together, with_copies
+from ming.serving.running_cache import RunningCache, part_of
+from ming.talker_steps import Drawn, Sampler, SeededDraw, TalkerCall, TalkerStep, drawn_together, with_copies
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class RunningSpeech:
         self._running = RunningCache[_CachedPiece](talker, talker.decoding, config is not None)
         self._changed = threading.Condition()
         self._entering: list[_Caller] = []
+        self._reading: list[_Caller] = []  # whose rows do not run yet
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="talker", daemon=True)
 
@@ -85,7 +86,7 @@ class RunningSpeech:
 
     @property
     def num_waiting(self) -> int:
-        """Calls whose prompts are still to be read."""
+        """Calls that came and have not been taken up."""
         with self._changed:
             return len(self._entering)
 
@@ -124,13 +125,15 @@ class RunningSpeech:
         """Between two passes every call that came is read."""
         try:
             while not self._closing:
-                self._enter([caller for caller in self._arrived() if not caller.left])
+                self._reading = self._arrived()
+                self._enter([caller for caller in self._reading if not caller.left])
+                self._reading = []
                 self._pass()
         finally:  # nobody may wait for a thread that has ended
             with self._changed:
                 self._closing = True
                 entering, self._entering = self._entering, []
-            self._fail_all(shutting_down(), entering)
+            self._fail_all(shutting_down(), [*self._reading, *entering])
 
     def _arrived(self) -> list[_Caller]:
         """The calls that came; waits for one where no row runs."""
@@ -147,23 +150,37 @@ class RunningSpeech:
         """Read the prompts of calls, whose rows run from then on; where not all can be read at once, each alone."""
         if not callers:
             return
-        rows = [row for caller in callers for row in caller.call.rows]
-        cache = DynamicCache()
         try:
-            inputs = self.talker.prompt_inputs(rows)
-            logits = self.talker(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+            cache, logits = self._read(callers)
         except Exception as error:
             if len(callers) == 1:
                 _fail(callers[0], error)
                 return
             logger.warning("the prompts of %d calls cannot be read at once; each alone", len(callers), exc_info=error)
-            for caller in callers:
-                self._enter([caller])
+        else:
+            self._draw(callers, logits)
+            self._add(callers, cache)
             return
-        self._draw(callers, logits)
-        pieces = [_CachedPiece(caller, len(row.audio_ids)) for caller in callers for row in caller.call.rows]
+        for caller in callers:  # out of the handler: with its error goes all that the pass held
+            self._enter([caller])
+
+    def _read(self, callers: list[_Caller]) -> tuple[Cache, torch.Tensor]:
+        """A cache of all prompts, and the logits [B, V] behind them."""
+        cache = DynamicCache()
+        inputs = self.talker.prompt_inputs([row for caller in callers for row in caller.call.rows])
+        logits = self.talker(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        return cache, logits[:, -1]
+
+    def _add(self, callers: list[_Caller], cache: Cache) -> None:
+        """Let the rows of calls run that have not ended with their first ids."""
+        rows = [(caller, row) for caller in callers for row in caller.call.rows]
+        places = [place for place, (caller, _) in enumerate(rows) if not caller.ended]
+        if not places:
+            return
+        pieces = [_CachedPiece(rows[place][0], len(rows[place][1].audio_ids)) for place in places]
+        cut = max(len(row.audio_ids) for _, row in rows) - max(piece.length for piece in pieces)
         try:
-            self._running.add(pieces, [(layer.keys, layer.values) for layer in cache.layers])
+            self._running.add(pieces, part_of([(layer.keys, layer.values) for layer in cache.layers], places, cut))
         except Exception as error:  # two caches need more memory than one
             self._fail_all(error, callers)
 
@@ -201,7 +218,7 @@ class RunningSpeech:
     def _draw(self, callers: list[_Caller], logits: torch.Tensor) -> None:
         """Draw for calls from the logits [B, V] of their rows; neighbours that draw alike in one go."""
         start = 0
-        for _, alike in groupby(callers, key=lambda caller: caller.call.sampler):
+        for _, alike in groupby(callers, key=_drawing):
             drawn_for = list(alike)
             end = start + sum(len(caller.call.rows) for caller in drawn_for)
             try:
@@ -235,6 +252,12 @@ class RunningSpeech:
         self._running.clear()
         for caller in callers:
             _fail(caller, error)
+
+
+def _drawing(caller: _Caller) -> tuple[Sampler, object]:
+    """Equal for those who draw alike; a draw of the caller's own is nobody else's, nor are its errors."""
+    call = caller.call
+    return call.sampler, SeededDraw if isinstance(call.draw, SeededDraw) else caller
 
 
 def _fail(caller: _Caller, error: Exception) -> None:
