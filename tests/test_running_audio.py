@@ -3,7 +3,7 @@
 import copy
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import pytest
@@ -78,11 +78,11 @@ def held(audio, detokenizer):
     """The first pass waits until the block has ended, so that all that is asked in it meets in the second one."""
     reached, go = threading.Event(), threading.Event()
 
-    def wait(module, args) -> None:
+    def hold(module, args) -> None:
         reached.set()
         assert go.wait(DEADLINE)
 
-    handle = detokenizer.flow.decoder.estimator.register_forward_pre_hook(wait)
+    handle = detokenizer.flow.decoder.estimator.register_forward_pre_hook(hold)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(audio.estimator, *frames_of(detokenizer, 300))
         assert reached.wait(DEADLINE)
@@ -96,16 +96,21 @@ def held(audio, detokenizer):
 
 def asked_at_once(detokenizer, lengths) -> tuple[list[torch.Tensor], list[int]]:
     """The velocities of frames of these lengths, and the numbers of rows of the passes."""
-    with together(detokenizer) as rows, ThreadPoolExecutor(len(lengths)) as pool:
+    frames = [frames_of(detokenizer, each, place) for place, each in enumerate(lengths)]
+    work, rows = computed_at_once(detokenizer, frames)
+    return [each.result() for each in work], rows
+
+
+def computed_at_once(detokenizer, frames) -> tuple[list[Future], list[int]]:
+    """As `asked_at_once`, of frames, where each velocity may be an error."""
+    with together(detokenizer) as rows, ThreadPoolExecutor(len(frames)) as pool:
         audio = detokenizer.together
         with held(audio, detokenizer):
-            work = [
-                pool.submit(audio.estimator, *frames_of(detokenizer, each, place))
-                for place, each in enumerate(lengths)
-            ]
+            work = [pool.submit(audio.estimator, *each) for each in frames]
             with audio._changed:
-                audio._changed.wait_for(lambda: len(audio._asked) == len(lengths), DEADLINE)
-        return [each.result(DEADLINE) for each in work], rows[1:]
+                audio._changed.wait_for(lambda: len(audio._asked) == len(frames), DEADLINE)
+        wait(work, DEADLINE)
+        return work, rows[1:]
 
 
 def test_frames_of_about_one_length_are_rows_of_one_pass(detokenizer):
@@ -122,7 +127,7 @@ def test_two_passes_are_computed_at_once(detokenizer):
     both = threading.Barrier(2, timeout=DEADLINE)
     frames = [frames_of(detokenizer, 70, seed) for seed in range(2)]
 
-    def wait(module, args) -> None:
+    def meet(module, args) -> None:
         both.wait()
 
     with torch.no_grad():
@@ -131,7 +136,7 @@ def test_two_passes_are_computed_at_once(detokenizer):
         audio = detokenizer.together
         with audio._changed:
             audio._changed.wait_for(lambda: audio._idle == 2, DEADLINE)
-        handle = detokenizer.flow.decoder.estimator.register_forward_pre_hook(wait)
+        handle = detokenizer.flow.decoder.estimator.register_forward_pre_hook(meet)
         try:
             velocities = list(pool.map(lambda each: detokenizer.together.estimator(*each), frames))
         finally:
@@ -183,6 +188,17 @@ def test_frames_that_padding_would_change_are_computed_alone(detokenizer):
         with torch.no_grad():
             alone = released.flow.decoder.estimator(*frames_of(released, LENGTHS[place], place))
         assert torch.equal(velocity, alone)
+
+
+def test_frames_that_do_not_fit_fail_alone(detokenizer):
+    frames = [frames_of(detokenizer, 70, seed) for seed in range(3)]
+    with torch.no_grad():
+        alone = [detokenizer.flow.decoder.estimator(*each) for each in frames]
+    frames[1][2] = frames[1][2][:, :-1]
+    (first, broken, last), _ = computed_at_once(detokenizer, frames)
+    assert torch.equal(first.result(), alone[0]) and torch.equal(last.result(), alone[2])
+    with pytest.raises(RuntimeError, match="but got 319 channels"):
+        broken.result()
 
 
 def test_a_pass_that_fails_tells_those_who_wait_for_it_and_later_ones_are_served(detokenizer):

@@ -8,6 +8,7 @@ threads, if cores are left for them, which share the rows.
 Letters: B rows, M mel channels, T frames.
 """
 
+import logging
 import os
 import threading
 import time
@@ -21,6 +22,8 @@ from audio_detokenizer.compiled_parts import Render, Velocity, padded, padded_le
 from audio_detokenizer.modeling_audio_detokenizer import AudioDetokenizer
 from ming.compiled import step_config
 from ming.serving.errors import shutting_down
+
+logger = logging.getLogger(__name__)
 
 MOST_ROWS = 64  # of a pass; each stream has two, with guidance and without
 MOST_PASSES = 4  # at once: the small operations between the large ones wait for each other
@@ -111,7 +114,7 @@ class RunningAudio:
 
         Raises:
             ApiError: the server is shutting down.
-            Exception: of the pass that failed.
+            Exception: it could not be computed.
         """
         asked = _Asked(Frames(*frames))
         with self._changed:
@@ -162,18 +165,21 @@ class RunningAudio:
         return last.threads <= {each.thread for each in self._asked}
 
     def _answer(self, together: list[_Asked]) -> float:
-        """Compute, and answer those who wait: the seconds that it took."""
+        """Compute, at once or where that fails each alone, and answer those who wait: the seconds that it took."""
         started = time.perf_counter()
         try:
             velocities = self._velocities([each.frames for each in together])
         except Exception as error:
-            for each in together:
-                each.velocity.set_exception(error)
-            return 0.0
-        seconds = time.perf_counter() - started
-        for each, velocity in zip(together, velocities, strict=True):
-            each.velocity.set_result(velocity)
-        return seconds
+            if len(together) == 1:
+                together[0].velocity.set_exception(error)
+                return 0.0
+            logger.warning("a pass over %d replies failed; each goes on alone", len(together), exc_info=error)
+        else:
+            seconds = time.perf_counter() - started
+            for each, velocity in zip(together, velocities, strict=True):
+                each.velocity.set_result(velocity)
+            return seconds
+        return sum(self._answer([each]) for each in together)  # what the failed pass held is free now
 
     def _velocities(self, rows: list[Frames]) -> list[torch.Tensor]:
         """The velocities [B, M, T] of each of them."""
