@@ -1029,13 +1029,11 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
             input_ids = input_ids[:, start - stop :]
             if inputs_embeds is not None and start < inputs_embeds.shape[1]:
                 is_first_iteration = True
-                if (num_guesses := stop - inputs_embeds.shape[1]) > 0:
-                    guesses = self.get_input_embeddings()(input_ids[:, -num_guesses:])
-                    inputs_embeds = torch.cat([inputs_embeds, guesses], dim=1)
-                    if mm_token_type_ids is not None:
-                        mm_token_type_ids = F.pad(mm_token_type_ids, (0, num_guesses))
-                inputs_embeds = inputs_embeds[:, start:stop]
-                mm_token_type_ids = None if mm_token_type_ids is None else mm_token_type_ids[:, start:stop]
+                num_guesses = max(0, stop - inputs_embeds.shape[1])
+                guesses = self.get_input_embeddings()(input_ids[:, input_ids.shape[1] - num_guesses :])
+                inputs_embeds = torch.cat([inputs_embeds, guesses], dim=1)[:, start:stop]
+                if mm_token_type_ids is not None:
+                    mm_token_type_ids = F.pad(mm_token_type_ids, (0, num_guesses))[:, start:stop]
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
