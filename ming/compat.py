@@ -185,14 +185,16 @@ def prompt_span(
     Raises:
         ValueError: the cache has all these tokens: transformers 5.16 cuts the prompt as if it were empty.
     """
-    mask_length = attention_mask.shape[1] if attention_mask is not None and attention_mask.ndim == 2 else None
     if next_sequence_length is not None or cache is None:
         return None
-    if inputs_embeds is None and mask_length != input_ids.shape[1]:
+    length = input_ids.shape[1]
+    stop = attention_mask.shape[1] if attention_mask is not None and attention_mask.ndim == 2 else None
+    if inputs_embeds is None and stop != length:
         return None
     start = cache.get_seq_length()
-    whole = input_ids.shape[1] if inputs_embeds is None else inputs_embeds.shape[1]
-    stop = input_ids.shape[1] + (start if input_ids.shape[1] < whole else 0) if mask_length is None else mask_length
+    if stop is None:  # the library drops a mask of ones; a chunk is shorter than the embeddings of the prompt
+        is_chunk = inputs_embeds is not None and length < inputs_embeds.shape[1]
+        stop = start + length if is_chunk else length
     if stop <= start:
         raise ValueError(
             f"prefill_chunk_size: a chunk ends at token {stop}, and past_key_values hold {start} tokens; this release "

@@ -37,8 +37,8 @@ COUNTS = ("num_beams", "num_return_sequences")
 # What the library returns beside the ids.
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 TOKENIZERS = ("tokenizer", "assistant_tokenizer")
+GUESSING = ("prompt_lookup_num_tokens", "assistant_model")  # several tokens at once, which the model confirms
 # What the library does with token ids alone, so not for a prompt of embeddings.
-GUESSING = ("prompt_lookup_num_tokens", "assistant_model")
 NEED_IDS = ("prefill_chunk_size", *GUESSING)
 # Settings that name tokens of the model. Of those that end a reply, negative ones stand for none.
 TOKENS = (
@@ -402,8 +402,9 @@ def _raise_if_unservable(text: Mapping[str, Any], settings: Mapping[str, Any]) -
             "assistant_model, or prompt_lookup_num_tokens"
         )
     bare = all(text.get(name) is None for name in ("mm_token_type_ids", "inputs_embeds"))
-    for name in (*GUESSING, "use_cache") if bare and continues(text.get("past_key_values")) else ():
-        if settings.get(name) not in (None, True):
+    goes_on = bare and continues(text.get("past_key_values"))
+    for name in (*GUESSING, "use_cache"):
+        if goes_on and settings.get(name) not in (None, True):
             raise ValueError(
                 f"{name}={shown(settings[name])}: the library would read all of input_ids again behind "
                 "past_key_values; pass all that the processor makes of the conversation, or leave one of them out"

@@ -1018,7 +1018,7 @@ class BailingMMNativeForConditionalGeneration(BailingMMPreTrainedModel, Generati
         is_first_iteration=False,
         **kwargs,
     ):
-        if mm_token_type_ids is not None and next_sequence_length is not None:
+        if is_first_iteration and mm_token_type_ids is not None and next_sequence_length is not None:
             mm_token_type_ids = mm_token_type_ids[:, -next_sequence_length:]  # transformers 5.16 does not
         span = prompt_span(
             input_ids, next_sequence_length, past_key_values, inputs_embeds, kwargs.get("attention_mask")

@@ -268,8 +268,7 @@ class BailingMMTalker(PreTrainedModel):
         config = step_config(self.device, compiled)
         runs_ahead = self.device.type != "cpu" if self.runs_ahead is None else self.runs_ahead
         lag = int(runs_ahead and not rules.released)  # these end pieces while their prompts are read
-        last = torch.tensor([start_position + len(row.audio_ids) - 1 for row in rows], device=self.device)
-        call = TalkerCall(rows, last, self._texts(rows), rules, sampler, draw, lag)
+        call = TalkerCall(rows, self._texts(rows), rules, sampler, draw, lag)
         if self.together is not None and cache_implementation is None and not rules.released:
             return self.together(call)
         return self._decode(call, cache_implementation, config)

@@ -131,6 +131,11 @@ class TalkerRow:
         return self.prefix_length - 1
 
     @property
+    def last_position(self) -> int:
+        """Of the last token of the prompt."""
+        return self.start_position + len(self.audio_ids) - 1
+
+    @property
     def reason(self) -> str | None:
         """Why the row ended, for users; None while it goes on."""
         return "empty" if self.finish_reason is not None and self.num_new == 0 else self.finish_reason
@@ -244,7 +249,6 @@ class TalkerCall:
 
     Args:
         rows: the pieces.
-        position: int64 [B], of the last token of their prompts.
         texts: int64 [n, B], the text ids of the steps after the prompt; the last ones stand for all that follow.
         rules: when the pieces end.
         sampler: says how probable the ids of all rows are.
@@ -252,25 +256,25 @@ class TalkerCall:
         lag: after how many more draws the host reads what was drawn; until then no step waits for the device.
 
     Attributes:
-        position: of the last token that was read.
+        position: int64 [B], of the last token that was read.
         num_drawn: ids of each row.
     """
 
     def __init__(
         self,
         rows: list[TalkerRow],
-        position: torch.Tensor,
         texts: torch.Tensor,
         rules: StopRules,
         sampler: Sampler,
         draw: Draw,
         lag: int = 0,
     ):
-        self.rows, self.position, self.texts, self.rules = rows, position, texts, rules
+        self.rows, self.texts, self.rules = rows, texts, rules
         self.sampler, self.draw, self.lag = sampler, draw, lag
         self.num_drawn = 0
         self._drawn: deque[Drawn] = deque()
-        self._ids = position  # of the last draw, on the device
+        self.position = torch.tensor([row.last_position for row in rows], device=texts.device)
+        self._ids = self.position  # of the last draw, on the device
         self._step = 0
 
     @property

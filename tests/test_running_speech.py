@@ -12,6 +12,7 @@ from test_talker import PROMPTS, generators, ids_of, talker  # noqa: F401
 
 from ming.compiled import StepCompileConfig
 from ming.serving.errors import ApiError
+from ming.serving.running_cache import RunningCache
 from ming.serving.running_speech import RunningSpeech
 from ming.talker_steps import NO_ID, StopRules
 
@@ -169,7 +170,7 @@ def test_a_call_whose_values_are_not_finite_fails_alone(talker):  # noqa: F811
 
 
 def test_a_draw_that_fails_ends_its_call_alone(talker):  # noqa: F811
-    """The second of three draws that the first caller's neighbours share all else with."""
+    """Its neighbours have the same settings and draw at the same steps."""
     rules = StopRules(min_new_ids=20, max_new_ids=20)
     alone = said(talker, 1, rules=rules, attempts=1)
     drawn: list[int] = []
@@ -192,6 +193,10 @@ def test_calls_that_end_with_their_first_ids_leave_the_others_their_cache(talker
     broken = replace(PROMPTS[3], thinker_states=torch.full_like(PROMPTS[3].thinker_states, torch.nan))
     rules = StopRules(min_new_ids=30, max_new_ids=30)
     alone = said(talker, 0, rules=rules, attempts=1)
+    own, added = RunningCache.add, []
+    monkeypatch.setattr(
+        RunningCache, "add", lambda cache, new, layers: added.append(len(new)) or own(cache, new, layers)
+    )
     with together(talker) as rows, ThreadPoolExecutor(1) as pool:
         steps = talker.stream(CALLS[0], generators(*seeds_of(0)), rules)
         begun = [next(steps).codec_ids.item()]
@@ -202,6 +207,7 @@ def test_calls_that_end_with_their_first_ids_leave_the_others_their_cache(talker
         assert [begun + [step.codec_ids.item() for step in steps]] == alone
     steps_alone = 29
     assert rows.count(1) >= steps_alone and len(rows) <= steps_alone + 4  # and prompts, one of them read again
+    assert added == [1]
 
 
 def test_rules_that_cannot_be_compared_stop_nobody(talker):  # noqa: F811
